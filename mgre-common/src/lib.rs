@@ -1,0 +1,60 @@
+//! What both sides of mgre must agree on, and the pure logic both use.
+//!
+//! The datapath (`mgre-ebpf`) and the daemon (`mgre-user`) share memory, not
+//! messages, so every layout lives here once, with its size asserted:
+//!
+//! - [`wire`]: the header formats on the wire, in network byte order;
+//! - [`checksum`]: the Internet checksum (RFC 1071) and its incremental forms;
+//! - [`target`]: where a frame can go: a port or an adjacency;
+//! - [`fdb`]: the forwarding database's buckets and their memory protocol;
+//! - [`table`]: adjacencies, ports, segments, endpoints, flood lists;
+//! - [`counters`]: counter rows;
+//! - [`reason`]: the one table of drop reasons;
+//! - [`event`]: what the datapath reports to the daemon.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod counters;
+pub mod event;
+pub mod fdb;
+pub mod reason;
+pub mod table;
+pub mod target;
+pub mod wire;
+
+/// Version of every layout in this crate. It is part of the pin directory's
+/// path, so that a daemon never reads tables laid out by another one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Names of the eBPF maps, as pinned and as `bpftool map` shows them.
+///
+/// The kernel keeps 15 characters of a name, so all of these fit in that.
+pub mod map_name {
+    /// Hash: underlay or port ifindex to port id.
+    pub const PORT_INDEX: &str = "mgre_port_idx";
+    /// Array: port id to [`crate::table::Port`].
+    pub const PORTS: &str = "mgre_ports";
+    /// Array: segment id to [`crate::table::Segment`].
+    pub const SEGMENTS: &str = "mgre_segments";
+    /// Array: adjacency id to [`crate::table::Adjacency`].
+    pub const ADJACENCIES: &str = "mgre_adjs";
+    /// Hash: [`crate::table::EndpointKey`] to adjacency id.
+    pub const ENDPOINTS: &str = "mgre_endpoints";
+    /// Array: the flood lists' slots, one [`crate::target::Target`] each.
+    pub const FLOOD: &str = "mgre_flood";
+    /// Array: [`crate::fdb::Bucket`]s.
+    pub const FDB: &str = "mgre_fdb";
+    /// Array of one: [`crate::table::Clock`].
+    pub const CLOCK: &str = "mgre_clock";
+    /// Array: [`crate::counters::Traffic`] rows.
+    pub const TRAFFIC: &str = "mgre_traffic";
+    /// Array: [`crate::counters::Drops`] rows.
+    pub const DROPS: &str = "mgre_drops";
+    /// Array: [`crate::counters::SegmentTraffic`] rows.
+    pub const SEGMENT_TRAFFIC: &str = "mgre_seg_stats";
+    /// Ring buffer of [`crate::event::LearnEvent`].
+    pub const EVENTS: &str = "mgre_events";
+    /// Per-CPU array: which events were reported lately.
+    pub const RECENT: &str = "mgre_recent";
+}

@@ -1,0 +1,327 @@
+//! The tables that the daemon writes and the datapath reads.
+//!
+//! All of them are arrays in shared memory except the two hash maps. A record
+//! that several words make up is changed so that a reader sees the old one or the
+//! new one, never a mixture: an [`Adjacency`] holds two templates and a switch,
+//! a flood list is written to fresh slots and then published as one 64-bit word.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::target::Target;
+
+/// The most ports in one instance.
+pub const MAX_PORTS: u32 = 1024;
+/// The most segments in one instance; ids run from 1 to this.
+pub const MAX_SEGMENTS: u32 = 4096;
+/// Adjacencies that an instance has room for unless told otherwise.
+pub const DEFAULT_ADJACENCIES: u32 = 16_384;
+/// FDB entries that an instance has room for unless told otherwise.
+pub const DEFAULT_FDB_ENTRIES: u32 = 131_072;
+/// The most adjacencies in one segment.
+pub const MAX_SEGMENT_ADJACENCIES: u32 = 448;
+/// The most ports in one segment.
+pub const MAX_SEGMENT_PORTS: u32 = 64;
+/// The most copies of one flooded frame.
+pub const MAX_FLOOD_TARGETS: u32 = MAX_SEGMENT_ADJACENCIES + MAX_SEGMENT_PORTS;
+/// Slots for flood lists: every port and adjacency twice, and room to spare.
+pub const FLOOD_SLOTS: u32 = 65_536;
+/// The counter row of drops that belong to no port and no adjacency.
+pub const NO_ROW: u32 = 0;
+
+/// The daemon's clock, in a map of one.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Clock {
+    /// Seconds since the datapath was first loaded, written once a second.
+    pub seconds: AtomicU32,
+}
+
+/// Bits of [`Port::flags`].
+pub mod port_flag {
+    /// The record is in use.
+    pub const VALID: u32 = 1 << 0;
+    /// The interface is up.
+    pub const UP: u32 = 1 << 1;
+    /// An interface of the host: frames for it enter its receive path, and its
+    /// program sits on its transmit path.
+    pub const HOST: u32 = 1 << 2;
+    /// It may have no more addresses learned.
+    pub const FULL: u32 = 1 << 3;
+}
+
+/// A local interface in a segment.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Port {
+    /// [`port_flag`] bits.
+    pub flags: AtomicU32,
+    /// Its interface.
+    pub ifindex: AtomicU32,
+    /// Its segment's id.
+    pub segment: AtomicU32,
+    /// The longest frame it takes, Ethernet header included.
+    pub max_frame: AtomicU32,
+}
+
+/// Bits of [`Segment::flags`].
+pub mod segment_flag {
+    /// The record is in use.
+    pub const VALID: u32 = 1 << 0;
+    /// It may have no more addresses learned.
+    pub const FULL: u32 = 1 << 3;
+}
+
+/// A broadcast domain.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Segment {
+    /// [`FloodList`] bits.
+    pub flood: AtomicU64,
+    /// [`segment_flag`] bits.
+    pub flags: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
+}
+
+/// Where a segment's flood targets stand in the slot array: ports first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FloodList {
+    /// Index of the first slot.
+    pub start: u32,
+    /// Ports at the start of the list.
+    pub ports: u16,
+    /// Adjacencies after them.
+    pub adjacencies: u16,
+}
+
+impl FloodList {
+    /// As one word.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.start as u64 | (self.ports as u64) << 32 | (self.adjacencies as u64) << 48
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { start: bits as u32, ports: (bits >> 32) as u16, adjacencies: (bits >> 48) as u16 }
+    }
+}
+
+/// Bits of [`Adjacency::flags`].
+pub mod adjacency_flag {
+    /// The record is in use.
+    pub const VALID: u32 = 1 << 0;
+    /// The peer may have no more addresses learned.
+    pub const FULL: u32 = 1 << 3;
+}
+
+/// Bits of [`Template::flags`].
+pub mod template_flag {
+    /// The next hop is known; without it the template sends nothing.
+    pub const RESOLVED: u8 = 1 << 0;
+    /// The outer packet may be fragmented, so each one needs its own identification (RFC 6864).
+    pub const NEEDS_ID: u8 = 1 << 1;
+}
+
+/// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
+/// or UDP and GRE (RFC 8086).
+pub const TEMPLATE_HEADER_LEN: usize = 80;
+
+/// What an outer header rests on.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OuterFamily {
+    /// IPv4.
+    Ipv4 = 4,
+    /// IPv6.
+    Ipv6 = 6,
+}
+
+/// An outer header, ready but for lengths and checksum.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Template {
+    /// Ethernet, IP and GRE header, as on the wire. IPv4 total length,
+    /// identification and checksum are zero.
+    pub header: [u8; TEMPLATE_HEADER_LEN],
+    /// The interface to send it out of.
+    pub ifindex: u32,
+    /// The longest inner frame, Ethernet header included.
+    pub max_frame: u32,
+    /// Bytes of `header` in use.
+    pub header_len: u16,
+    /// Folded sum of the IPv4 header as it stands in `header`.
+    pub checksum_base: u16,
+    /// An [`OuterFamily`].
+    pub family: u8,
+    /// [`template_flag`] bits.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 34],
+}
+
+/// One peer in one segment.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Adjacency {
+    /// [`adjacency_flag`] bits.
+    pub flags: AtomicU32,
+    /// Its segment's id.
+    pub segment: AtomicU32,
+    /// Which of the two templates is in force.
+    active: AtomicU32,
+    /// Zero.
+    pub reserved: [u32; 13],
+    /// The template in force, and the one before or after it.
+    templates: [Template; 2],
+}
+
+const _: () = assert!(size_of::<Clock>() == 4);
+const _: () = assert!(size_of::<Port>() == 16);
+const _: () = assert!(size_of::<Segment>() == 16);
+const _: () = assert!(size_of::<Template>() == 128);
+const _: () = assert!(size_of::<Adjacency>() == 320);
+
+impl Adjacency {
+    /// The template in force.
+    ///
+    /// The writer changes only the other one, and only after it has rested for
+    /// [`crate::fdb::QUARANTINE_SECONDS`] since it was in force, so what this
+    /// points at stays as it is for as long as a datapath program runs.
+    #[inline(always)]
+    pub fn template(&self) -> &Template {
+        &self.templates[(self.active.load(Ordering::Acquire) & 1) as usize]
+    }
+
+    /// Index of the template in force.
+    pub fn active_index(&self) -> u32 {
+        self.active.load(Ordering::Relaxed) & 1
+    }
+
+    /// Switches to the template with this index.
+    pub fn activate(&self, index: u32) {
+        self.active.store(index & 1, Ordering::Release);
+    }
+
+    /// Writes the template that is not in force.
+    ///
+    /// # Safety
+    /// `this` points to a live adjacency in memory that only the datapath reads
+    /// and only the caller writes; its idle template has rested.
+    pub unsafe fn write_idle(this: *mut Self, template: Template) -> u32 {
+        // SAFETY: per the contract, `this` is live.
+        let idle = unsafe { &(*this).active }.load(Ordering::Relaxed) & 1 ^ 1;
+        // SAFETY: per the contract, nobody reads the idle template; `idle` is 0 or 1.
+        unsafe { (&raw mut (*this).templates).cast::<Template>().add(idle as usize).write(template) };
+        idle
+    }
+}
+
+/// How an [`EndpointKey`] is to be read.
+pub mod endpoint_kind {
+    /// A GRE packet without a key.
+    pub const KEYLESS: u32 = 1;
+    /// A GRE packet with this key.
+    pub const KEYED: u32 = 2;
+    /// Any: says only that the two addresses belong to a peer. The value is not used.
+    pub const KNOWN: u32 = 3;
+    /// The local address is one of ours; remote is zero. The value is not used.
+    pub const LOCAL: u32 = 4;
+}
+
+/// What identifies a peer's packet: addresses and key. IPv4 addresses are
+/// IPv4-mapped (RFC 4291 2.5.5.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct EndpointKey {
+    /// Outer source address, as on the wire.
+    pub remote: [u32; 4],
+    /// Outer destination address, as on the wire.
+    pub local: [u32; 4],
+    /// The GRE key as on the wire, zero where the kind has none.
+    pub key: u32,
+    /// An [`endpoint_kind`].
+    pub kind: u32,
+}
+
+const _: () = assert!(size_of::<EndpointKey>() == 40);
+
+/// An IPv4 address, its four bytes as they stand on the wire, in the form of [`EndpointKey`].
+#[inline(always)]
+pub const fn mapped_v4(address: u32) -> [u32; 4] {
+    [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address]
+}
+
+/// What the program needs to know at load time, as a global of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Config {
+    /// [`crate::fdb::FdbHash::multipliers`].
+    pub fdb_multipliers: [u64; 2],
+    /// [`crate::fdb::FdbHash::mask`].
+    pub fdb_mask: u32,
+    /// Possible CPUs, which is how many traffic rows there are for each row.
+    pub cpus: u32,
+    /// [`crate::counters::drop_shards`] less one.
+    pub drop_shard_mask: u32,
+    /// More flags for `bpf_skb_adjust_room` when it strips, where the kernel knows them.
+    pub strip_flags: u32,
+}
+
+/// The slot of a flood list that says a target.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct FloodSlot(pub AtomicU32);
+
+impl FloodSlot {
+    /// The target.
+    #[inline(always)]
+    pub fn target(&self) -> Target {
+        Target::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: every type here is `bytemuck::Pod`: any bits are a value and no byte is padding.
+    unsafe impl aya::Pod for super::EndpointKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Config {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Target;
+
+    #[test]
+    fn flood_list_is_one_word() {
+        let list = FloodList { start: 65_000, ports: 64, adjacencies: 448 };
+        assert_eq!(FloodList::from_bits(list.to_bits()), list);
+        assert_eq!(FloodList::from_bits(0), FloodList::default());
+        assert_eq!(FloodSlot(AtomicU32::new(Target::port(9).to_bits())).target(), Target::port(9));
+    }
+
+    #[test]
+    fn a_template_appears_whole_or_not_at_all() {
+        let mut adjacency = Adjacency {
+            flags: AtomicU32::new(0),
+            segment: AtomicU32::new(1),
+            active: AtomicU32::new(0),
+            reserved: [0; 13],
+            templates: [Template::zeroed(); 2],
+        };
+        let mut template = Template::zeroed();
+        template.ifindex = 7;
+        // SAFETY: exclusive access.
+        let index = unsafe { Adjacency::write_idle(&raw mut adjacency, template) };
+        assert_eq!((index, adjacency.template().ifindex), (1, 0));
+        adjacency.activate(index);
+        assert_eq!(adjacency.template().ifindex, 7);
+        // SAFETY: exclusive access.
+        assert_eq!(unsafe { Adjacency::write_idle(&raw mut adjacency, template) }, 0);
+    }
+}

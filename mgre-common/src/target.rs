@@ -1,0 +1,103 @@
+//! Where a frame can go, or came from: a port or an adjacency, as one number.
+
+use core::fmt;
+
+use bytemuck::{Pod, Zeroable};
+
+/// A port or an adjacency, packed into 32 bits: the top two bits tell which,
+/// the rest is its id. Zero is [`Target::NONE`], so zeroed memory points nowhere.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Target(u32);
+
+const KIND_SHIFT: u32 = 30;
+const KIND_PORT: u32 = 1;
+const KIND_ADJACENCY: u32 = 2;
+const ID_MASK: u32 = (1 << KIND_SHIFT) - 1;
+
+/// A [`Target`] taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetKind {
+    /// Nowhere.
+    None,
+    /// The port with this id.
+    Port(u32),
+    /// The adjacency with this id.
+    Adjacency(u32),
+}
+
+impl Target {
+    /// Points nowhere.
+    pub const NONE: Self = Self(0);
+
+    /// The port with this id (below 2^30).
+    #[inline(always)]
+    pub const fn port(id: u32) -> Self {
+        Self(KIND_PORT << KIND_SHIFT | (id & ID_MASK))
+    }
+
+    /// The adjacency with this id (below 2^30).
+    #[inline(always)]
+    pub const fn adjacency(id: u32) -> Self {
+        Self(KIND_ADJACENCY << KIND_SHIFT | (id & ID_MASK))
+    }
+
+    /// From its 32 bits, as they stand in shared memory.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Its 32 bits, as they stand in shared memory.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it points nowhere.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Takes it apart. Bits that no constructor makes read as `None`.
+    #[inline(always)]
+    pub const fn kind(self) -> TargetKind {
+        match self.0 >> KIND_SHIFT {
+            KIND_PORT => TargetKind::Port(self.0 & ID_MASK),
+            KIND_ADJACENCY => TargetKind::Adjacency(self.0 & ID_MASK),
+            _ => TargetKind::None,
+        }
+    }
+
+    /// Whether it is an adjacency, that is, behind the tunnel.
+    #[inline(always)]
+    pub const fn is_adjacency(self) -> bool {
+        self.0 >> KIND_SHIFT == KIND_ADJACENCY
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind() {
+            TargetKind::None => f.write_str("none"),
+            TargetKind::Port(id) => write!(f, "port#{id}"),
+            TargetKind::Adjacency(id) => write!(f, "adjacency#{id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_and_unpacks() {
+        assert_eq!(Target::port(0).kind(), TargetKind::Port(0));
+        assert_eq!(Target::adjacency(70_000).kind(), TargetKind::Adjacency(70_000));
+        assert_eq!(Target::NONE.kind(), TargetKind::None);
+        assert_eq!(Target::from_bits(u32::MAX).kind(), TargetKind::None);
+        assert_ne!(Target::port(3), Target::adjacency(3));
+        assert!(Target::adjacency(1).is_adjacency() && !Target::port(1).is_adjacency());
+    }
+}

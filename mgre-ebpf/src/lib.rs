@@ -1,0 +1,2 @@
+//! mgre's pipeline.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,1 @@
+//! mgre's daemon and command line, as a library.

@@ -1,0 +1,2 @@
+//! The `mgre` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What mgre's tests share: network namespaces, packets, captures.

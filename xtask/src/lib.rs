@@ -1,0 +1,1 @@
+//! Finding the eBPF toolchain and building the eBPF object.

@@ -1,0 +1,2 @@
+//! mgre's tasks.
+fn main() {}
