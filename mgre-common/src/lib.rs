@@ -4,6 +4,7 @@
 //! messages, so every layout lives here once, with its size asserted:
 //!
 //! - [`wire`]: the header formats on the wire, in network byte order;
+//! - [`cell`]: words of shared memory;
 //! - [`checksum`]: the Internet checksum (RFC 1071) and its incremental forms;
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
@@ -14,6 +15,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod cell;
 pub mod checksum;
 pub mod counters;
 pub mod event;
