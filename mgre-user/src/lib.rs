@@ -1,3 +1,4 @@
 //! mgre's daemon and command line, as a library.
 
 pub mod datapath;
+pub mod netlink;
