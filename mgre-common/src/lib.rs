@@ -9,6 +9,7 @@
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
 //! - [`table`]: adjacencies, ports, segments, endpoints, flood lists;
+//! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
 //! - [`event`]: what the datapath reports to the daemon.
@@ -23,6 +24,7 @@ pub mod fdb;
 pub mod reason;
 pub mod table;
 pub mod target;
+pub mod template;
 pub mod wire;
 
 /// Version of every layout in this crate. It is part of the pin directory's

@@ -64,7 +64,10 @@ pub(crate) fn blame(source: Target, to: Target) -> (Target, Direction) {
 
 #[inline(always)]
 fn forward<F: Frame, T: Tables>(
-    frame: &mut F, tables: &T, to: Target, strip: Option<Strip>,
+    frame: &mut F,
+    tables: &T,
+    to: Target,
+    strip: Option<Strip>,
 ) -> Result<F::Action, DropReason> {
     match to.kind() {
         TargetKind::Port(id) => {

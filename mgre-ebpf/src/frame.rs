@@ -168,10 +168,9 @@ fn ip_headers_len<F: Frame, const L3: usize>(frame: &F, ethertype: Option<EtherT
     const TCP: u8 = 6;
     const UDP_LEN: u32 = 8;
     let (ip_len, protocol) = match ethertype {
-        Some(EtherType::IPV4) => (
-            u32::from(frame.read::<u8>(L3).unwrap_or(0) & 0xf) * 4,
-            frame.read::<u8>(L3 + 9).unwrap_or(0),
-        ),
+        Some(EtherType::IPV4) => {
+            (u32::from(frame.read::<u8>(L3).unwrap_or(0) & 0xf) * 4, frame.read::<u8>(L3 + 9).unwrap_or(0))
+        }
         Some(EtherType::IPV6) => (40, frame.read::<u8>(L3 + 6).unwrap_or(0)),
         _ => return L3 as u32,
     };

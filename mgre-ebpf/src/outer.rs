@@ -145,12 +145,8 @@ impl Addresses {
     /// `outer`, if the packet is for one of our addresses.
     #[inline(always)]
     fn ours_or_foreign<T: Tables>(self, tables: &T, outer: Outer) -> Outer {
-        let local = EndpointKey {
-            remote: [0; 4],
-            local: mapped_v4(self.local),
-            key: 0,
-            kind: endpoint_kind::LOCAL,
-        };
+        let local =
+            EndpointKey { remote: [0; 4], local: mapped_v4(self.local), key: 0, kind: endpoint_kind::LOCAL };
         if tables.endpoint(&local).is_some() { outer } else { Outer::Foreign }
     }
 }
