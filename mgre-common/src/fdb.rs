@@ -21,10 +21,11 @@
 //! on weakly ordered machines too.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::atomic::AtomicU32;
 use crate::target::Target;
 use crate::wire::MacAddr;
 

@@ -8,12 +8,14 @@
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
 //! - [`table`]: adjacencies, ports, segments, endpoints, flood lists;
+//! - [`atomic`]: 32-bit words that both sides share;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
 //! - [`event`]: what the datapath reports to the daemon.
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod atomic;
 pub mod checksum;
 pub mod counters;
 pub mod event;
