@@ -38,8 +38,9 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
             fs::copy(object, embedded)?;
         }
         Err(missing) => {
-            // cargo takes a file that does not exist for changed: this looks again at each build.
-            toolchain::watched(root).iter().for_each(|path| rerun_if_changed(path));
+            // cargo takes a file that never exists for changed, so this looks again at each build. The files that are
+            // missing would not do: packages bring theirs with times of long ago.
+            rerun_if_changed(&out_dir.join("never"));
             println!(
                 "cargo:warning=mgre is built without its eBPF object and cannot forward; run cargo xtask setup"
             );

@@ -146,16 +146,6 @@ pub fn find(workspace_root: &Path) -> Result<Toolchain, Missing> {
     choose(probe(workspace_root))
 }
 
-/// The files that `find` would have taken from the system's packages: when one of them appears, looking again pays.
-#[must_use]
-pub fn watched(workspace_root: &Path) -> Vec<PathBuf> {
-    vec![
-        Path::new(SYSTEM_SYSROOT).join("bin/rustc"),
-        Path::new(SYSTEM_SYSROOT).join(LIBRARY_SOURCE),
-        crate::tools_dir(workspace_root).join("bin/bpf-linker"),
-    ]
-}
-
 /// What was found on a machine, before anything is decided.
 #[derive(Clone, Debug, Default)]
 struct Probe {
