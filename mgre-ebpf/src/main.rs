@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 /// Hands every frame on to the kernel.
 #[xdp]
-pub fn mgre_pass(_context: XdpContext) -> u32 {
+fn mgre_pass(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
@@ -18,4 +18,4 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
 /// What the object declares to the kernel, which gives some helpers to GPL programs only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,6 +1,7 @@
 //! What the code must pass beside its tests.
 
 use std::{
+    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -19,7 +20,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 enum Outcome {
     Passed,
     /// Not done, and why.
-    Skipped(&'static str),
+    Skipped(String),
 }
 
 type Step = fn(&Path) -> Result<Outcome>;
@@ -90,9 +91,8 @@ fn deny(root: &Path) -> Result<Outcome> {
 
 fn advisories(root: &Path) -> Result<Outcome> {
     let mut fetch = cargo_deny(root)?;
-    fetch.args(["fetch", "db"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if !succeeds_within(&mut fetch, FETCH_TIMEOUT)? {
-        return Ok(Outcome::Skipped("the advisory database cannot be fetched from here"));
+    if let Err(why) = finish_within(fetch.args(["fetch", "db"]), FETCH_TIMEOUT)? {
+        return Ok(Outcome::Skipped(format!("the advisory database cannot be fetched: {why}")));
     }
     host::run(cargo_deny(root)?.args(["check", "--disable-fetch", "advisories"]))?;
     Ok(Outcome::Passed)
@@ -118,33 +118,46 @@ fn find_or_install_cargo_deny(root: &Path) -> Result<PathBuf> {
     find().context("cargo installed cargo-deny, but it is not in target/tools/bin")
 }
 
-fn succeeds_within(command: &mut Command, limit: Duration) -> Result<bool> {
+/// Runs a command to its end or the limit; where it does not succeed, its last words say why.
+fn finish_within(command: &mut Command, limit: Duration) -> Result<Result<(), String>> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {}", host::shown(command)))?;
     let deadline = Instant::now() + limit;
-    loop {
+    let status = loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
+            break status;
         }
         if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Ok(false);
+            return Ok(Err(format!("not done after {} s", limit.as_secs())));
         }
         thread::sleep(Duration::from_millis(100));
+    };
+    if status.success() {
+        return Ok(Ok(()));
     }
+    let mut words = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut words)?;
+    }
+    let last = words.lines().map(str::trim).rfind(|line| !line.is_empty());
+    Ok(Err(last.map_or_else(|| status.to_string(), str::to_owned)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shell(script: &str, limit: Duration) -> Result<(), String> {
+        finish_within(Command::new("sh").args(["-c", script]), limit).expect("sh starts")
+    }
+
     #[test]
-    fn commands_get_only_so_long() {
-        let within =
-            |program: &str, limit| succeeds_within(&mut Command::new(program), limit).expect("starts");
-        assert!(within("true", Duration::from_secs(10)));
-        assert!(!within("false", Duration::from_secs(10)));
-        let mut sleep = Command::new("sleep");
-        assert!(!succeeds_within(sleep.arg("60"), Duration::from_millis(50)).expect("starts"));
+    fn commands_get_only_so_long_and_are_quoted() {
+        let long = Duration::from_secs(10);
+        assert_eq!(shell("true", long), Ok(()));
+        assert_eq!(shell("echo first >&2; echo last >&2; echo >&2; false", long), Err("last".to_owned()));
+        assert_eq!(shell("exec sleep 60", Duration::ZERO), Err("not done after 0 s".to_owned()));
     }
 }

@@ -69,8 +69,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
         .and_then(|()| configure(&mgre, arguments))
         .and_then(|()| wait_for_the_end(&received));
     // Both whatever happened before: nothing may stay behind on the interface.
-    println!("load: detaching");
-    let detached = mgre.run(&["detach".to_owned()]);
+    let detached = mgre.detach();
     let ended = daemon.end();
     outcome.and(detached).and(ended)
 }
@@ -160,6 +159,12 @@ impl Mgre {
     fn run(&self, words: &[String]) -> Result<()> {
         println!("load: mgre {}", words.join(" "));
         host::run(self.command()?.args(words))
+    }
+
+    fn detach(&self) -> Result<()> {
+        println!("load: mgre detach");
+        // In a process group of its own, so that an impatient second Ctrl-C does not stop it half way.
+        host::run(self.command()?.arg("detach").process_group(0))
     }
 }
 
