@@ -4,6 +4,7 @@
 //! - [`netlink`]: what the kernel has: links, addresses, routes, neighbours;
 //! - [`plan`]: from the wanted state and what the kernel has to the datapath's contents; pure;
 //! - [`datapath`]: loads, fills and attaches the eBPF programs;
+//! - [`object`]: the eBPF object, as built in;
 //! - [`daemon`]: the engine that owns them all;
 //! - [`api`]: the HTTP interface, and the messages between it and the engine;
 //! - [`metrics`]: the Prometheus text;
@@ -16,4 +17,5 @@ pub mod datapath;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+pub mod object;
 pub mod plan;
