@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod metrics;
 pub mod model;
+pub mod learn;
 pub mod netlink;
 pub mod object;
 pub mod plan;

@@ -10,8 +10,6 @@
 
 mod compile;
 mod diff;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
