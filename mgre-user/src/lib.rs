@@ -1,1 +1,3 @@
 //! mgre's daemon and command line, as a library.
+
+pub mod netlink;
