@@ -1,7 +1,7 @@
 //! The netlink operations against the running kernel.
 //!
-//! Each test runs in a network namespace of its own that lives only as long as the test's thread, so nothing has a
-//! name and nothing is left behind, not even by a panic.
+//! Each test runs in a network namespace of its own that lives only as long as the test's thread, so nothing
+//! has a name and nothing is left behind, not even by a panic.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 
@@ -67,8 +67,8 @@ async fn names(netlink: &Netlink) -> Vec<String> {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Another namespace, held by a thread that does what it is told. Interface `far` in it, with 192.0.2.2/24 and
-/// 2001:db8::2/64, faces `near` in the calling thread's namespace.
+/// Another namespace, held by a thread that does what it is told. Interface `far` in it, with 192.0.2.2/24
+/// and 2001:db8::2/64, faces `near` in the calling thread's namespace.
 struct Far {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -309,7 +309,8 @@ fn a_veth_that_fails_leaves_nothing() {
 #[test]
 fn without_the_privilege_the_error_says_so() {
     in_namespace(|| async {
-        // SAFETY: the system call itself, unlike libc's wrapper, changes this thread alone, and it is given numbers.
+        // SAFETY: the system call itself, unlike libc's wrapper, changes this thread alone, and it is given
+        // numbers.
         let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, 65534, 65534, 65534) };
         assert_eq!(result, 0);
         let netlink = Netlink::connect().unwrap();
@@ -378,6 +379,27 @@ fn a_kept_neighbour_is_resolved_and_stays() {
         let gone = netlink.keep_neighbor(9999, nobody).await.unwrap_err();
         assert_eq!(gone.to_string(), "no interface with index 9999");
         netlink.release_neighbor(9999, nobody).await.unwrap();
+    });
+}
+
+#[test]
+fn a_kept_neighbour_is_asked_for_again_after_carrier_loss() {
+    in_namespace(|| async {
+        let far = Far::new();
+        let netlink = Netlink::connect().unwrap();
+        let near = link(&netlink, "near").await.index;
+        let remote = address("192.0.2.2");
+        let limit = Duration::from_secs(5);
+        let usable = async || netlink.neighbor(near, remote).await.unwrap().is_some_and(|found| found.usable);
+        netlink.keep_neighbor(near, remote).await.unwrap();
+        assert!(eventually(limit, usable).await);
+        far.run(|| drop(ip("link set far down")));
+        let dropped = async || netlink.neighbor(near, remote).await.unwrap().is_none();
+        assert!(eventually(limit, dropped).await, "{}", ip_neighbour(remote));
+        far.run(|| drop(ip("link set far up")));
+        assert!(eventually(limit, async || link(&netlink, "near").await.running).await);
+        netlink.keep_neighbor(near, remote).await.unwrap();
+        assert!(eventually(limit, usable).await, "{}", ip_neighbour(remote));
     });
 }
 

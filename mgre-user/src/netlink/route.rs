@@ -61,15 +61,16 @@ impl Netlink {
         .await
     }
 
-    /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup, rules,
-    /// multipath and discovered path MTU included. `None` if it would not leave at all: no route, unreachable,
-    /// prohibited, blackhole.
+    /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup,
+    /// rules, multipath and discovered path MTU included. `None` if it would not leave at all: no route,
+    /// unreachable, prohibited, blackhole.
     pub async fn route_to(&self, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>> {
         self.run(move |socket| {
             let found = look_up(socket, dst, source)
                 .map_err(|failure| failure.during(format!("look up the route to {dst}")))?;
             match source {
-                // The IPv4 lookup refuses a source that is not ours as it refuses a destination without a route.
+                // The IPv4 lookup refuses a source that is not ours as it refuses a destination without a
+                // route.
                 Some(source) if found.is_none() && !is_local(socket, source) => {
                     Err(Error::SourceNotLocal(source))
                 }
@@ -100,7 +101,8 @@ fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<O
             Some(Lookup::Unusable) => Ok(None),
             None => Err(Failure::malformed("malformed route")),
         },
-        // fib_props[] of net/ipv4/fib_semantics.c: EINVAL is a blackhole, EACCES a prohibit route, not a privilege.
+        // fib_props[] of net/ipv4/fib_semantics.c: EINVAL is a blackhole, EACCES a prohibit route, not a
+        // privilege.
         Err(failure) => match failure.errno() {
             Some(
                 Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::ENETDOWN,
