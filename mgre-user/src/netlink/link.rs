@@ -35,8 +35,8 @@ impl Netlink {
         self.run(move |socket| by_name(socket, &name)?.ok_or(Error::NoSuchName(name))).await
     }
 
-    /// Makes a pair of veth interfaces, both up, with `alias` on both as the mark of who made them. `mac` is that of
-    /// `name`'s end. The `peer` end gets no IPv6 link-local address.
+    /// Makes a pair of veth interfaces, both up, with `alias` on both as the mark of who made them. `mac` is
+    /// that of `name`'s end. The `peer` end gets no IPv6 link-local address.
     ///
     /// If any step fails, neither is left.
     pub async fn create_veth(
@@ -109,7 +109,8 @@ impl Netlink {
     }
 }
 
-/// Whether the kernel would take it, as `dev_valid_name()` of net/core/dev.c. '%' would make it a pattern to number.
+/// Whether the kernel would take it, as `dev_valid_name()` of net/core/dev.c. '%' would make it a pattern to
+/// number.
 fn valid_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..")
         && name.len() < libc::IFNAMSIZ

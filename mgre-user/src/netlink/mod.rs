@@ -45,7 +45,8 @@ pub struct Link {
     pub up: bool,
     /// Able to pass packets: `IFF_RUNNING` and `IFF_LOWER_UP`.
     pub running: bool,
-    /// `IFF_PROMISC`: set by hand, or by whoever asked for it through netlink. A packet capture does not show here.
+    /// `IFF_PROMISC`: set by hand, or by whoever asked for it through netlink. A packet capture does not show
+    /// here.
     pub promiscuous: bool,
     /// The driver's name for its type, such as `veth` or `bridge`. `None` for most physical interfaces.
     pub kind: Option<String>,

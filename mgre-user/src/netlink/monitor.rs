@@ -69,8 +69,8 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes, in the calling thread's network namespace. What changes from here on is reported; read the present
-    /// state after this, not before.
+    /// Subscribes, in the calling thread's network namespace. What changes from here on is reported; read the
+    /// present state after this, not before.
     pub fn open() -> Result<Self> {
         Self::with_receive_buffer(RECEIVE_BUFFER)
     }
@@ -91,8 +91,8 @@ impl Monitor {
         {
             tracing::debug!(%errno, "cannot set the monitor's receive buffer");
         }
-        // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only after
-        // taking it out of the reactor.
+        // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only
+        // after taking it out of the reactor.
         let fd = unsafe { AsyncFd::register_with_interest(fd, WAKE) }?;
         Ok(Self { fd, buffer: vec![0; DATAGRAM], pending: VecDeque::new(), lost: false })
     }
@@ -114,9 +114,9 @@ impl Monitor {
                     }
                 }
                 Err(Errno::EINTR) => {}
-                // After the first loss the kernel drops without a further error until the queue has been read empty
-                // (NETLINK_S_CONGESTED of net/netlink/af_netlink.c), so a new picture taken before that could miss
-                // a change.
+                // After the first loss the kernel drops without a further error until the queue has been read
+                // empty (NETLINK_S_CONGESTED of net/netlink/af_netlink.c), so a new picture taken before that
+                // could miss a change.
                 Err(Errno::ENOBUFS) => self.lost = true,
                 // Longer than the buffer, so not understood.
                 Err(Errno::EMSGSIZE) => self.pending.push_back(Change::Resynchronize),

@@ -17,9 +17,9 @@ use super::route::family;
 use super::socket::Socket;
 use super::{Neighbor, Netlink, Result};
 
-/// `NDA_PROTOCOL` of the entries we manage, `ip neighbour` shows it as `proto 109`: it tells them, after a restart
-/// too, from those that someone else asked the kernel to manage. A number no routing daemon is known to use
-/// (include/uapi/linux/rtnetlink.h, iproute2's rt_protos).
+/// `NDA_PROTOCOL` of the entries we manage, `ip neighbour` shows it as `proto 109`: it tells them, after a
+/// restart too, from those that someone else asked the kernel to manage. A number no routing daemon is known
+/// to use (include/uapi/linux/rtnetlink.h, iproute2's rt_protos).
 const PROTOCOL: u8 = 109;
 
 impl Netlink {
@@ -50,13 +50,13 @@ impl Netlink {
 
     /// Asks the kernel to resolve a neighbour now and to keep it resolved.
     ///
-    /// From Linux 5.16 it does so by itself (`NTF_EXT_MANAGED`) until [`Netlink::release_neighbor`], or until the
-    /// interface goes down or loses carrier, which drops all entries but permanent ones: ask again at each
-    /// [`Change::Links`](super::Change::Links). An older kernel resolves it once (`NTF_USE`): ask again now and then.
-    /// Asking for what is kept already costs one lookup.
+    /// From Linux 5.16 it does so by itself (`NTF_EXT_MANAGED`) until [`Netlink::release_neighbor`], or until
+    /// the interface goes down or loses carrier, which drops all entries but permanent ones: ask again at
+    /// each [`Change::Links`](super::Change::Links). An older kernel resolves it once (`NTF_USE`): ask again
+    /// now and then. Asking for what is kept already costs one lookup.
     ///
-    /// An entry that somebody provides (permanent, `NOARP`, learned by a control plane) or has the kernel manage is
-    /// left alone, and a known link-layer address is never replaced.
+    /// An entry that somebody provides (permanent, `NOARP`, learned by a control plane) or has the kernel
+    /// manage is left alone, and a known link-layer address is never replaced.
     pub async fn keep_neighbor(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         self.run(move |socket| {
             keep(socket, ifindex, address)
@@ -77,8 +77,8 @@ impl Netlink {
 
 fn keep(socket: &mut Socket, ifindex: u32, address: IpAddr) -> Result<(), Failure> {
     let mut message = request(ifindex, address);
-    // A kernel without NTF_EXT_MANAGED ignores the attribute (it parses leniently), and on NTF_USE alone does the next
-    // best thing. Without NTF_USE it would take the request for an update to state NONE.
+    // A kernel without NTF_EXT_MANAGED ignores the attribute (it parses leniently), and on NTF_USE alone does
+    // the next best thing. Without NTF_USE it would take the request for an update to state NONE.
     message.header.flags = NeighbourFlags::Use;
     match look_up(socket, ifindex, address)? {
         Some(entry) if entry.provided || entry.managed => return Ok(()),

@@ -79,13 +79,14 @@ impl fmt::Display for Unresolved {
 
 impl std::error::Error for Unresolved {}
 
-/// The address whose neighbour entry gives the destination MAC: the gateway, or the remote itself on its own link.
+/// The address whose neighbour entry gives the destination MAC: the gateway, or the remote itself on its own
+/// link.
 pub fn next_hop_address(route: &Route, remote: IpAddr) -> IpAddr {
     route.gateway.unwrap_or(remote)
 }
 
-/// The next hop of `remote`, given the route to it, all links by index, the indices of the underlay interfaces, and
-/// the neighbours. The first obstacle on the way from route to neighbour, if there is one.
+/// The next hop of `remote`, given the route to it, all links by index, the indices of the underlay
+/// interfaces, and the neighbours. The first obstacle on the way from route to neighbour, if there is one.
 ///
 /// `remote` is taken for a unicast address.
 pub fn resolve(

@@ -61,18 +61,21 @@ impl Netlink {
         .await
     }
 
-    /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup, rules,
-    /// multipath and discovered path MTU included. `None` if it would not leave at all: no route, unreachable,
-    /// prohibited, blackhole.
+    /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup,
+    /// rules, multipath and discovered path MTU included. `None` if it would not leave at all: no route,
+    /// unreachable, prohibited, blackhole.
     pub async fn route_to(&self, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>> {
-        self.run(move |socket| match look_up(socket, dst, source) {
-            Ok(route) => Ok(route),
-            // The IPv4 lookup says EINVAL for a blackhole and for a source that is not ours.
-            Err(failure) if failure.errno() == Some(Errno::EINVAL) => match source {
-                Some(source) if !is_local(socket, source) => Err(Error::SourceNotLocal(source)),
-                _ => Ok(None),
-            },
-            Err(failure) => Err(failure.during(format!("look up the route to {dst}"))),
+        self.run(move |socket| {
+            let found = look_up(socket, dst, source)
+                .map_err(|failure| failure.during(format!("look up the route to {dst}")))?;
+            match source {
+                // The IPv4 lookup refuses a source that is not ours as it refuses a destination without a
+                // route.
+                Some(source) if found.is_none() && !is_local(socket, source) => {
+                    Err(Error::SourceNotLocal(source))
+                }
+                _ => Ok(found),
+            }
         })
         .await
     }
@@ -98,9 +101,12 @@ fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<O
             Some(Lookup::Unusable) => Ok(None),
             None => Err(Failure::malformed("malformed route")),
         },
-        // fib_props[] of net/ipv4/fib_semantics.c, less EINVAL; EACCES is a prohibit route, not a privilege.
+        // fib_props[] of net/ipv4/fib_semantics.c: EINVAL is a blackhole, EACCES a prohibit route, not a
+        // privilege.
         Err(failure) => match failure.errno() {
-            Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::ENETDOWN) => Ok(None),
+            Some(
+                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::ENETDOWN,
+            ) => Ok(None),
             _ => Err(failure),
         },
     }
