@@ -21,11 +21,12 @@
 //! on weakly ordered machines too.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::atomic::AtomicU32;
+use crate::cell::{AtomicU32, AtomicU64};
+
 use crate::target::Target;
 use crate::wire::MacAddr;
 
@@ -55,6 +56,16 @@ impl FdbKey {
         let low = u32::from_ne_bytes([a, b, c, d]);
         let high = u16::from_ne_bytes([e, f]);
         Self(low as u64 | (high as u64) << 32 | (segment as u64) << 48)
+    }
+
+    /// The key of an address given as three words loaded from the wire.
+    #[inline(always)]
+    pub const fn from_words(segment: u16, mac: [u16; 3]) -> Self {
+        #[cfg(target_endian = "little")]
+        let low = mac[0] as u64 | (mac[1] as u64) << 16;
+        #[cfg(target_endian = "big")]
+        let low = (mac[0] as u64) << 16 | mac[1] as u64;
+        Self(low | (mac[2] as u64) << 32 | (segment as u64) << 48)
     }
 
     /// The segment id.
@@ -204,6 +215,8 @@ mod tests {
             let key = FdbKey::new(segment, MacAddr(mac));
             prop_assert_eq!((key.segment(), key.mac()), (segment, MacAddr(mac)));
             prop_assert_ne!(key, FdbKey::EMPTY);
+            let words = [0, 2, 4].map(|i| u16::from_ne_bytes([mac[i], mac[i + 1]]));
+            prop_assert_eq!(FdbKey::from_words(segment, words), key);
         }
 
         #[test]

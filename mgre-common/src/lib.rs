@@ -4,18 +4,19 @@
 //! messages, so every layout lives here once, with its size asserted:
 //!
 //! - [`wire`]: the header formats on the wire, in network byte order;
+//! - [`cell`]: words of shared memory;
 //! - [`checksum`]: the Internet checksum (RFC 1071) and its incremental forms;
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
 //! - [`table`]: adjacencies, ports, segments, endpoints, flood lists;
-//! - [`atomic`]: 32-bit words that both sides share;
+//! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
 //! - [`event`]: what the datapath reports to the daemon.
 
 #![cfg_attr(not(test), no_std)]
 
-pub mod atomic;
+pub mod cell;
 pub mod checksum;
 pub mod counters;
 pub mod event;
@@ -23,6 +24,7 @@ pub mod fdb;
 pub mod reason;
 pub mod table;
 pub mod target;
+pub mod template;
 pub mod wire;
 
 /// Version of every layout in this crate. It is part of the pin directory's

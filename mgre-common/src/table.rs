@@ -5,11 +5,12 @@
 //! new one, never a mixture: an [`Adjacency`] holds two templates and a switch,
 //! a flood list is written to fresh slots and then published as one 64-bit word.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::atomic::AtomicU32;
+use crate::cell::{AtomicU32, AtomicU64};
+
 use crate::target::Target;
 
 /// The most ports in one instance.

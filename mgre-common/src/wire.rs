@@ -22,9 +22,10 @@ pub const GRE_LEN: usize = 4;
 pub const GRE_FIELD_LEN: usize = 4;
 
 /// An EtherType, or a GRE protocol type, which takes its values from the same registry.
+/// Two bytes in memory as on the wire.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
-pub struct EtherType([u8; 2]);
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct EtherType(u16);
 
 impl EtherType {
     /// IPv4.
@@ -42,19 +43,42 @@ impl EtherType {
 
     /// From its number.
     pub const fn new(number: u16) -> Self {
-        Self(number.to_be_bytes())
+        Self(number.to_be())
     }
 
     /// From two bytes as they stand on the wire.
     #[inline(always)]
     pub const fn from_bytes(bytes: [u8; 2]) -> Self {
-        Self(bytes)
+        Self(u16::from_ne_bytes(bytes))
     }
 
-    /// As two bytes on the wire.
+    /// From a word loaded from the wire without a change of byte order.
     #[inline(always)]
-    pub const fn to_bytes(self) -> [u8; 2] {
+    pub const fn from_word(word: u16) -> Self {
+        Self(word)
+    }
+
+    /// As a word to be stored without a change of byte order.
+    #[inline(always)]
+    pub const fn to_word(self) -> u16 {
         self.0
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// Whether it announces an 802.1Q or 802.1ad tag.
+    #[inline(always)]
+    pub const fn is_vlan(self) -> bool {
+        self.0 == Self::VLAN.0 || self.0 == Self::SERVICE_VLAN.0
+    }
+}
+
+impl fmt::Debug for EtherType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0x{:04x}", self.number())
     }
 }
 

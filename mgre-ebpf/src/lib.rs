@@ -1,2 +1,26 @@
-//! mgre's pipeline.
-#![cfg_attr(not(test), no_std)]
+//! mgre's pipeline: what happens to a frame, as code that runs on the host in a
+//! test exactly as it runs in the kernel.
+//!
+//! ```text
+//! parse -> decide -> forward | flood -> count
+//! ```
+//!
+//! - [`frame`]: the trait for a frame that can be read, resized and sent;
+//! - [`tables`]: the trait for what the pipeline may look up and count;
+//! - [`outer`]: parses and validates the headers outside;
+//! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
+//! - [`act`]: carries a verdict out;
+//! - [`flood`]: head-end replication.
+//!
+//! The programs in `main.rs` bind the two traits to a socket buffer and to maps.
+
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
+
+pub mod act;
+pub mod decide;
+pub mod flood;
+pub mod frame;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
+pub mod outer;
+pub mod tables;

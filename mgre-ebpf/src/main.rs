@@ -1,21 +1,50 @@
-//! mgre's eBPF programs.
+//! The eBPF programs: entry points only.
+//!
+//! `mgre_port` runs where a local interface gives us frames, `mgre_underlay`
+//! where the underlay does, `mgre_probe` once, to learn what the kernel can do.
+
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+mod kernel;
 
-/// Hands every frame on to the kernel.
-#[xdp]
-fn mgre_pass(_context: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use kernel::{Maps, Skb};
+use mgre_ebpf::act;
+
+/// A frame from a port: TCX ingress of an interface, or egress of one that the host uses.
+#[classifier]
+pub fn mgre_port(context: TcContext) -> i32 {
+    let mut frame = Skb::new(&context);
+    let ifindex = frame.ifindex();
+    act::process_port(&mut frame, &Maps, ifindex)
+}
+
+/// A packet from the underlay: TCX ingress of its interface.
+#[classifier]
+pub fn mgre_underlay(context: TcContext) -> i32 {
+    let mut frame = Skb::new(&context);
+    act::process_underlay(&mut frame, &Maps)
+}
+
+/// Tries, on a test packet of at least 100 bytes, which flags the kernel knows
+/// for taking headers off. Returns them, shifted right by 7, below which there are none.
+#[classifier]
+pub fn mgre_probe(context: TcContext) -> i32 {
+    kernel::probe_strip_flags(&Skb::new(&context))
 }
 
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The programs contain no panic that the compiler could not rule out; the
+    // verifier refuses this loop should one ever be reachable.
+    #[expect(clippy::empty_loop, reason = "there is nothing else to do in a datapath")]
     loop {}
 }
 
-/// What the object declares to the kernel, which gives some helpers to GPL programs only.
-#[unsafe(link_section = "license")]
+/// Lets the programs call helpers that the kernel gives to GPL-compatible ones only.
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

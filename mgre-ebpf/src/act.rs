@@ -1,0 +1,124 @@
+//! Carries a verdict out.
+
+use core::sync::atomic::Ordering;
+
+use mgre_common::reason::{Direction, DropReason};
+use mgre_common::table::{Port, Template, port_flag, template_flag};
+use mgre_common::target::{Target, TargetKind};
+
+use crate::decide::{self, Verdict};
+use crate::flood;
+use crate::frame::{Egress, Frame, Strip, wire_len};
+use crate::tables::Tables;
+
+/// The whole way of a frame from a local interface.
+#[inline(always)]
+pub fn process_port<F: Frame, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
+    let verdict = decide::from_port(frame, tables, ifindex);
+    act(frame, tables, verdict)
+}
+
+/// The whole way of a packet from the underlay.
+#[inline(always)]
+pub fn process_underlay<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
+    let verdict = decide::from_underlay(frame, tables);
+    act(frame, tables, verdict)
+}
+
+#[inline(always)]
+fn act<F: Frame, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::Action {
+    match verdict {
+        Verdict::Pass => frame.pass(),
+        Verdict::PassCounted(reason) => {
+            tables.count_drop(Target::NONE, Direction::Receive, reason);
+            frame.pass()
+        }
+        Verdict::Drop { target, direction, reason } => {
+            tables.count_drop(target, direction, reason);
+            frame.drop()
+        }
+        Verdict::Forward { source, to, strip } => match forward(frame, tables, to, strip) {
+            Ok(action) => action,
+            Err(reason) => {
+                let (target, direction) = blame(source, to);
+                tables.count_drop(target, direction, reason);
+                frame.drop()
+            }
+        },
+        Verdict::Flood { source, segment, strip } => {
+            if let Some(Err(reason)) = strip.map(|strip| frame.strip(strip)) {
+                tables.count_drop(source, Direction::Receive, reason);
+                return frame.drop();
+            }
+            flood::flood(frame, tables, source, segment)
+        }
+    }
+}
+
+/// Whose counter counts a frame that was lost between the two: the tunnel's
+/// where there is one.
+#[inline(always)]
+pub(crate) fn blame(source: Target, to: Target) -> (Target, Direction) {
+    if to.is_adjacency() { (to, Direction::Transmit) } else { (source, Direction::Receive) }
+}
+
+#[inline(always)]
+fn forward<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    to: Target,
+    strip: Option<Strip>,
+) -> Result<F::Action, DropReason> {
+    match to.kind() {
+        TargetKind::Port(id) => {
+            let port = tables.port(id).ok_or(DropReason::Internal)?;
+            if let Some(strip) = strip {
+                frame.strip(strip)?;
+            }
+            let egress = port_egress(frame, port)?;
+            tables.count(to, Direction::Transmit, frame.len());
+            Ok(frame.redirect(egress))
+        }
+        TargetKind::Adjacency(id) => {
+            let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
+            let frame_len = wire_len(frame);
+            let egress = adjacency_egress(template, frame_len)?;
+            tables.count(to, Direction::Transmit, frame.len());
+            frame.encapsulate(template, packet_id(tables, template, to))?;
+            Ok(frame.redirect(egress))
+        }
+        TargetKind::None => Err(DropReason::Internal),
+    }
+}
+
+/// Where a frame for a port goes, if it may.
+#[inline(always)]
+pub(crate) fn port_egress<F: Frame>(frame: &F, port: &Port) -> Result<Egress, DropReason> {
+    let flags = port.flags.load(Ordering::Relaxed);
+    if flags & (port_flag::VALID | port_flag::UP) != port_flag::VALID | port_flag::UP {
+        return Err(DropReason::RedirectFailed);
+    }
+    // A superframe is cut to fit by whoever sends it on.
+    if frame.segment_size() == 0 && frame.len() > port.max_frame.load(Ordering::Relaxed) {
+        return Err(DropReason::TooBig);
+    }
+    Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), receive: flags & port_flag::HOST != 0 })
+}
+
+/// Where a frame of this length on the wire goes through a template, if it may.
+#[inline(always)]
+pub(crate) fn adjacency_egress(template: &Template, frame_len: u32) -> Result<Egress, DropReason> {
+    if template.flags & template_flag::RESOLVED == 0 {
+        return Err(DropReason::NoNextHop);
+    }
+    if frame_len > template.max_frame {
+        return Err(DropReason::TooBig);
+    }
+    Ok(Egress { ifindex: template.ifindex, receive: false })
+}
+
+/// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).
+#[inline(always)]
+pub(crate) fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
+    if template.flags & template_flag::NEEDS_ID != 0 { tables.packet_id(to) } else { 0 }
+}

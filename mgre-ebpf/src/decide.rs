@@ -1,0 +1,187 @@
+//! From a frame and the tables to a verdict.
+
+use core::sync::atomic::Ordering;
+
+use mgre_common::event::LearnEvent;
+use mgre_common::fdb::SEEN_STATIC;
+use mgre_common::reason::{Direction, DropReason};
+use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
+use mgre_common::target::Target;
+use mgre_common::wire::ETHERNET_LEN;
+
+use crate::frame::{Ethernet, Frame, Strip};
+use crate::outer::{self, Outer};
+use crate::tables::Tables;
+
+/// What is to happen to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to one port or adjacency.
+    Forward {
+        /// Where it came from.
+        source: Target,
+        /// Where it goes.
+        to: Target,
+        /// Outer headers to take off first.
+        strip: Option<Strip>,
+    },
+    /// It goes to all of a segment.
+    Flood {
+        /// Where it came from, and does not go back to.
+        source: Target,
+        /// The segment.
+        segment: u32,
+        /// Outer headers to take off first.
+        strip: Option<Strip>,
+    },
+    /// It is not for us.
+    Pass,
+    /// The kernel handles it, and that is counted.
+    PassCounted(DropReason),
+    /// It ends here.
+    Drop {
+        /// Whose counter counts it.
+        target: Target,
+        /// Which way it was going.
+        direction: Direction,
+        /// Why.
+        reason: DropReason,
+    },
+}
+
+impl Verdict {
+    #[inline(always)]
+    const fn refuse(target: Target, reason: DropReason) -> Self {
+        Self::Drop { target, direction: Direction::Receive, reason }
+    }
+}
+
+/// A frame that a local interface gave us.
+#[inline(always)]
+pub fn from_port<F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32) -> Verdict {
+    let Some(id) = tables.port_of(ifindex) else { return Verdict::Pass };
+    let source = Target::port(id);
+    let Some(port) = tables.port(id) else { return Verdict::refuse(source, DropReason::Internal) };
+    let flags = port.flags.load(Ordering::Relaxed);
+    if flags & port_flag::VALID == 0 {
+        return Verdict::Pass;
+    }
+    let Some(ethernet) = frame.read::<Ethernet>(0) else {
+        return Verdict::refuse(source, DropReason::Malformed);
+    };
+    let arrival = Arrival {
+        source,
+        segment: port.segment.load(Ordering::Relaxed),
+        full: flags & port_flag::FULL != 0,
+        strip: None,
+    };
+    tables.count(source, Direction::Receive, frame.len());
+    arrival.switch(tables, &ethernet)
+}
+
+/// A packet that the underlay gave us.
+#[inline(always)]
+pub fn from_underlay<F: Frame, T: Tables>(frame: &F, tables: &T) -> Verdict {
+    let (id, strip) = match outer::parse(frame, tables) {
+        Outer::From { adjacency, strip } => (adjacency, strip),
+        Outer::Foreign => return Verdict::Pass,
+        Outer::Kernel(reason) => return Verdict::PassCounted(reason),
+        Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
+    };
+    let source = Target::adjacency(id);
+    let Some(adjacency) = tables.adjacency(id) else {
+        return Verdict::refuse(source, DropReason::Internal);
+    };
+    let flags = adjacency.flags.load(Ordering::Relaxed);
+    if flags & adjacency_flag::VALID == 0 {
+        return Verdict::refuse(Target::NONE, DropReason::UnknownEndpoint);
+    }
+    // The outer headers' length is one of a few; told apart, each is a constant
+    // that the bounds check needs.
+    let ethernet = match strip.outer_len {
+        38 => frame.read::<Ethernet>(38),
+        42 => frame.read::<Ethernet>(42),
+        46 => frame.read::<Ethernet>(46),
+        _ => None,
+    };
+    let Some(ethernet) = ethernet else { return Verdict::refuse(source, DropReason::Malformed) };
+    let arrival = Arrival {
+        source,
+        segment: adjacency.segment.load(Ordering::Relaxed),
+        full: flags & adjacency_flag::FULL != 0,
+        strip: Some(strip),
+    };
+    tables.count(source, Direction::Receive, strip.inner_len);
+    arrival.switch(tables, &ethernet)
+}
+
+const _: () = assert!(ETHERNET_LEN + 20 + 4 == 38);
+
+/// A frame that arrived in a segment.
+struct Arrival {
+    source: Target,
+    segment: u32,
+    /// Its source may have no more addresses learned.
+    full: bool,
+    strip: Option<Strip>,
+}
+
+impl Arrival {
+    #[inline(always)]
+    fn switch<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
+        if let Err(reason) = self.admit(tables, ethernet) {
+            return Verdict::refuse(self.source, reason);
+        }
+        let Self { source, segment, strip, .. } = *self;
+        let flood = Verdict::Flood { source, segment, strip };
+        if ethernet.is_to_group() {
+            return flood;
+        }
+        let to = match tables.fdb(ethernet.destination(segment)) {
+            Some(slot) => slot.target(),
+            None => Target::NONE,
+        };
+        if to.is_none() {
+            return flood;
+        }
+        // Its address is where it came from; or, by split horizon, a frame out of
+        // a tunnel is for another tunnel, whose peer has had it from the sender.
+        if to == source || to.is_adjacency() && source.is_adjacency() {
+            return Verdict::refuse(source, DropReason::NoTarget);
+        }
+        Verdict::Forward { source, to, strip }
+    }
+
+    /// Checks the source address, and has it learned if it is new here.
+    #[inline(always)]
+    fn admit<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Result<(), DropReason> {
+        if !ethernet.is_from_station() {
+            return Err(DropReason::SourceMacInvalid);
+        }
+        let key = ethernet.source(self.segment);
+        let mut known = Target::NONE;
+        if let Some(slot) = tables.fdb(key) {
+            known = slot.target();
+            if known == self.source {
+                slot.touch(tables.now_seconds());
+                return Ok(());
+            }
+            if slot.seen() == SEEN_STATIC {
+                return Err(DropReason::StaticMacMoved);
+            }
+        }
+        if known.is_none() && (self.full || self.segment_full(tables)) {
+            return Err(DropReason::MacLimit);
+        }
+        let event = LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() };
+        tables.report(&event, self.source);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn segment_full<T: Tables>(&self, tables: &T) -> bool {
+        tables
+            .segment(self.segment)
+            .is_some_and(|segment| segment.flags.load(Ordering::Relaxed) & segment_flag::FULL != 0)
+    }
+}

@@ -1,0 +1,1 @@
+//! The pipeline over ordinary memory: frames and tables for tests.

@@ -1,0 +1,237 @@
+//! The maps, and the tables made of them.
+//!
+//! Sizes given here are the least; the daemon sets the real ones when it loads.
+
+use core::ptr;
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
+use mgre_common::event::{
+    LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
+};
+use mgre_common::fdb::{Bucket, FdbHash};
+use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
+use mgre_common::table::{
+    Adjacency, Clock, Config, EndpointKey, FLOOD_SLOTS, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, Segment,
+};
+use mgre_common::target::Target;
+use mgre_ebpf::tables::Tables;
+
+const SHARED: u32 = BPF_F_MMAPABLE;
+
+#[map(name = "mgre_port_idx")]
+static PORT_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map(name = "mgre_ports")]
+static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, SHARED);
+#[map(name = "mgre_segments")]
+static SEGMENTS: Array<Segment> = Array::with_max_entries(MAX_SEGMENTS + 1, SHARED);
+#[map(name = "mgre_adjs")]
+static ADJACENCIES: Array<Adjacency> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_endpoints")]
+static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(1, 0);
+#[map(name = "mgre_flood")]
+static FLOOD: Array<FloodSlot> = Array::with_max_entries(FLOOD_SLOTS, SHARED);
+#[map(name = "mgre_fdb")]
+static FDB: Array<Bucket> = Array::with_max_entries(16, SHARED);
+#[map(name = "mgre_clock")]
+static CLOCK: Array<Clock> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_traffic")]
+static TRAFFIC: Array<Traffic> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_drops")]
+static DROPS: Array<Drops> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_seg_stats")]
+static SEGMENT_TRAFFIC: Array<SegmentTraffic> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_events")]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[map(name = "mgre_recent")]
+static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS, 0);
+
+/// Set by the daemon before it loads the programs.
+#[unsafe(no_mangle)]
+static CONFIG: Config =
+    Config { fdb_multipliers: [1, 1], fdb_mask: 0, cpus: 1, drop_shard_mask: 0, strip_flags: 0 };
+
+/// The configuration. Read as volatile, so that the compiler does not take the
+/// values above for it; the verifier does know the real ones, and folds them.
+#[inline(always)]
+pub(super) fn config() -> Config {
+    // SAFETY: a valid static.
+    unsafe { ptr::read_volatile(&raw const CONFIG) }
+}
+
+macro_rules! config_field {
+    ($field:ident) => {
+        // SAFETY: a valid static.
+        unsafe { ptr::read_volatile(&raw const CONFIG.$field) }
+    };
+}
+
+/// The tables that the daemon keeps, in the kernel's maps.
+pub(crate) struct Maps;
+
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: no argument, no side effect.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+/// The row of a target for this CPU.
+#[inline(always)]
+fn traffic(target: Target) -> Option<*mut Traffic> {
+    TRAFFIC.get_ptr_mut(row_of(target) * config_field!(cpus) + cpu())
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn port_of(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: the value is one word, which the kernel writes whole.
+        unsafe { PORT_INDEX.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn port(&self, id: u32) -> Option<&Port> {
+        PORTS.get(id)
+    }
+
+    #[inline(always)]
+    fn segment(&self, id: u32) -> Option<&Segment> {
+        SEGMENTS.get(id)
+    }
+
+    #[inline(always)]
+    fn adjacency(&self, id: u32) -> Option<&Adjacency> {
+        ADJACENCIES.get(id)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, key: &EndpointKey) -> Option<u32> {
+        // SAFETY: the value is one word, which the kernel writes whole.
+        unsafe { ENDPOINTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn flood_slot(&self, index: u32) -> Option<&FloodSlot> {
+        FLOOD.get(index)
+    }
+
+    #[inline(always)]
+    fn fdb_hash(&self) -> FdbHash {
+        FdbHash { mask: config_field!(fdb_mask), multipliers: config_field!(fdb_multipliers) }
+    }
+
+    #[inline(always)]
+    fn fdb_bucket(&self, index: u32) -> Option<&Bucket> {
+        FDB.get(index)
+    }
+
+    #[inline(always)]
+    fn now_seconds(&self) -> u32 {
+        CLOCK.get(0).map_or(0, |clock| clock.seconds.load(core::sync::atomic::Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn count(&self, target: Target, direction: Direction, bytes: u32) {
+        let Some(row) = traffic(target) else { return };
+        // SAFETY: the row is this CPU's, and a program is not interrupted by another
+        // one on the same hook.
+        let row = unsafe { &mut *row };
+        match direction {
+            Direction::Receive => {
+                row.receive_packets += 1;
+                row.receive_bytes += u64::from(bytes);
+                let now = u64::from(self.now_seconds());
+                if row.last_receive_seconds != now {
+                    row.last_receive_seconds = now;
+                }
+            }
+            Direction::Transmit => {
+                row.transmit_packets += 1;
+                row.transmit_bytes += u64::from(bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
+        let mask = config_field!(drop_shard_mask);
+        let Some(row) = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + (cpu() & mask)) else { return };
+        let index = direction as usize * REASON_SLOTS + reason.index();
+        // SAFETY: `index` is within the row's two times REASON_SLOTS counters.
+        unsafe { atomic_increment(row.cast::<u64>().add(index)) };
+    }
+
+    #[inline(always)]
+    fn count_flood(&self, segment: u32, copies: u32) {
+        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(cpus) + cpu()) {
+            // SAFETY: the row is this CPU's.
+            let row = unsafe { &mut *row };
+            row.flood_frames += 1;
+            row.flood_copies += u64::from(copies);
+        }
+    }
+
+    #[inline(always)]
+    fn packet_id(&self, target: Target) -> u16 {
+        // Its count of packets so far, spread over the CPUs, repeats after 65,536 of
+        // them at the earliest.
+        let Some(row) = traffic(target) else { return 0 };
+        // SAFETY: the row is this CPU's.
+        let packets = unsafe { (*row).transmit_packets };
+        (packets as u32 * config_field!(cpus) + cpu()) as u16
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &LearnEvent, source: Target) {
+        let tag = event.key.0 ^ (event.source as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let slot = (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & (RECENT_SLOTS - 1);
+        // SAFETY: no argument, no side effect.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        let Some(recent) = RECENT.get_ptr_mut(slot) else { return };
+        // SAFETY: the slot is this CPU's.
+        let recent = unsafe { &mut *recent };
+        if recent.tag == tag && now - recent.reported_ns < REPORT_INTERVAL_NS {
+            return;
+        }
+        let Some(row) = traffic(source) else { return };
+        // SAFETY: the row is this CPU's.
+        let row = unsafe { &mut *row };
+        if !take_token(row, now) || EVENTS.output::<LearnEvent>(event, 0).is_err() {
+            row.reports_lost += 1;
+            return;
+        }
+        recent.tag = tag;
+        recent.reported_ns = now;
+    }
+}
+
+/// Adds one to a counter that other CPUs write too. The target's `AtomicU64` has
+/// no such operation, its instruction set does.
+///
+/// # Safety
+/// The counter is valid, and nobody accesses it but atomically.
+#[inline(always)]
+unsafe fn atomic_increment(counter: *mut u64) {
+    // SAFETY: per the contract; the instruction touches nothing else.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1_u64, options(nostack));
+    }
+}
+
+/// Takes a token out of a source's bucket.
+#[inline(always)]
+fn take_token(row: &mut Traffic, now: u64) -> bool {
+    let earned = (now - row.report_refilled_ns) / REPORT_REFILL_NS;
+    if earned > 0 {
+        let tokens = row.report_tokens + earned;
+        row.report_tokens = if tokens > REPORT_BURST { REPORT_BURST } else { tokens };
+        row.report_refilled_ns = now;
+    }
+    if row.report_tokens == 0 {
+        return false;
+    }
+    row.report_tokens -= 1;
+    true
+}

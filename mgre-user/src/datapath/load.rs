@@ -1,0 +1,197 @@
+//! Loads the programs and maps into the kernel.
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
+use mgre_common::fdb::{Bucket, FdbHash, buckets_for};
+use mgre_common::map_name;
+use mgre_common::table::{
+    Adjacency, Clock, Config, EndpointKey, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, Segment,
+};
+
+use super::shared::{Shared, SharedArray};
+
+/// Name of the program for frames from ports.
+pub const PORT_PROGRAM: &str = "mgre_port";
+/// Name of the program for packets from the underlay.
+pub const UNDERLAY_PROGRAM: &str = "mgre_underlay";
+const PROBE_PROGRAM: &str = "mgre_probe";
+
+/// How much an instance has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// FDB entries.
+    pub fdb_entries: u32,
+    /// Adjacencies.
+    pub adjacencies: u32,
+}
+
+/// The maps, opened and mapped.
+#[derive(Debug)]
+pub struct Tables {
+    /// [`map_name::PORTS`].
+    pub ports: SharedArray<Port>,
+    /// [`map_name::SEGMENTS`].
+    pub segments: SharedArray<Segment>,
+    /// [`map_name::ADJACENCIES`].
+    pub adjacencies: SharedArray<Adjacency>,
+    /// [`map_name::FLOOD`], until its writer takes it.
+    pub flood: Option<SharedArray<FloodSlot>>,
+    /// [`map_name::FDB`], until its writer takes it.
+    pub fdb: Option<SharedArray<Bucket>>,
+    /// [`map_name::CLOCK`].
+    pub clock: SharedArray<Clock>,
+    /// [`map_name::TRAFFIC`].
+    pub traffic: SharedArray<Traffic>,
+    /// [`map_name::DROPS`].
+    pub drops: SharedArray<Drops>,
+    /// [`map_name::SEGMENT_TRAFFIC`].
+    pub segment_traffic: SharedArray<SegmentTraffic>,
+    /// [`map_name::PORT_INDEX`].
+    pub port_index: HashMap<MapData, u32, u32>,
+    /// [`map_name::ENDPOINTS`].
+    pub endpoints: HashMap<MapData, EndpointKey, u32>,
+}
+
+/// Everything loaded, nothing attached.
+
+pub struct Loaded {
+    /// The programs.
+    pub programs: Ebpf,
+    /// The tables.
+    pub tables: Tables,
+    /// The event ring.
+    pub events: RingBuf<MapData>,
+    /// What the programs were told.
+    pub config: Config,
+}
+
+impl Loaded {
+    /// How the FDB finds a bucket.
+    pub fn fdb_hash(&self) -> FdbHash {
+        FdbHash { mask: self.config.fdb_mask, multipliers: self.config.fdb_multipliers }
+    }
+}
+
+/// Loads an object.
+///
+/// # Errors
+/// The kernel refuses a map or a program; the verifier's log is in the error.
+pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
+    let cpus = possible_cpus()?;
+    let mut config = Config {
+        fdb_multipliers: random_multipliers()?,
+        fdb_mask: buckets_for(capacity.fdb_entries) - 1,
+        cpus,
+        drop_shard_mask: drop_shards(cpus) - 1,
+        strip_flags: 0,
+    };
+    config.strip_flags = probe_strip_flags(object)?;
+    let mut programs = load_object(object, capacity, &config)?;
+    for name in [PORT_PROGRAM, UNDERLAY_PROGRAM] {
+        classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
+    }
+    let tables = Tables::take(&mut programs)?;
+    let events = RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?;
+    Ok(Loaded { programs, tables, events, config })
+}
+
+fn load_object(object: &[u8], capacity: Capacity, config: &Config) -> Result<Ebpf> {
+    let rows = 1 + MAX_PORTS + capacity.adjacencies;
+    let endpoints = capacity.adjacencies.saturating_mul(4).max(1024);
+    EbpfLoader::new()
+        .override_global("CONFIG", config, true)
+        .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
+        .map_max_entries(map_name::ENDPOINTS, endpoints)
+        .map_max_entries(map_name::FDB, config.fdb_mask + 1)
+        .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
+        .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
+        .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
+        .load(object)
+        .context("the kernel refuses mgre's maps")
+}
+
+/// Which flags the kernel knows for stripping headers: asked by trying them.
+fn probe_strip_flags(object: &[u8]) -> Result<u32> {
+    const SHIFT: u32 = 7;
+    let config = Config {
+        fdb_multipliers: [1, 1],
+        fdb_mask: buckets_for(1) - 1,
+        cpus: possible_cpus()?,
+        drop_shard_mask: 0,
+        strip_flags: 0,
+    };
+    let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config)?;
+    let probe = classifier(&mut programs, PROBE_PROGRAM)?;
+    probe.load().with_context(|| format!("the kernel refuses {PROBE_PROGRAM}"))?;
+    let mut packet = [0_u8; 128];
+    packet[12] = 0x08;
+    packet[14] = 0x45;
+    let result = probe
+        .test_run(TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
+        .context("cannot ask the kernel what it can strip")?;
+    Ok(result.return_value << SHIFT)
+}
+
+/// A TC program by name.
+///
+/// # Errors
+/// The object has no such program.
+pub fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    match programs.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => bail!("the eBPF object has no TC program {name}"),
+    }
+}
+
+fn take_map(programs: &mut Ebpf, name: &str) -> Result<Map> {
+    programs.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+fn shared<T: Shared>(programs: &mut Ebpf, name: &str) -> Result<SharedArray<T>> {
+    match take_map(programs, name)? {
+        Map::Array(data) => SharedArray::map(&data),
+        _ => bail!("{name} is not an array"),
+    }
+}
+
+impl Tables {
+    fn take(programs: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            ports: shared(programs, map_name::PORTS)?,
+            segments: shared(programs, map_name::SEGMENTS)?,
+            adjacencies: shared(programs, map_name::ADJACENCIES)?,
+            flood: Some(shared(programs, map_name::FLOOD)?),
+            fdb: Some(shared(programs, map_name::FDB)?),
+            clock: shared(programs, map_name::CLOCK)?,
+            traffic: shared(programs, map_name::TRAFFIC)?,
+            drops: shared(programs, map_name::DROPS)?,
+            segment_traffic: shared(programs, map_name::SEGMENT_TRAFFIC)?,
+            port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
+            endpoints: HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?,
+        })
+    }
+}
+
+fn possible_cpus() -> Result<u32> {
+    let cpus = aya::util::nr_cpus().map_err(|(path, error)| error_at(path, error))?;
+    Ok(u32::try_from(cpus)?)
+}
+
+fn error_at(path: &str, error: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("cannot read {path}"))
+}
+
+/// Two odd numbers that nobody outside can guess.
+fn random_multipliers() -> Result<[u64; 2]> {
+    let mut bytes = [0_u8; 16];
+    std::io::Read::read_exact(
+        &mut std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?,
+        &mut bytes,
+    )
+    .context("cannot read /dev/urandom")?;
+    let numbers: [u64; 2] = bytemuck::cast(bytes);
+    Ok(numbers.map(|number| number | 1))
+}
