@@ -203,15 +203,7 @@ impl Document {
     /// # Errors
     /// A table whose keys do not go together.
     pub fn check(&self) -> Result<(), DocumentError> {
-        for port in &self.ports {
-            if !port.create && (!port.addresses.is_empty() || port.mac.is_some()) {
-                return Err(DocumentError::NotCreated(port.interface.clone()));
-            }
-            if port.create && port.mode != Mode::Auto {
-                return Err(DocumentError::ModeOfCreated(port.interface.clone()));
-            }
-        }
-        Ok(())
+        self.ports.iter().try_for_each(PortEntry::check)
     }
 
     /// The document that says this state.
@@ -238,6 +230,22 @@ impl Document {
         let peers = self.peers.iter().cloned().map(Change::from);
         let fdb = self.fdb.iter().cloned().map(Change::from);
         underlays.chain(segments).chain(ports).chain(peers).chain(fdb)
+    }
+}
+
+impl PortEntry {
+    /// Checks that its keys go together.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check(&self) -> Result<(), DocumentError> {
+        if !self.create && (!self.addresses.is_empty() || self.mac.is_some()) {
+            return Err(DocumentError::NotCreated(self.interface.clone()));
+        }
+        if self.create && self.mode != Mode::Auto {
+            return Err(DocumentError::ModeOfCreated(self.interface.clone()));
+        }
+        Ok(())
     }
 }
 
