@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -31,14 +31,21 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), BODY_MAX)).await {
+        let body = request.into_body();
+        // What the head announces; a body that announces nothing is cut off below.
+        if body.size_hint().lower() > BODY_MAX as u64 {
+            return Err(too_long());
+        }
+        match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_MAX)).await {
             Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(_)) => {
-                Err(Problem::new(413, format!("the body is cut short, or longer than {BODY_MAX} bytes")))
-            }
+            Ok(Err(_)) => Err(too_long()),
             Err(_) => Err(Problem::new(408, "the body did not come in time")),
         }
     }
+}
+
+fn too_long() -> Problem {
+    Problem::new(413, format!("the body is cut short, or longer than {BODY_MAX} bytes"))
 }
 
 /// A JSON body. An empty one reads as an empty object.
