@@ -40,6 +40,9 @@ pub enum ClientError {
         /// Why not.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What was received could not be passed on.
+    #[error(transparent)]
+    Output(#[from] io::Error),
     /// The answer makes no sense.
     #[error("the daemon's answer cannot be read ({0}); is it of another version?")]
     Answer(#[from] serde_json::Error),
@@ -123,7 +126,7 @@ impl Client {
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let rest = buffer.split_off(end + 1);
                 let text = String::from_utf8_lossy(&buffer[..end]).into_owned();
-                line(&text).map_err(|error| self.transport(error))?;
+                line(&text)?;
                 buffer = rest;
             }
         }

@@ -414,6 +414,9 @@ fn unknown_fields_are_refused() {
     ] {
         assert!(Document::from_toml(bad).is_err(), "{bad}");
     }
+    let error =
+        Document::from_toml("\n[[segment]]\nname = \"a\"\nkay = 3").expect_err("an unknown key").to_string();
+    assert!(error.starts_with("line 4: unknown field `kay`") && !error.contains('\n'), "{error}");
     let json = State::default().to_json().expect("serializes");
     assert!(State::from_json(&json.replace("\"fdb\"", "\"fbd\"")).is_err());
     let newer = State::from_json("{\"version\": 2, \"something\": 1}").expect_err("another version");
