@@ -61,8 +61,9 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
             "{name}: XDP is not in this version: use --mode auto or --mode tc"
         )));
     }
-    let link =
-        observed.link(name).ok_or_else(|| Problem::not_found(format!("there is no interface named {name}")))?;
+    let link = observed
+        .link(name)
+        .ok_or_else(|| Problem::not_found(format!("there is no interface named {name}")))?;
     if link.loopback || !link.ethernet {
         return Err(Problem::invalid(format!("{name} is not an Ethernet interface")));
     }
@@ -87,9 +88,7 @@ pub fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Addr
                 link.mtu, port.segment
             ));
         }
-        let global = |address: &&Address| {
-            address.ifindex == link.index && !is_link_local(address.address)
-        };
+        let global = |address: &&Address| address.ifindex == link.index && !is_link_local(address.address);
         if let Some(address) = addresses.iter().find(global) {
             warnings.push(format!(
                 "{name} has address {}, which is now out of reach: frames from {name} go to the segment; \

@@ -106,6 +106,30 @@ impl Engine {
         }
     }
 
+    /// Puts the saved state in force.
+    ///
+    /// # Errors
+    /// The kernel cannot be looked at, or the datapath not be set up.
+    pub(super) async fn start(&mut self) -> Result<()> {
+        // Zero is the time of what was never seen.
+        self.datapath.set_clock(1);
+        let links = Stale { links: true, ..Stale::default() };
+        refresh(&self.netlink, &self.state, &mut self.observed, links).await?;
+        let state = self.state.clone();
+        if let Err(problem) = self.create_interfaces(&state).await {
+            tracing::warn!("{problem}");
+        }
+        refresh(&self.netlink, &self.state, &mut self.observed, Stale::ALL).await?;
+        let (plan, outcomes) = compile(&self.state, &self.observed);
+        self.carry_out(plan)?;
+        self.datapath.detach_unused()?;
+        self.take_outcomes(outcomes);
+        self.names.ask_again(&self.state);
+        self.keep_neighbors(true).await;
+        self.fit_interfaces().await;
+        Ok(())
+    }
+
     /// Runs until it is told to detach, or until `shutdown` is done.
     pub(super) async fn run(
         &mut self,
@@ -114,7 +138,11 @@ impl Engine {
         ring: RingBuf<MapData>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<()> {
-        let mut ring = AsyncFd::with_interest(ring, Interest::READABLE).context("cannot wait for events")?;
+        // SAFETY: the ring owns its descriptor, which stays open and the same until the
+        // `AsyncFd` has let go of it and is dropped.
+        let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .map_err(|error| error.into_parts().1)
+            .context("cannot wait for events")?;
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(shutdown);
@@ -322,7 +350,7 @@ impl Engine {
         }
     }
 
-    fn report_removed(&mut self, removed: &[Entry]) {
+    pub(super) fn report_removed(&mut self, removed: &[Entry]) {
         for entry in removed {
             let kind = |segment, mac, place| EventKind::FdbRemoved { segment, mac, place };
             self.emit_fdb(entry, kind);

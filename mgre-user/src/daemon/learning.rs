@@ -67,13 +67,12 @@ impl Engine {
         }
         let entry = Entry { key, target, seen: Some(now) };
         match from.and_then(|from| self.place(from)) {
-            Some(from) => self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbMoved {
-                segment,
-                mac,
-                place,
-                from,
-            }),
-            None => self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbLearned { segment, mac, place }),
+            Some(from) => {
+                self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbMoved { segment, mac, place, from })
+            }
+            None => {
+                self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbLearned { segment, mac, place })
+            }
         }
         self.update_full();
     }

@@ -32,15 +32,9 @@ impl Stale {
 ///
 /// # Errors
 /// The kernel does not answer.
-pub async fn refresh(
-    netlink: &Netlink,
-    state: &State,
-    observed: &mut Observed,
-    stale: Stale,
-) -> Result<()> {
+pub async fn refresh(netlink: &Netlink, state: &State, observed: &mut Observed, stale: Stale) -> Result<()> {
     if stale.links {
-        observed.links =
-            netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        observed.links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
     }
     if stale.routes {
         let mut routes = HashMap::new();
@@ -60,8 +54,6 @@ fn remotes(state: &State, observed: &Observed) -> BTreeSet<IpAddr> {
     state
         .peers
         .values()
-        .filter_map(|peer| {
-            peer.remote_address().or_else(|| observed.endpoints.get(&peer.remote).copied())
-        })
+        .filter_map(|peer| peer.remote_address().or_else(|| observed.endpoints.get(&peer.remote).copied()))
         .collect()
 }

@@ -81,14 +81,14 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the file.
+    /// Puts the file aside: the next daemon starts empty, and nothing is lost.
     ///
     /// # Errors
-    /// It cannot be removed.
-    pub fn remove(&self) -> Result<()> {
-        match fs::remove_file(&self.path) {
+    /// It cannot be renamed.
+    pub fn retire(&self) -> Result<()> {
+        match fs::rename(&self.path, self.path.with_extension("detached.json")) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
+                Err(error).with_context(|| format!("cannot rename {}", self.path.display()))
             }
             _ => Ok(()),
         }

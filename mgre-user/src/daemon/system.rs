@@ -63,7 +63,10 @@ pub fn check_kernel(release: &str) -> Result<()> {
         _ => bail!("cannot tell how new kernel {release} is"),
     };
     let (major, minor) = OLDEST_KERNEL;
-    ensure!(version >= OLDEST_KERNEL, "kernel {release} is too old: mgre needs Linux {major}.{minor} or newer");
+    ensure!(
+        version >= OLDEST_KERNEL,
+        "kernel {release} is too old: mgre needs Linux {major}.{minor} or newer"
+    );
     Ok(())
 }
 
