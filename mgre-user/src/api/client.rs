@@ -41,7 +41,7 @@ pub enum ClientError {
         error: Box<dyn std::error::Error + Send + Sync>,
     },
     /// What was received could not be passed on.
-    #[error(transparent)]
+    #[error("cannot write")]
     Output(#[from] io::Error),
     /// The answer makes no sense.
     #[error("the daemon's answer cannot be read ({0}); is it of another version?")]

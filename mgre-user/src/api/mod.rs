@@ -18,6 +18,3 @@ pub mod routes;
 pub mod server;
 pub mod socket;
 pub mod views;
-
-#[cfg(test)]
-mod tests;
