@@ -1,6 +1,6 @@
 //! From a state and a change to the next state.
 //!
-//! A [`Draft`] is a copy of the state that changes are made on. It is thrown
+//! A `Draft` is a copy of the state that changes are made on. It is thrown
 //! away when one of them cannot be, so a failing change leaves nothing behind.
 
 use std::net::IpAddr;
