@@ -11,7 +11,7 @@ use crate::plan::{Observed, segment_mtu};
 ///
 /// # Errors
 /// What cannot be.
-pub fn check(
+pub(super) fn check(
     old: &State,
     new: &State,
     observed: &Observed,
@@ -71,7 +71,7 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
 }
 
 /// What an operator should know about a state that was just put in force.
-pub fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Address]) -> Vec<String> {
+pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Address]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, port) in new.ports.iter().filter(|(name, _)| !old.ports.contains_key(*name)) {
         let (Some(link), Some(segment)) = (observed.link(name), new.segments.get(&port.segment)) else {

@@ -9,21 +9,21 @@ use crate::plan::Observed;
 
 /// Which parts of the picture may be out of date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stale {
+pub(super) struct Stale {
     /// Interfaces.
-    pub links: bool,
+    pub(super) links: bool,
     /// Routes to the peers.
-    pub routes: bool,
+    pub(super) routes: bool,
     /// The neighbour tables.
-    pub neighbors: bool,
+    pub(super) neighbors: bool,
 }
 
 impl Stale {
     /// Everything.
-    pub const ALL: Self = Self { links: true, routes: true, neighbors: true };
+    pub(super) const ALL: Self = Self { links: true, routes: true, neighbors: true };
 
     /// Whether anything is.
-    pub const fn any(self) -> bool {
+    pub(super) const fn any(self) -> bool {
         self.links || self.routes || self.neighbors
     }
 }
@@ -32,7 +32,12 @@ impl Stale {
 ///
 /// # Errors
 /// The kernel does not answer.
-pub async fn refresh(netlink: &Netlink, state: &State, observed: &mut Observed, stale: Stale) -> Result<()> {
+pub(super) async fn refresh(
+    netlink: &Netlink,
+    state: &State,
+    observed: &mut Observed,
+    stale: Stale,
+) -> Result<()> {
     if stale.links {
         observed.links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
     }

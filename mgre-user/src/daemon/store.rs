@@ -13,17 +13,17 @@ use crate::model::State;
 /// What is saved.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Saved {
+pub(super) struct Saved {
     /// The wanted state.
-    pub state: State,
+    pub(super) state: State,
     /// Interfaces that the daemon made promiscuous, and is to make ordinary again.
     #[serde(default)]
-    pub promiscuous: BTreeSet<String>,
+    pub(super) promiscuous: BTreeSet<String>,
 }
 
 /// The state file of an instance.
 #[derive(Debug)]
-pub struct Store {
+pub(super) struct Store {
     path: PathBuf,
 }
 
@@ -32,7 +32,7 @@ impl Store {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn open(directory: &Path, instance: &str) -> Result<Self> {
+    pub(super) fn open(directory: &Path, instance: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         Ok(Self { path: directory.join(format!("{instance}.json")) })
     }
@@ -41,7 +41,7 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be read, or is of another version or damaged. It is left as it is.
-    pub fn load(&self) -> Result<Saved> {
+    pub(super) fn load(&self) -> Result<Saved> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
@@ -58,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written; the old file is as it was.
-    pub fn save(&self, saved: &Saved) -> Result<()> {
+    pub(super) fn save(&self, saved: &Saved) -> Result<()> {
         let new = self.path.with_extension("json.new");
         let written = self.write(&new, saved);
         if written.is_err()
@@ -85,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be renamed.
-    pub fn retire(&self) -> Result<()> {
+    pub(super) fn retire(&self) -> Result<()> {
         match fs::rename(&self.path, self.path.with_extension("detached.json")) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot rename {}", self.path.display()))

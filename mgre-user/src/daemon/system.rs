@@ -20,7 +20,7 @@ const CAP_BPF: u32 = 39;
 ///
 /// # Errors
 /// What is missing.
-pub fn check_privileges() -> Result<()> {
+pub(super) fn check_privileges() -> Result<()> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let effective = status
         .lines()
@@ -48,7 +48,7 @@ fn missing_capabilities(effective: u64) -> &'static [&'static str] {
 ///
 /// # Errors
 /// The kernel does not say.
-pub fn kernel_release() -> Result<String> {
+pub(super) fn kernel_release() -> Result<String> {
     Ok(uname().context("cannot tell the kernel's release")?.release().to_string_lossy().into_owned())
 }
 
@@ -56,7 +56,7 @@ pub fn kernel_release() -> Result<String> {
 ///
 /// # Errors
 /// It is not.
-pub fn check_kernel(release: &str) -> Result<()> {
+pub(super) fn check_kernel(release: &str) -> Result<()> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
@@ -74,7 +74,7 @@ pub fn check_kernel(release: &str) -> Result<()> {
 ///
 /// # Errors
 /// It is not, and cannot be.
-pub fn ensure_bpffs(directory: &Path) -> Result<()> {
+pub(super) fn ensure_bpffs(directory: &Path) -> Result<()> {
     if !directory.exists() {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
