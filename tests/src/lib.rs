@@ -7,6 +7,7 @@
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
+//! - [`tcx`]: how many programs are attached to an interface;
 //! - [`metrics`]: the Prometheus text;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
@@ -18,6 +19,7 @@ pub mod metrics;
 pub mod netns;
 pub mod packet;
 pub mod skip;
+pub mod tcx;
 pub mod topology;
 pub mod traffic;
 pub mod wait;
