@@ -1,0 +1,3 @@
+//! Tests of the pipeline on the host.
+
+mod cases;
