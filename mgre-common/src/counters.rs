@@ -55,6 +55,12 @@ pub struct Drops {
     pub packets: [[u64; REASON_SLOTS]; 2],
 }
 
+impl Default for Drops {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
 impl Drops {
     /// One counter.
     pub fn get(&self, direction: Direction, reason: DropReason) -> u64 {

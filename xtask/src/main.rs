@@ -1,2 +1,85 @@
-//! mgre's tasks.
-fn main() {}
+//! mgre's tasks, as `cargo xtask TASK`: one command per job, the same for a person and for CI.
+
+mod check;
+mod host;
+mod load;
+mod setup;
+mod test;
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use xtask::toolchain;
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask", about, long_about = None)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what the build and the tests need and this machine lacks
+    Setup,
+    /// Build mgre with its eBPF object
+    Build {
+        /// With optimizations
+        #[arg(long)]
+        release: bool,
+    },
+    /// rustfmt, clippy, rustdoc and cargo-deny; all of them run, any failure fails the task
+    Check,
+    /// Run every test, including those in network namespaces
+    Test {
+        /// Handed to each test program: a filter, --nocapture, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Make a three-spoke overlay in network namespaces and run traffic through it
+    Demo {
+        /// Leave the overlay up
+        #[arg(long)]
+        keep: bool,
+        /// Handed to the demo program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Build mgre and run its daemon on an interface of this host until Ctrl-C
+    Load(load::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+    match task {
+        Task::Setup => setup::run(root, setup::Purpose::Everything),
+        Task::Build { release } => {
+            toolchain::find(root).context("cannot build mgre whole; run cargo xtask setup")?;
+            host::run(host::cargo(root).arg("build").args(release.then_some("--release")))
+        }
+        Task::Check => check::run(root),
+        Task::Test { args } => test::run(root, &args),
+        Task::Demo { keep, args } => demo(root, keep, &args),
+        Task::Load(arguments) => load::run(root, &arguments),
+    }
+}
+
+fn demo(root: &Path, keep: bool, args: &[String]) -> Result<()> {
+    setup::run(root, setup::Purpose::Run)?;
+    let mgre = host::build_mgre(root)?;
+    host::run(host::cargo(root).args(["build", "--release", "--package", "mgre-tests", "--bin", "demo"]))?;
+    let demo = xtask::target_dir(root).join("release").join("demo");
+    let mut demo = host::privileged(&demo, &[("MGRE_BIN", mgre.as_os_str())])?;
+    host::run(demo.current_dir(root).args(keep.then_some("--keep")).args(args))
+}

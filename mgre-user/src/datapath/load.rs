@@ -37,10 +37,10 @@ pub struct Tables {
     pub segments: SharedArray<Segment>,
     /// [`map_name::ADJACENCIES`].
     pub adjacencies: SharedArray<Adjacency>,
-    /// [`map_name::FLOOD`].
-    pub flood: SharedArray<FloodSlot>,
-    /// [`map_name::FDB`].
-    pub fdb: SharedArray<Bucket>,
+    /// [`map_name::FLOOD`], until its writer takes it.
+    pub flood: Option<SharedArray<FloodSlot>>,
+    /// [`map_name::FDB`], until its writer takes it.
+    pub fdb: Option<SharedArray<Bucket>>,
     /// [`map_name::CLOCK`].
     pub clock: SharedArray<Clock>,
     /// [`map_name::TRAFFIC`].
@@ -163,8 +163,8 @@ impl Tables {
             ports: shared(programs, map_name::PORTS)?,
             segments: shared(programs, map_name::SEGMENTS)?,
             adjacencies: shared(programs, map_name::ADJACENCIES)?,
-            flood: shared(programs, map_name::FLOOD)?,
-            fdb: shared(programs, map_name::FDB)?,
+            flood: Some(shared(programs, map_name::FLOOD)?),
+            fdb: Some(shared(programs, map_name::FDB)?),
             clock: shared(programs, map_name::CLOCK)?,
             traffic: shared(programs, map_name::TRAFFIC)?,
             drops: shared(programs, map_name::DROPS)?,

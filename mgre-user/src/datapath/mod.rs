@@ -1,4 +1,243 @@
-//! The daemon's side of the datapath.
+//! The daemon's side of the datapath: loads, fills, attaches and reads it.
 
+pub mod attach;
+pub mod counters;
+pub mod fdb;
+pub mod flood;
 pub mod load;
 pub mod shared;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use mgre_common::table::{Adjacency, FloodList, adjacency_flag, port_flag, segment_flag};
+use mgre_common::target::{Target, TargetKind};
+
+use self::attach::Attachments;
+use self::counters::Counters;
+use self::fdb::{Entry, Fdb};
+use self::flood::Floods;
+use self::load::{Loaded, Tables};
+use crate::plan::{AdjacencyRecord, FloodTargets, Op, PortRecord};
+
+/// The datapath of one instance.
+#[derive(Debug)]
+pub struct Datapath {
+    programs: Ebpf,
+    tables: Tables,
+    floods: Floods,
+    attachments: Attachments,
+    cpus: u32,
+    drop_shards: u32,
+    /// Adjacencies whose idle template may still be in use by a running program.
+    switched: HashMap<u32, ()>,
+    /// The forwarding database.
+    pub fdb: Fdb,
+}
+
+impl Datapath {
+    /// Takes over what was loaded.
+    ///
+    /// # Errors
+    /// The tables cannot be mapped, or the directory for pins not made.
+    pub fn new(loaded: Loaded, pins: PathBuf, fdb_capacity: u32) -> Result<Self> {
+        let hash = loaded.fdb_hash();
+        let Loaded { programs, mut tables, config, .. } = loaded;
+        let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
+        let floods = Floods::new(tables.flood.take().context("the flood lists are taken")?);
+        Ok(Self {
+            programs,
+            tables,
+            floods,
+            attachments: Attachments::new(pins)?,
+            cpus: config.cpus,
+            drop_shards: config.drop_shard_mask + 1,
+            switched: HashMap::new(),
+            fdb,
+        })
+    }
+
+    /// The clock, in seconds.
+    pub fn now(&self) -> u32 {
+        self.tables.clock.get(0).map_or(0, |clock| clock.seconds.load(Ordering::Relaxed))
+    }
+
+    /// Sets the clock, and lets what has rested be used again.
+    pub fn set_clock(&mut self, seconds: u32) {
+        if let Some(clock) = self.tables.clock.get(0) {
+            clock.seconds.store(seconds, Ordering::Relaxed);
+        }
+        self.fdb.wake(seconds);
+        self.floods.wake(seconds);
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Counters<'_> {
+        Counters::new(&self.tables, self.cpus, self.drop_shards)
+    }
+
+    /// Takes one step of a plan. The FDB entries that went with it are added to `removed`.
+    ///
+    /// # Errors
+    /// The kernel refuses it; then the step was not taken.
+    pub fn apply(&mut self, op: &Op, removed: &mut Vec<Entry>) -> Result<()> {
+        let now = self.now();
+        match op {
+            Op::Attach { ifindex, interface, hook } => {
+                self.attachments.attach(&mut self.programs, *ifindex, interface, *hook)?;
+            }
+            Op::Detach { ifindex, hook } => self.attachments.detach(*ifindex, *hook)?,
+            Op::SetAdjacency(id, record) => self.set_adjacency(*id, record)?,
+            Op::RemoveAdjacency(id) => {
+                if let Some(adjacency) = self.tables.adjacencies.get(*id) {
+                    adjacency.flags.store(0, Ordering::Release);
+                }
+                self.forget(Target::adjacency(*id), removed);
+            }
+            Op::SetPort(id, record) => self.set_port(*id, record, removed)?,
+            Op::RemovePort(id) => {
+                if let Some(port) = self.tables.ports.get(*id) {
+                    port.flags.store(0, Ordering::Release);
+                }
+                self.forget(Target::port(*id), removed);
+            }
+            Op::SetPortIndex(ifindex, id) => self.tables.port_index.insert(ifindex, id, 0)?,
+            Op::RemovePortIndex(ifindex) => self.tables.port_index.remove(ifindex)?,
+            Op::SetEndpoint(key, id) => {
+                self.tables.endpoints.insert(key, id, 0).context("no room for the peer's endpoint")?;
+            }
+            Op::RemoveEndpoint(key) => self.tables.endpoints.remove(key)?,
+            Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
+            Op::RemoveSegment(segment) => self.remove_segment(*segment, now, removed),
+            Op::SetFixed(key, entry) => self.fdb.set(*key, entry.target, None)?,
+            Op::RemoveFixed(key) => removed.extend(self.fdb.remove(*key, now)),
+        }
+        Ok(())
+    }
+
+    /// Forgets everything learned from a target that is gone, and its numbers.
+    fn forget(&mut self, target: Target, removed: &mut Vec<Entry>) {
+        let now = self.now();
+        removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+        self.counters().clear(target);
+    }
+
+    fn set_adjacency(&mut self, id: u32, record: &AdjacencyRecord) -> Result<()> {
+        if self.switched.contains_key(&id) {
+            // The idle template was in force until lately: wait until no program that
+            // began then still runs.
+            wait_for_programs();
+            self.switched.clear();
+        }
+        let adjacency = self.tables.adjacencies.ptr(id).context("no such adjacency")?;
+        // SAFETY: this is the one writer, and the idle template has rested.
+        let index = unsafe { Adjacency::write_idle(adjacency.as_ptr(), record.template) };
+        // SAFETY: the pointer is the table's.
+        let adjacency = unsafe { adjacency.as_ref() };
+        adjacency.segment.store(record.segment.into(), Ordering::Relaxed);
+        adjacency.activate(index);
+        self.switched.insert(id, ());
+        let flags = adjacency.flags.load(Ordering::Relaxed);
+        adjacency.flags.store(flags | adjacency_flag::VALID, Ordering::Release);
+        Ok(())
+    }
+
+    fn set_port(&mut self, id: u32, record: &PortRecord, removed: &mut Vec<Entry>) -> Result<()> {
+        let port = self.tables.ports.get(id).context("no such port")?;
+        let was_up = port.flags.load(Ordering::Relaxed) & port_flag::UP != 0;
+        port.ifindex.store(record.ifindex, Ordering::Relaxed);
+        port.segment.store(record.segment.into(), Ordering::Relaxed);
+        port.max_frame.store(record.max_frame, Ordering::Relaxed);
+        let mut flags = port_flag::VALID;
+        for (on, bit) in [(record.up, port_flag::UP), (record.host, port_flag::HOST)] {
+            flags |= if on { bit } else { 0 };
+        }
+        port.flags.store(flags, Ordering::Release);
+        if was_up && !record.up {
+            // As a bridge does: nobody can be behind it now.
+            let now = self.now();
+            let target = Target::port(id);
+            let learned = |entry: &Entry| entry.target == target && entry.seen.is_some();
+            removed.extend(self.fdb.remove_where(now, learned));
+        }
+        Ok(())
+    }
+
+    fn set_flood(&mut self, segment: u16, targets: &FloodTargets, now: u32) -> Result<()> {
+        let record = self.tables.segments.get(segment.into()).context("no such segment")?;
+        self.floods.set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
+        let flags = record.flags.load(Ordering::Relaxed);
+        record.flags.store(flags | segment_flag::VALID, Ordering::Release);
+        Ok(())
+    }
+
+    fn remove_segment(&mut self, segment: u16, now: u32, removed: &mut Vec<Entry>) {
+        if let Some(record) = self.tables.segments.get(segment.into()) {
+            record.flags.store(0, Ordering::Release);
+            record.flood.store(FloodList::default().to_bits(), Ordering::Release);
+        }
+        self.floods.remove(segment, now);
+        removed.extend(self.fdb.remove_where(now, |entry| entry.key.segment() == segment));
+        self.counters().clear_segment(segment);
+    }
+
+    /// Says whether a port or a peer's adjacency may have no more addresses learned.
+    pub fn set_full(&self, target: Target, full: bool) {
+        let flags = match target.kind() {
+            TargetKind::Port(id) => self.tables.ports.get(id).map(|port| &port.flags),
+            TargetKind::Adjacency(id) => self.tables.adjacencies.get(id).map(|adjacency| &adjacency.flags),
+            TargetKind::None => None,
+        };
+        const { assert!(port_flag::FULL == adjacency_flag::FULL) };
+        if let Some(flags) = flags {
+            set_flag(flags, adjacency_flag::FULL, full);
+        }
+    }
+
+    /// Says whether a segment may have no more addresses learned.
+    pub fn set_segment_full(&self, segment: u16, full: bool) {
+        if let Some(record) = self.tables.segments.get(segment.into()) {
+            set_flag(&record.flags, segment_flag::FULL, full);
+        }
+    }
+
+    /// Swaps out what an earlier daemon left attached and is not wanted any more.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach_unused(&mut self) -> Result<()> {
+        self.attachments.detach_unused()
+    }
+
+    /// Takes every program off and removes the pins.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach_all(&mut self) -> Result<()> {
+        self.attachments.detach_all()
+    }
+}
+
+fn set_flag(flags: &std::sync::atomic::AtomicU32, bit: u32, on: bool) {
+    if on {
+        flags.fetch_or(bit, Ordering::Release);
+    } else {
+        flags.fetch_and(!bit, Ordering::Release);
+    }
+}
+
+/// Returns when every datapath program that runs now has ended: they run inside
+/// RCU read sections, and this command waits for those (membarrier(2), which is
+/// `synchronize_rcu` there).
+fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Not on kernels with nohz_full CPUs: wait far longer than a program runs.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}

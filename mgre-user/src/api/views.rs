@@ -1,0 +1,291 @@
+//! What `show` shows: the JSON of the API. Keys are stable; new ones are added.
+
+use std::net::IpAddr;
+
+use mgre_common::wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use crate::model::types::mac_text;
+use crate::model::{Df, HostInterface, Mode};
+
+/// An underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnderlayView {
+    /// The interface.
+    pub interface: String,
+    /// Our endpoint on it.
+    pub local: IpAddr,
+    /// The mode that was asked for.
+    pub mode: Mode,
+    /// What it is attached to: `xdp`, `xdp-generic`, `tcx`, `clsact`, several with `+` between; none if not attached.
+    pub hook: Option<String>,
+    /// Why this hook, or why none.
+    pub reason: Option<String>,
+}
+
+/// A segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentView {
+    /// Its name.
+    pub name: String,
+    /// Its GRE key; null for GRE without one.
+    pub key: Option<u32>,
+    /// The MTU in force, if one is known.
+    pub mtu: Option<u32>,
+    /// Seconds after which a learned address that was not seen again is forgotten.
+    pub aging_seconds: u32,
+    /// Addresses it may learn.
+    pub max_macs: u32,
+    /// How many peers it has.
+    pub peers: u64,
+    /// How many ports it has.
+    pub ports: u64,
+    /// How many FDB entries it has.
+    pub fdb_entries: u64,
+}
+
+/// Whether a port works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// It does.
+    Up,
+    /// Its interface is down, or no program could be attached.
+    Down,
+    /// There is no such interface.
+    Missing,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Its interface.
+    pub interface: String,
+    /// Its segment.
+    pub segment: String,
+    /// The mode that was asked for.
+    pub mode: Mode,
+    /// What it is attached to; see [`UnderlayView::hook`].
+    pub hook: Option<String>,
+    /// What the daemon made, if it made the interface.
+    pub created: Option<HostInterface>,
+    /// The interface's MTU.
+    pub mtu: Option<u32>,
+    /// Whether it works.
+    pub state: PortState,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Frames taken in.
+    pub receive_packets: u64,
+    /// Bytes of them.
+    pub receive_bytes: u64,
+    /// Frames delivered.
+    pub transmit_packets: u64,
+    /// Bytes of them.
+    pub transmit_bytes: u64,
+    /// Frames dropped, for all reasons, both ways.
+    pub drops: u64,
+}
+
+/// Whether a peer can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// Its endpoint, route and next hop are known.
+    Up,
+    /// Something is not known yet, or not any more.
+    Unresolved,
+    /// No underlay leads to it.
+    Down,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Its name.
+    pub name: String,
+    /// Its endpoint as given.
+    pub remote: String,
+    /// Its endpoint as an address, once it is known.
+    pub endpoint: Option<IpAddr>,
+    /// The segments it is in.
+    pub segments: Vec<String>,
+    /// Whether it can be reached.
+    pub state: PeerState,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Frames received from it.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Frames sent to it.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Frames dropped, for all reasons, both ways.
+    pub drops: u64,
+    /// Seconds since a frame was last received from it; null for never.
+    pub last_seen_seconds: Option<u64>,
+    /// The largest inner packet to it (the least over its segments), if known.
+    pub mtu: Option<u32>,
+    /// TTL of outer packets.
+    pub ttl: u8,
+    /// TOS of outer packets.
+    pub tos: u8,
+    /// Whether outer packets may be fragmented.
+    pub df: Df,
+    /// Addresses that may be learned from it.
+    pub max_macs: u32,
+    /// The same for each segment.
+    pub adjacencies: Vec<AdjacencyView>,
+}
+
+/// A peer in one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdjacencyView {
+    /// The segment.
+    pub segment: String,
+    /// Frames received from it.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Frames sent to it.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Frames dropped, for all reasons, both ways.
+    pub drops: u64,
+    /// Seconds since a frame was last received from it; null for never.
+    pub last_seen_seconds: Option<u64>,
+    /// The largest inner packet, if known.
+    pub mtu: Option<u32>,
+    /// FDB entries that point at it.
+    pub fdb_entries: u64,
+}
+
+/// What kind of FDB entry it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FdbFlag {
+    /// Given by an operator: never ages, never moves.
+    Static,
+    /// Learned from traffic.
+    Learned,
+    /// The address of an interface that the daemon made.
+    Local,
+}
+
+impl FdbFlag {
+    /// Its name in output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Learned => "learned",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// An FDB entry: at a peer or at a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbView {
+    /// The segment.
+    pub segment: String,
+    /// The address.
+    #[serde(with = "mac_text")]
+    pub mac: MacAddr,
+    /// The peer that it is at.
+    pub peer: Option<String>,
+    /// The port that it is at.
+    pub port: Option<String>,
+    /// The peer's address, if known.
+    pub endpoint: Option<IpAddr>,
+    /// What kind of entry it is.
+    pub flags: Vec<FdbFlag>,
+    /// Seconds since the address was last seen; null if that does not matter.
+    pub age_seconds: Option<u64>,
+}
+
+/// Frames dropped in one direction for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsRow {
+    /// Name of a [`mgre_common::reason::DropReason`].
+    pub reason: String,
+    /// `receive` or `transmit`.
+    pub direction: String,
+    /// The peer, if there was one.
+    pub peer: Option<String>,
+    /// The port, if there was one.
+    pub port: Option<String>,
+    /// The segment, if there was one.
+    pub segment: Option<String>,
+    /// How many.
+    pub packets: u64,
+}
+
+/// Traffic of one port, or of one peer in one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficRow {
+    /// The peer, if it is one.
+    pub peer: Option<String>,
+    /// The port, if it is one.
+    pub port: Option<String>,
+    /// The segment.
+    pub segment: String,
+    /// Frames received from the peer, or taken in from the port.
+    pub receive_packets: u64,
+    /// Bytes of them.
+    pub receive_bytes: u64,
+    /// Frames sent to the peer, or out of the port.
+    pub transmit_packets: u64,
+    /// Bytes of them.
+    pub transmit_bytes: u64,
+    /// Frames dropped, for all reasons, both ways.
+    pub drops: u64,
+}
+
+/// What `stats` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsView {
+    /// Every port, and every peer in every segment.
+    pub traffic: Vec<TrafficRow>,
+    /// Drop counters that are not zero.
+    pub drops: Vec<StatsRow>,
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The instance.
+    pub instance: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// The underlays.
+    pub underlays: Vec<UnderlayView>,
+    /// How many segments there are.
+    pub segments: u64,
+    /// How many peers there are.
+    pub peers: u64,
+    /// How many of them can be reached.
+    pub peers_up: u64,
+    /// How many ports there are.
+    pub ports: u64,
+    /// How many adjacencies there are.
+    pub adjacencies: u64,
+    /// How many there is room for.
+    pub adjacency_capacity: u64,
+    /// How many FDB entries there are.
+    pub fdb_entries: u64,
+    /// How many there is room for.
+    pub fdb_capacity: u64,
+    /// Learn events that the daemon has handled.
+    pub events: u64,
+    /// Learn events that were lost: bursts beyond the limit, or a full ring.
+    pub events_lost: u64,
+}

@@ -1,0 +1,219 @@
+//! Attaches programs to interfaces.
+//!
+//! A TCX link is pinned as soon as it is made, so that frames go on flowing when
+//! the daemon is gone. The next daemon finds the pin and swaps its own program in,
+//! which the kernel does between two frames.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use aya::programs::LinkOrder;
+use aya::programs::TcAttachType;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+
+use super::load::{PORT_PROGRAM, UNDERLAY_PROGRAM, classifier};
+use crate::plan::Hook;
+
+/// The programs' attachments.
+#[derive(Debug)]
+pub struct Attachments {
+    directory: PathBuf,
+    links: BTreeMap<(u32, Hook), PinnedLink>,
+}
+
+impl Hook {
+    const ALL: [Self; 3] = [Self::Underlay, Self::Port, Self::HostPort];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Underlay => UNDERLAY_PROGRAM,
+            Self::Port | Self::HostPort => PORT_PROGRAM,
+        }
+    }
+
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Underlay | Self::Port => TcAttachType::Ingress,
+            Self::HostPort => TcAttachType::Egress,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Underlay => "underlay",
+            Self::Port => "port",
+            Self::HostPort => "host-port",
+        }
+    }
+}
+
+fn pin_name(ifindex: u32, hook: Hook) -> String {
+    format!("{ifindex}-{}", hook.name())
+}
+
+fn parse_pin_name(name: &str) -> Option<(u32, Hook)> {
+    let (ifindex, hook) = name.split_once('-')?;
+    let hook = Hook::ALL.into_iter().find(|candidate| candidate.name() == hook)?;
+    Some((ifindex.parse().ok()?, hook))
+}
+
+impl Attachments {
+    /// With pins in a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn new(directory: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Self { directory, links: BTreeMap::new() })
+    }
+
+    /// What an earlier daemon attached and pinned.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn left_behind(directory: &Path) -> Result<Vec<(u32, Hook)>> {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", directory.display()));
+            }
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            found.extend(name.to_str().and_then(parse_pin_name));
+        }
+        Ok(found)
+    }
+
+    fn pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.directory.join(pin_name(ifindex, hook))
+    }
+
+    /// Attaches the hook's program to an interface: swaps it in where an earlier
+    /// daemon left a link, makes a new link otherwise.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(
+        &mut self,
+        programs: &mut Ebpf,
+        ifindex: u32,
+        interface: &str,
+        hook: Hook,
+    ) -> Result<()> {
+        let pin = self.pin(ifindex, hook);
+        let program = classifier(programs, hook.program())?;
+        let taken_over = match open_pin(&pin)? {
+            Some(link) => program.attach_to_link(link).ok(),
+            None => None,
+        };
+        if let Some(id) = taken_over {
+            // The kernel's link is the pinned one; the file stays.
+            program.take_link(id)?;
+            self.links.insert((ifindex, hook), PinnedLink::from_pin(&pin)?);
+            return Ok(());
+        }
+        remove_file(&pin)?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program
+            .attach_with_options(interface, hook.attach_type(), options)
+            .with_context(|| format!("cannot attach to {interface}"))?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        let pinned = link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        self.links.insert((ifindex, hook), pinned);
+        Ok(())
+    }
+
+    /// Takes a program off an interface.
+    ///
+    /// # Errors
+    /// The pin cannot be removed.
+    pub fn detach(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
+        self.links.remove(&(ifindex, hook));
+        remove_file(&self.pin(ifindex, hook))
+    }
+
+    /// Takes off what an earlier daemon left and this one has no use for.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach_unused(&mut self) -> Result<()> {
+        for (ifindex, hook) in Self::left_behind(&self.directory)? {
+            if !self.links.contains_key(&(ifindex, hook)) {
+                self.detach(ifindex, hook)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything off and removes the directory.
+    ///
+    /// # Errors
+    /// A pin or the directory cannot be removed.
+    pub fn detach_all(&mut self) -> Result<()> {
+        self.links.clear();
+        self.detach_unused()?;
+        remove_directories(&self.directory)
+    }
+}
+
+/// Removes a pin directory and those above it that are then empty, up to mgre's own.
+fn remove_directories(directory: &Path) -> Result<()> {
+    let mut directory = directory;
+    // links, the instance, the schema version, mgre.
+    for _ in 0..4 {
+        match fs::remove_dir(directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => return Ok(()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot remove {}", directory.display()));
+            }
+        }
+        let Some(parent) = directory.parent() else { return Ok(()) };
+        directory = parent;
+    }
+    Ok(())
+}
+
+fn open_pin(pin: &Path) -> Result<Option<SchedClassifierLink>> {
+    match PinnedLink::from_pin(pin) {
+        Ok(pinned) => {
+            let link = FdLink::from(pinned);
+            Ok(SchedClassifierLink::try_from(link).ok())
+        }
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => bail!("cannot open {}: {error}", pin.display()),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pin_names() {
+        for hook in Hook::ALL {
+            assert_eq!(parse_pin_name(&pin_name(7, hook)), Some((7, hook)));
+        }
+        assert_eq!(parse_pin_name("7-xdp"), None);
+        assert_eq!(parse_pin_name("seven-port"), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! From a state and a change to the next state.
+//!
+//! A [`Draft`] is a copy of the state that changes are made on. It is thrown
+//! away when one of them cannot be, so a failing change leaves nothing behind.
+
+use std::net::IpAddr;
+
+use mgre_common::table::{MAX_PORTS, MAX_SEGMENTS};
+use mgre_common::wire::MacAddr;
+
+use super::change::{Change, SegmentSettings};
+use super::check;
+use super::config::Document;
+use super::error::ModelError;
+use super::ids::{Ids, Pool};
+use super::state::{FdbName, Segment, State, StaticTarget, Underlay, default};
+use super::types::{Mode, Mtu};
+
+mod members;
+
+impl State {
+    /// The state after one change.
+    ///
+    /// # Errors
+    /// Why the change cannot be. Nothing that needs the kernel is checked.
+    pub fn apply(&self, change: Change, ids: &Ids) -> Result<Self, ModelError> {
+        self.apply_all(std::iter::once(change), ids)
+    }
+
+    /// The state after several changes, each on top of the one before.
+    ///
+    /// # Errors
+    /// Why one of the changes cannot be; then none of them counts.
+    pub fn apply_all(
+        &self,
+        changes: impl IntoIterator<Item = Change>,
+        ids: &Ids,
+    ) -> Result<Self, ModelError> {
+        let mut draft = Draft::new(self, ids);
+        for change in changes {
+            draft.apply(change)?;
+        }
+        Ok(draft.state)
+    }
+}
+
+/// A state in the making.
+struct Draft<'a> {
+    state: State,
+    /// What the state was at first: a replacement takes ids over from it.
+    before: &'a State,
+    /// Whether what is added takes over the id that it had before.
+    replacing: bool,
+    segment_ids: Pool,
+    port_ids: Pool,
+    adjacency_ids: Pool,
+    adjacency_capacity: u32,
+}
+
+impl<'a> Draft<'a> {
+    fn new(before: &'a State, ids: &Ids) -> Self {
+        let segments =
+            before.segments.values().map(|segment| segment.id).chain(ids.resting_segments.iter().copied());
+        let ports = before.ports.values().map(|port| port.id).chain(ids.resting_ports.iter().copied());
+        let adjacencies =
+            before.adjacencies().map(|(id, ..)| id).chain(ids.resting_adjacencies.iter().copied());
+        Self {
+            state: before.clone(),
+            before,
+            replacing: false,
+            segment_ids: Pool::new(1, MAX_SEGMENTS + 1, segments.map(u32::from)),
+            port_ids: Pool::new(0, MAX_PORTS, ports),
+            adjacency_ids: Pool::new(0, ids.adjacency_capacity, adjacencies),
+            adjacency_capacity: ids.adjacency_capacity,
+        }
+    }
+
+    fn apply(&mut self, change: Change) -> Result<(), ModelError> {
+        match change {
+            Change::AddUnderlay { interface, local, mode } => self.add_underlay(interface, local, mode),
+            Change::DelUnderlay { interface } => self.del_underlay(&interface),
+            Change::AddSegment { name, settings } => self.add_segment(name, &settings),
+            Change::SetSegment { name, settings } => self.set_segment(&name, &settings),
+            Change::DelSegment { name } => self.del_segment(&name),
+            Change::AddPort { segment, interface, mode } => self.add_port(segment, interface, mode, None),
+            Change::CreatePort { segment, interface, host } => {
+                self.add_port(segment, interface, Mode::Auto, Some(host))
+            }
+            Change::DelPort { interface } => self.del_port(&interface),
+            Change::AddPeer { name, settings } => self.add_peer(name, settings),
+            Change::SetPeer { name, settings } => self.set_peer(&name, settings),
+            Change::DelPeer { name } => self.del_peer(&name),
+            Change::AddFdb { segment, mac, target } => self.add_fdb(segment, mac, target),
+            Change::DelFdb { segment, mac } => self.del_fdb(segment, mac),
+            Change::Replace(document) => self.replace(&document),
+        }
+    }
+
+    /// Builds the document's state from nothing; what was there before keeps its ids.
+    fn replace(&mut self, document: &Document) -> Result<(), ModelError> {
+        self.state = State::default();
+        self.replacing = true;
+        for change in document.additions() {
+            self.apply(change)?;
+        }
+        self.replacing = false;
+        Ok(())
+    }
+
+    fn add_underlay(&mut self, interface: String, local: IpAddr, mode: Mode) -> Result<(), ModelError> {
+        check::interface(&interface)?;
+        let address = check::endpoint("the local address of an underlay", local)?;
+        if self.state.underlays.contains_key(&interface) {
+            let hint = "; to change it, remove it first (mgre underlay del)";
+            return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
+        }
+        if self.state.ports.contains_key(&interface) {
+            return Err(ModelError::Role { interface, role: "a port", wanted: "an underlay" });
+        }
+        let local_text = address.to_string();
+        if self.state.peers.values().any(|peer| check::same_remote(&peer.remote, &local_text)) {
+            return Err(ModelError::RemoteIsLocal { remote: local_text, interface });
+        }
+        self.state.underlays.insert(interface, Underlay { local, mode });
+        Ok(())
+    }
+
+    fn del_underlay(&mut self, interface: &str) -> Result<(), ModelError> {
+        match self.state.underlays.remove(interface) {
+            Some(_) => Ok(()),
+            None => Err(ModelError::not_found("underlay", interface, self.state.underlays.keys())),
+        }
+    }
+
+    fn segment(&self, name: &str) -> Result<&Segment, ModelError> {
+        let missing = || ModelError::not_found("segment", name, self.state.segments.keys());
+        self.state.segments.get(name).ok_or_else(missing)
+    }
+
+    fn add_segment(&mut self, name: String, settings: &SegmentSettings) -> Result<(), ModelError> {
+        check::name("a segment", &name)?;
+        if self.state.segments.contains_key(&name) {
+            return Err(ModelError::Exists {
+                noun: "segment",
+                name,
+                hint: "; to change it, use segment set",
+            });
+        }
+        let mut segment = Segment {
+            id: 0,
+            key: None,
+            mtu: Mtu::Auto,
+            aging_seconds: default::AGING_SECONDS,
+            max_macs: default::SEGMENT_MAX_MACS,
+        };
+        self.fill_segment(&name, &mut segment, settings)?;
+        segment.id = self.segment_id(&name)?;
+        self.state.segments.insert(name, segment);
+        Ok(())
+    }
+
+    fn segment_id(&mut self, name: &str) -> Result<u16, ModelError> {
+        if let Some(before) = self.before.segments.get(name).filter(|_| self.replacing) {
+            return Ok(before.id);
+        }
+        let exhausted = if self.state.segments.len() < MAX_SEGMENTS as usize {
+            ModelError::Resting { what: "segment id" }
+        } else {
+            ModelError::Full { what: "the number of segments is".to_owned(), limit: MAX_SEGMENTS }
+        };
+        self.segment_ids.allocate().and_then(|id| u16::try_from(id).ok()).ok_or(exhausted)
+    }
+
+    fn set_segment(&mut self, name: &str, settings: &SegmentSettings) -> Result<(), ModelError> {
+        let mut segment = self.segment(name)?.clone();
+        self.fill_segment(name, &mut segment, settings)?;
+        self.state.segments.insert(name.to_owned(), segment);
+        Ok(())
+    }
+
+    /// Checks settings, and writes those given into a segment.
+    fn fill_segment(
+        &self,
+        name: &str,
+        segment: &mut Segment,
+        settings: &SegmentSettings,
+    ) -> Result<(), ModelError> {
+        segment.key = settings.key.unwrap_or(segment.key);
+        segment.mtu = settings.mtu.unwrap_or(segment.mtu);
+        segment.aging_seconds = settings.aging_seconds.unwrap_or(segment.aging_seconds);
+        segment.max_macs = settings.max_macs.unwrap_or(segment.max_macs);
+        check::mtu(segment.mtu)?;
+        check::aging(segment.aging_seconds)?;
+        let same_key = |(other, value): &(&String, &Segment)| *other != name && value.key == segment.key;
+        match self.state.segments.iter().find(same_key) {
+            Some((other, _)) => Err(ModelError::KeyTaken { key: segment.key, segment: other.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn del_segment(&mut self, name: &str) -> Result<(), ModelError> {
+        self.segment(name)?;
+        let ports: Vec<_> = self.state.ports_in(name).map(|(interface, _)| interface).collect();
+        let peers: Vec<_> = self.state.peers_in(name).map(|(peer, _)| peer).collect();
+        let users: Vec<_> = [list("port", &ports), list("peer", &peers)].into_iter().flatten().collect();
+        if !users.is_empty() {
+            return Err(ModelError::SegmentInUse { segment: name.to_owned(), users: users.join(" and ") });
+        }
+        self.state.segments.remove(name);
+        Ok(())
+    }
+
+    fn add_fdb(&mut self, segment: String, mac: MacAddr, target: StaticTarget) -> Result<(), ModelError> {
+        self.segment(&segment)?;
+        check::station(mac)?;
+        let (noun, name, member) = match &target {
+            StaticTarget::Peer(name) => ("peer", name, self.peer(name)?.segments.contains_key(&segment)),
+            StaticTarget::Port(name) => ("port", name, self.port(name)?.segment == segment),
+        };
+        if !member {
+            return Err(ModelError::NotMember { noun, name: name.clone(), segment });
+        }
+        let name = FdbName { segment, mac };
+        if self.state.fdb.contains_key(&name) {
+            let hint = "; to change it, remove it first (mgre fdb del)";
+            return Err(ModelError::Exists { noun: "static entry", name: mac.to_string(), hint });
+        }
+        self.state.fdb.insert(name, target);
+        Ok(())
+    }
+
+    fn del_fdb(&mut self, segment: String, mac: MacAddr) -> Result<(), ModelError> {
+        self.segment(&segment)?;
+        if self.state.fdb.remove(&FdbName { segment, mac }).is_none() {
+            let known =
+                " (only static entries can be removed one by one; learned ones: mgre fdb flush)".to_owned();
+            return Err(ModelError::NotFound { noun: "static entry", name: mac.to_string(), known });
+        }
+        Ok(())
+    }
+}
+
+/// "port a" or "12 ports", or nothing.
+fn list(noun: &str, names: &[&str]) -> Option<String> {
+    match names {
+        [] => None,
+        [name] => Some(format!("{noun} {name}")),
+        few if few.len() <= 8 => Some(format!("{noun}s {}", few.join(", "))),
+        many => Some(format!("{} {noun}s", many.len())),
+    }
+}

@@ -1,0 +1,198 @@
+//! Ports and peers: the members of segments.
+
+use std::collections::BTreeMap;
+
+use mgre_common::table::{MAX_PORTS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS};
+
+use super::Draft;
+use crate::model::change::PeerSettings;
+use crate::model::check;
+use crate::model::error::ModelError;
+use crate::model::state::{HostInterface, Peer, Port, StaticTarget, default};
+use crate::model::types::{Df, Mode, Mtu};
+
+impl Draft<'_> {
+    pub(super) fn port(&self, interface: &str) -> Result<&Port, ModelError> {
+        let missing = || ModelError::not_found("port", interface, self.state.ports.keys());
+        self.state.ports.get(interface).ok_or_else(missing)
+    }
+
+    pub(super) fn peer(&self, name: &str) -> Result<&Peer, ModelError> {
+        let missing = || ModelError::not_found("peer", name, self.state.peers.keys());
+        self.state.peers.get(name).ok_or_else(missing)
+    }
+
+    pub(super) fn add_port(
+        &mut self,
+        segment: String,
+        interface: String,
+        mode: Mode,
+        created: Option<HostInterface>,
+    ) -> Result<(), ModelError> {
+        check::interface(&interface)?;
+        self.segment(&segment)?;
+        if let Some(mac) = created.as_ref().and_then(|host| host.mac) {
+            check::station(mac)?;
+        }
+        if let Some(port) = self.state.ports.get(&interface) {
+            return Err(ModelError::PortTaken { interface, segment: port.segment.clone() });
+        }
+        if self.state.underlays.contains_key(&interface) {
+            return Err(ModelError::Role { interface, role: "an underlay", wanted: "a port" });
+        }
+        if self.state.ports_in(&segment).count() >= MAX_SEGMENT_PORTS as usize {
+            let what = format!("the number of ports in segment {segment:?} is");
+            return Err(ModelError::Full { what, limit: MAX_SEGMENT_PORTS });
+        }
+        let id = self.port_id(&interface, &segment, created.is_some())?;
+        self.state.ports.insert(interface, Port { id, segment, mode, created });
+        Ok(())
+    }
+
+    /// A port that is in the same segment as before, and as much ours, is the same port.
+    fn port_id(&mut self, interface: &str, segment: &str, created: bool) -> Result<u32, ModelError> {
+        let same =
+            |port: &&Port| self.replacing && port.segment == segment && port.created.is_some() == created;
+        if let Some(before) = self.before.ports.get(interface).filter(same) {
+            return Ok(before.id);
+        }
+        let exhausted = if self.state.ports.len() < MAX_PORTS as usize {
+            ModelError::Resting { what: "port id" }
+        } else {
+            ModelError::Full { what: "the number of ports is".to_owned(), limit: MAX_PORTS }
+        };
+        self.port_ids.allocate().ok_or(exhausted)
+    }
+
+    pub(super) fn del_port(&mut self, interface: &str) -> Result<(), ModelError> {
+        self.port(interface)?;
+        self.state.ports.remove(interface);
+        self.state.fdb.retain(|_, target| !matches!(target, StaticTarget::Port(port) if port == interface));
+        Ok(())
+    }
+
+    pub(super) fn add_peer(&mut self, name: String, settings: PeerSettings) -> Result<(), ModelError> {
+        check::name("a peer", &name)?;
+        if self.state.peers.contains_key(&name) {
+            return Err(ModelError::Exists { noun: "peer", name, hint: "; to change it, use peer set" });
+        }
+        if settings.remote.is_none() {
+            return Err(ModelError::Missing("a peer needs a remote: an IP address or a DNS name"));
+        }
+        if settings.segments.is_none() {
+            return Err(ModelError::Missing("a peer needs at least one segment"));
+        }
+        let peer = Peer {
+            remote: String::new(),
+            segments: BTreeMap::new(),
+            ttl: default::TTL,
+            tos: 0,
+            df: Df::Set,
+            mtu: Mtu::Auto,
+            max_macs: default::PEER_MAX_MACS,
+        };
+        self.put_peer(name, peer, settings)
+    }
+
+    pub(super) fn set_peer(&mut self, name: &str, settings: PeerSettings) -> Result<(), ModelError> {
+        let peer = self.peer(name)?.clone();
+        self.put_peer(name.to_owned(), peer, settings)?;
+        let segments = self.state.peers.get(name).map(|peer| peer.segments.clone()).unwrap_or_default();
+        // Static entries do not outlive the adjacency that they point at.
+        self.state.fdb.retain(|entry, target| {
+            !matches!(target, StaticTarget::Peer(peer) if peer == name)
+                || segments.contains_key(&entry.segment)
+        });
+        Ok(())
+    }
+
+    /// Writes the settings given into a peer, checks it, and makes it part of the state.
+    fn put_peer(&mut self, name: String, mut peer: Peer, settings: PeerSettings) -> Result<(), ModelError> {
+        peer.remote = settings.remote.unwrap_or(peer.remote);
+        peer.ttl = settings.ttl.unwrap_or(peer.ttl);
+        peer.tos = settings.tos.unwrap_or(peer.tos);
+        peer.df = settings.df.unwrap_or(peer.df);
+        peer.mtu = settings.mtu.unwrap_or(peer.mtu);
+        peer.max_macs = settings.max_macs.unwrap_or(peer.max_macs);
+        check::ttl(peer.ttl)?;
+        check::tos(peer.tos)?;
+        check::mtu(peer.mtu)?;
+        let wanted = settings.segments.unwrap_or_else(|| peer.segments.keys().cloned().collect());
+        if wanted.is_empty() {
+            return Err(ModelError::Missing("a peer needs at least one segment"));
+        }
+        for segment in &wanted {
+            self.segment(segment)?;
+        }
+        self.check_remote(&name, &peer.remote, &wanted)?;
+        peer.segments = self.memberships(&name, &peer, wanted)?;
+        self.state.peers.insert(name, peer);
+        Ok(())
+    }
+
+    /// No host of ours, and no other peer's in one of the segments.
+    fn check_remote(&self, name: &str, remote: &str, segments: &[String]) -> Result<(), ModelError> {
+        let canonical = check::remote(remote)?;
+        let own = |local: &std::net::IpAddr| local.to_string() == canonical;
+        if let Some((interface, _)) = self.state.underlays.iter().find(|(_, underlay)| own(&underlay.local)) {
+            return Err(ModelError::RemoteIsLocal { remote: canonical, interface: interface.clone() });
+        }
+        for (other, peer) in &self.state.peers {
+            if other == name || !check::same_remote(&peer.remote, &canonical) {
+                continue;
+            }
+            if let Some(segment) = segments.iter().find(|segment| peer.segments.contains_key(*segment)) {
+                let (peer, segment) = (other.clone(), segment.clone());
+                return Err(ModelError::RemoteTaken { remote: canonical, peer, segment });
+            }
+        }
+        Ok(())
+    }
+
+    /// The adjacency ids of a peer in these segments: those that it has, and new ones.
+    fn memberships(
+        &mut self,
+        name: &str,
+        peer: &Peer,
+        wanted: Vec<String>,
+    ) -> Result<BTreeMap<String, u32>, ModelError> {
+        let before = self.before.peers.get(name).filter(|_| self.replacing);
+        let mut segments = BTreeMap::new();
+        for segment in wanted {
+            let existing =
+                peer.segments.get(&segment).or(before.and_then(|before| before.segments.get(&segment)));
+            let id = match existing {
+                // The capacity may have been made smaller since the id was given out.
+                Some(id) => *id,
+                None if segments.contains_key(&segment) => continue,
+                None => self.adjacency_id()?,
+            };
+            if !peer.segments.contains_key(&segment)
+                && self.state.peers_in(&segment).count() >= MAX_SEGMENT_ADJACENCIES as usize
+            {
+                let what = format!("the number of peers in segment {segment:?} is");
+                return Err(ModelError::Full { what, limit: MAX_SEGMENT_ADJACENCIES });
+            }
+            segments.insert(segment, id);
+        }
+        Ok(segments)
+    }
+
+    fn adjacency_id(&mut self) -> Result<u32, ModelError> {
+        if let Some(id) = self.adjacency_ids.allocate() {
+            return Ok(id);
+        }
+        let limit = self.adjacency_capacity;
+        if self.state.adjacencies().count() < limit as usize {
+            return Err(ModelError::Resting { what: "adjacency" });
+        }
+        Err(ModelError::Full { what: "the number of adjacencies (peers in segments) is".to_owned(), limit })
+    }
+
+    pub(super) fn del_peer(&mut self, name: &str) -> Result<(), ModelError> {
+        self.peer(name)?;
+        self.state.peers.remove(name);
+        self.state.fdb.retain(|_, target| !matches!(target, StaticTarget::Peer(peer) if peer == name));
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! What can be asked: one variant for each verb of the command line.
+
+use std::net::IpAddr;
+
+use mgre_common::wire::MacAddr;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::config::Document;
+use super::state::{HostInterface, StaticTarget};
+use super::types::{Df, Mode, Mtu};
+
+/// One change of the wanted state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// An interface becomes an underlay.
+    AddUnderlay {
+        /// The interface.
+        interface: String,
+        /// Our endpoint on it.
+        local: IpAddr,
+        /// How to attach.
+        mode: Mode,
+    },
+    /// An underlay is left alone again.
+    DelUnderlay {
+        /// The interface.
+        interface: String,
+    },
+    /// A new segment; what the settings do not say is the default.
+    AddSegment {
+        /// Its name.
+        name: String,
+        /// Its settings.
+        settings: SegmentSettings,
+    },
+    /// Changes of a segment; what the settings do not say stays.
+    SetSegment {
+        /// Its name.
+        name: String,
+        /// The new settings.
+        settings: SegmentSettings,
+    },
+    /// A segment goes. It must be empty.
+    DelSegment {
+        /// Its name.
+        name: String,
+    },
+    /// An existing interface becomes a port.
+    AddPort {
+        /// The segment.
+        segment: String,
+        /// The interface.
+        interface: String,
+        /// How to attach.
+        mode: Mode,
+    },
+    /// The daemon makes an interface of the host in a segment.
+    CreatePort {
+        /// The segment.
+        segment: String,
+        /// The interface's name.
+        interface: String,
+        /// Its addresses and MAC.
+        host: HostInterface,
+    },
+    /// A port goes, and its interface with it if the daemon made it.
+    DelPort {
+        /// The interface.
+        interface: String,
+    },
+    /// A new peer; remote and at least one segment must be given.
+    AddPeer {
+        /// Its name.
+        name: String,
+        /// Its settings.
+        settings: PeerSettings,
+    },
+    /// Changes of a peer; what the settings do not say stays.
+    SetPeer {
+        /// Its name.
+        name: String,
+        /// The new settings.
+        settings: PeerSettings,
+    },
+    /// A peer goes, and its static FDB entries with it.
+    DelPeer {
+        /// Its name.
+        name: String,
+    },
+    /// A static FDB entry.
+    AddFdb {
+        /// The segment.
+        segment: String,
+        /// The address.
+        mac: MacAddr,
+        /// Where it is.
+        target: StaticTarget,
+    },
+    /// A static FDB entry goes.
+    DelFdb {
+        /// The segment.
+        segment: String,
+        /// The address.
+        mac: MacAddr,
+    },
+    /// The state becomes what a document says; what stays keeps its ids.
+    Replace(Box<Document>),
+}
+
+/// Settings of a segment that may be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SegmentSettings {
+    /// The GRE key; `Some(None)` (null) for GRE without one.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    pub key: Option<Option<u32>>,
+    /// MTU of the ports that the daemon makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Seconds after which a learned address that was not seen again is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aging_seconds: Option<u32>,
+    /// Addresses it may learn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_macs: Option<u32>,
+}
+
+/// Settings of a peer that may be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerSettings {
+    /// Its endpoint: an address or a DNS name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// All the segments it is to be in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Vec<String>>,
+    /// TTL of outer packets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u8>,
+    /// DSCP of outer packets, in the upper six bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tos: Option<u8>,
+    /// Whether outer packets may be fragmented.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub df: Option<Df>,
+    /// Largest inner packet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Addresses learned from it, over all its segments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_macs: Option<u32>,
+}
+
+/// Tells a null that was given from a field that was not.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u32>>, D::Error> {
+    Option::<u32>::deserialize(deserializer).map(Some)
+}

@@ -1,0 +1,264 @@
+//! The state and its parts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mgre_common::wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use super::types::{Cidr, Df, Mode, Mtu, mac_text, optional_mac_text};
+
+/// Version of the state file's format.
+pub const STATE_VERSION: u32 = 1;
+
+/// Defaults of what an operator does not say.
+pub mod default {
+    /// Seconds after which a learned address that was not seen again is forgotten.
+    pub const AGING_SECONDS: u32 = 300;
+    /// Addresses learned in one segment.
+    pub const SEGMENT_MAX_MACS: u32 = 8192;
+    /// Addresses learned from one peer.
+    pub const PEER_MAX_MACS: u32 = 1024;
+    /// TTL of outer packets.
+    pub const TTL: u8 = 64;
+}
+
+/// Everything that was asked of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// [`STATE_VERSION`]; see [`State::from_json`].
+    pub version: u32,
+    /// By interface.
+    pub underlays: BTreeMap<String, Underlay>,
+    /// By name.
+    pub segments: BTreeMap<String, Segment>,
+    /// By interface.
+    pub ports: BTreeMap<String, Port>,
+    /// By name.
+    pub peers: BTreeMap<String, Peer>,
+    /// Static FDB entries.
+    #[serde(with = "fdb_list")]
+    pub fdb: BTreeMap<FdbName, StaticTarget>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            version: STATE_VERSION,
+            underlays: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            fdb: BTreeMap::new(),
+        }
+    }
+}
+
+/// An interface that outer packets come and go through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Underlay {
+    /// Our endpoint: the source address of outer packets.
+    pub local: IpAddr,
+    /// How to attach.
+    pub mode: Mode,
+}
+
+/// A broadcast domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// 1 to [`mgre_common::table::MAX_SEGMENTS`], the same for as long as the segment lives.
+    pub id: u16,
+    /// The GRE key; none for GRE without one.
+    pub key: Option<u32>,
+    /// MTU of the ports that the daemon makes.
+    pub mtu: Mtu,
+    /// Seconds after which a learned address that was not seen again is forgotten.
+    pub aging_seconds: u32,
+    /// Addresses it may learn.
+    pub max_macs: u32,
+}
+
+/// A local interface in a segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// Below [`mgre_common::table::MAX_PORTS`], the same for as long as the port lives.
+    pub id: u32,
+    /// Its segment's name.
+    pub segment: String,
+    /// How to attach.
+    pub mode: Mode,
+    /// What to make, if the daemon makes the interface.
+    pub created: Option<HostInterface>,
+}
+
+/// An interface that the daemon makes for the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostInterface {
+    /// Addresses to give it.
+    #[serde(default)]
+    pub addresses: Vec<Cidr>,
+    /// Its MAC; the kernel's choice if none.
+    #[serde(default, with = "optional_mac_text")]
+    pub mac: Option<MacAddr>,
+}
+
+/// A remote host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its endpoint as given: an address or a DNS name.
+    pub remote: String,
+    /// The segments it is in, with the adjacency id of each: below the
+    /// instance's capacity, the same for as long as the peer stays in the segment.
+    pub segments: BTreeMap<String, u32>,
+    /// TTL of outer packets.
+    pub ttl: u8,
+    /// DSCP of outer packets, in the upper six bits.
+    pub tos: u8,
+    /// Whether outer packets may be fragmented.
+    pub df: Df,
+    /// Largest inner packet.
+    pub mtu: Mtu,
+    /// Addresses learned from it, over all its segments.
+    pub max_macs: u32,
+}
+
+impl Peer {
+    /// The remote as an address, if it was given as one.
+    pub fn remote_address(&self) -> Option<IpAddr> {
+        self.remote.parse().ok()
+    }
+}
+
+/// What names a static FDB entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FdbName {
+    /// The segment's name.
+    pub segment: String,
+    /// The address.
+    pub mac: MacAddr,
+}
+
+/// Where a static FDB entry points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StaticTarget {
+    /// The peer with this name.
+    Peer(String),
+    /// The port with this interface.
+    Port(String),
+}
+
+/// A saved state cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It was written by a program with another format.
+    #[error("the state has format version {0}, this program reads version {STATE_VERSION}")]
+    Version(u32),
+    /// It is not the JSON of a state.
+    #[error("the state is damaged: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl State {
+    /// Reads what [`State::to_json`] wrote.
+    ///
+    /// # Errors
+    /// Another version, or no state at all. References are not checked.
+    pub fn from_json(text: &str) -> Result<Self, LoadError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_str(text)?;
+        if version != STATE_VERSION {
+            return Err(LoadError::Version(version));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// The state file's text.
+    ///
+    /// # Errors
+    /// None that this type can cause.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self)
+    }
+
+    /// Name and value of the segment with this id.
+    pub fn segment_by_id(&self, id: u16) -> Option<(&str, &Segment)> {
+        self.segments
+            .iter()
+            .find(|(_, segment)| segment.id == id)
+            .map(|(name, segment)| (name.as_str(), segment))
+    }
+
+    /// Interface and value of the port with this id.
+    pub fn port_by_id(&self, id: u32) -> Option<(&str, &Port)> {
+        self.ports.iter().find(|(_, port)| port.id == id).map(|(name, port)| (name.as_str(), port))
+    }
+
+    /// Every adjacency: its id, its peer's name and value, its segment's name.
+    pub fn adjacencies(&self) -> impl Iterator<Item = (u32, &str, &Peer, &str)> {
+        self.peers.iter().flat_map(|(name, peer)| {
+            peer.segments.iter().map(move |(segment, id)| (*id, name.as_str(), peer, segment.as_str()))
+        })
+    }
+
+    /// The ports of a segment.
+    pub fn ports_in<'a>(&'a self, segment: &'a str) -> impl Iterator<Item = (&'a str, &'a Port)> {
+        self.ports
+            .iter()
+            .filter(move |(_, port)| port.segment == segment)
+            .map(|(name, port)| (name.as_str(), port))
+    }
+
+    /// The peers in a segment.
+    pub fn peers_in<'a>(&'a self, segment: &'a str) -> impl Iterator<Item = (&'a str, &'a Peer)> {
+        self.peers
+            .iter()
+            .filter(move |(_, peer)| peer.segments.contains_key(segment))
+            .map(|(name, peer)| (name.as_str(), peer))
+    }
+}
+
+/// JSON has no keys made of two parts, so the entries are saved as a list.
+mod fdb_list {
+    use super::*;
+    use serde::{Deserializer, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Entry {
+        segment: String,
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        target: StaticTarget,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        fdb: &BTreeMap<FdbName, StaticTarget>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(fdb.iter().map(|(name, target)| Entry {
+            segment: name.segment.clone(),
+            mac: name.mac,
+            target: target.clone(),
+        }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<FdbName, StaticTarget>, D::Error> {
+        let entries = Vec::<Entry>::deserialize(deserializer)?;
+        Ok(entries
+            .into_iter()
+            .map(|Entry { segment, mac, target }| (FdbName { segment, mac }, target))
+            .collect())
+    }
+}

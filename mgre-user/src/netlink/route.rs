@@ -1,0 +1,120 @@
+//! Addresses and route lookups.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+
+use super::decode::{self, Lookup};
+use super::error::Failure;
+use super::socket::Socket;
+use super::{Address, Error, Netlink, Result, Route};
+
+/// The family of an address, as netlink headers name it.
+pub(super) fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+impl Netlink {
+    /// All addresses of all interfaces, IPv4 and IPv6.
+    pub async fn addresses(&self) -> Result<Vec<Address>> {
+        self.run(|socket| {
+            let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+            let answer = socket.dump(request).map_err(|failure| failure.during("list addresses"))?;
+            Ok(answer
+                .iter()
+                .filter(|message| message.kind == libc::RTM_NEWADDR)
+                .filter_map(|message| decode::interface_address(&message.payload))
+                .collect())
+        })
+        .await
+    }
+
+    /// Gives an interface an address. [`Error::AddressExists`] if it has it already.
+    pub async fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<()> {
+        self.run(move |socket| {
+            let mut message = AddressMessage::default();
+            message.header.family = family(address);
+            message.header.prefix_len = prefix_len;
+            message.header.index = index;
+            message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+            socket.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map_err(
+                |failure| match failure.errno() {
+                    Some(Errno::EEXIST) => Error::AddressExists { ifindex: index, address, prefix_len },
+                    _ => failure.on_link(index, format!("add {address}/{prefix_len} to interface {index}")),
+                },
+            )
+        })
+        .await
+    }
+
+    /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup,
+    /// rules, multipath and discovered path MTU included. `None` if it would not leave at all: no route,
+    /// unreachable, prohibited, blackhole.
+    pub async fn route_to(&self, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>> {
+        self.run(move |socket| {
+            let found = look_up(socket, dst, source)
+                .map_err(|failure| failure.during(format!("look up the route to {dst}")))?;
+            match source {
+                // The IPv4 lookup refuses a source that is not ours as it refuses a destination without a
+                // route.
+                Some(source) if found.is_none() && !is_local(socket, source) => {
+                    Err(Error::SourceNotLocal(source))
+                }
+                _ => Ok(found),
+            }
+        })
+        .await
+    }
+}
+
+fn is_local(socket: &mut Socket, address: IpAddr) -> bool {
+    matches!(look_up(socket, address, None), Ok(Some(Route { local: true, .. })))
+}
+
+fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>, Failure> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(dst);
+    message.header.destination_prefix_length = bits(dst);
+    message.header.flags = RouteFlags::LookupTable;
+    message.attributes.push(RouteAttribute::Destination(route_address(dst)));
+    if let Some(source) = source {
+        message.header.source_prefix_length = bits(source);
+        message.attributes.push(RouteAttribute::Source(route_address(source)));
+    }
+    match socket.get(RouteNetlinkMessage::GetRoute(message)) {
+        Ok(answer) => match decode::route(&answer.payload) {
+            Some(Lookup::Usable(route)) => Ok(Some(route)),
+            Some(Lookup::Unusable) => Ok(None),
+            None => Err(Failure::malformed("malformed route")),
+        },
+        // fib_props[] of net/ipv4/fib_semantics.c: EINVAL is a blackhole, EACCES a prohibit route, not a
+        // privilege.
+        Err(failure) => match failure.errno() {
+            Some(
+                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::ENETDOWN,
+            ) => Ok(None),
+            _ => Err(failure),
+        },
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}

@@ -1,0 +1,120 @@
+//! From one plan to another, in steps that can be taken while frames go through.
+
+use std::collections::BTreeMap;
+
+use mgre_common::fdb::FdbKey;
+use mgre_common::table::EndpointKey;
+
+use super::{AdjacencyRecord, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Attach a program to an interface.
+    Attach {
+        /// The interface.
+        ifindex: u32,
+        /// Its name.
+        interface: String,
+        /// Which program, and where.
+        hook: Hook,
+    },
+    /// Take a program off an interface.
+    Detach {
+        /// The interface.
+        ifindex: u32,
+        /// Which program.
+        hook: Hook,
+    },
+    /// Write an adjacency.
+    SetAdjacency(u32, AdjacencyRecord),
+    /// Clear an adjacency, and forget what was learned from it.
+    RemoveAdjacency(u32),
+    /// Write a port.
+    SetPort(u32, PortRecord),
+    /// Clear a port, and forget what was learned from it.
+    RemovePort(u32),
+    /// Make frames from an interface a port's.
+    SetPortIndex(u32, u32),
+    /// Make frames from an interface nobody's.
+    RemovePortIndex(u32),
+    /// Make an endpoint an adjacency's.
+    SetEndpoint(EndpointKey, u32),
+    /// Make an endpoint nobody's.
+    RemoveEndpoint(EndpointKey),
+    /// Write a segment and its flood list.
+    SetFlood(u16, FloodTargets),
+    /// Clear a segment, and forget what was learned in it.
+    RemoveSegment(u16),
+    /// Put an entry into the FDB that stays.
+    SetFixed(FdbKey, FixedEntry),
+    /// Take such an entry out.
+    RemoveFixed(FdbKey),
+}
+
+/// The steps from one plan to another. What is referred to is written before
+/// what refers to it, and removed after it; programs are attached when all that
+/// they need is there.
+pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (ifindex, hook) in gone(&old.attachments, &new.attachments) {
+        ops.push(Op::Detach { ifindex: *ifindex, hook: *hook });
+    }
+    for (id, record) in changed(&old.adjacencies, &new.adjacencies) {
+        ops.push(Op::SetAdjacency(*id, *record));
+    }
+    for (id, record) in changed(&old.ports, &new.ports) {
+        ops.push(Op::SetPort(*id, *record));
+    }
+    for (key, id) in changed(&old.endpoints, &new.endpoints) {
+        ops.push(Op::SetEndpoint(*key, *id));
+    }
+    for (segment, targets) in changed(&old.floods, &new.floods) {
+        ops.push(Op::SetFlood(*segment, targets.clone()));
+    }
+    for (key, entry) in changed(&old.fixed, &new.fixed) {
+        ops.push(Op::SetFixed(*key, *entry));
+    }
+    let (old_index, new_index) = (port_index(old), port_index(new));
+    for (ifindex, id) in changed(&old_index, &new_index) {
+        ops.push(Op::SetPortIndex(*ifindex, *id));
+    }
+    removals(old, new, &mut ops);
+    ops.extend(gone(&old_index, &new_index).map(|ifindex| Op::RemovePortIndex(*ifindex)));
+    ops.extend(gone(&old.ports, &new.ports).map(|id| Op::RemovePort(*id)));
+    ops.extend(gone(&old.adjacencies, &new.adjacencies).map(|id| Op::RemoveAdjacency(*id)));
+    for ((ifindex, hook), interface) in changed(&old.attachments, &new.attachments) {
+        // A new name is no new attachment.
+        if !old.attachments.contains_key(&(*ifindex, *hook)) {
+            let (ifindex, hook) = (*ifindex, *hook);
+            ops.push(Op::Attach { ifindex, interface: interface.clone(), hook });
+        }
+    }
+    ops
+}
+
+fn removals(old: &Plan, new: &Plan, ops: &mut Vec<Op>) {
+    ops.extend(gone(&old.fixed, &new.fixed).map(|key| Op::RemoveFixed(*key)));
+    ops.extend(gone(&old.floods, &new.floods).map(|segment| Op::RemoveSegment(*segment)));
+    ops.extend(gone(&old.endpoints, &new.endpoints).map(|key| Op::RemoveEndpoint(*key)));
+}
+
+fn port_index(plan: &Plan) -> BTreeMap<u32, u32> {
+    plan.ports.iter().map(|(id, record)| (record.ifindex, *id)).collect()
+}
+
+/// Keys of what is no more.
+fn gone<'a, K: Ord, V>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    old.keys().filter(|key| !new.contains_key(key))
+}
+
+/// What is new or different.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    new.iter().filter(|(key, value)| old.get(key) != Some(value))
+}

@@ -1,0 +1,114 @@
+//! What the datapath is to hold, worked out from what is wanted and what the
+//! kernel has.
+//!
+//! ```text
+//! State + Observed --compile--> Plan;  Plan, Plan --diff--> operations
+//! ```
+//!
+//! Start, every API call and every change in the kernel go through this one path.
+//! Nothing here does I/O.
+
+mod compile;
+mod diff;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use mgre_common::fdb::FdbKey;
+use mgre_common::table::{EndpointKey, Template};
+use mgre_common::target::Target;
+
+pub use compile::{PeerOutcome, PeerStatus, compile, segment_mtu};
+pub use diff::{Op, diff};
+
+use crate::netlink::{Link, Neighbor, Route};
+
+/// What the kernel has, as far as it matters.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// All interfaces by index.
+    pub links: HashMap<u32, Link>,
+    /// Endpoints of peers by the name that they were given as; those not resolved are missing.
+    pub endpoints: HashMap<String, IpAddr>,
+    /// Routes to the endpoints; no route is `None`.
+    pub routes: HashMap<IpAddr, Option<Route>>,
+    /// The neighbour tables.
+    pub neighbors: HashMap<(u32, IpAddr), Neighbor>,
+}
+
+impl Observed {
+    /// An interface by name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Packets that an underlay interface receives.
+    Underlay,
+    /// Frames that a port's interface receives.
+    Port,
+    /// Frames that the host sends through an interface made for it.
+    HostPort,
+}
+
+/// A port's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRecord {
+    /// Its interface.
+    pub ifindex: u32,
+    /// Its segment's id.
+    pub segment: u16,
+    /// The longest frame it takes, Ethernet header included.
+    pub max_frame: u32,
+    /// Whether its interface is up.
+    pub up: bool,
+    /// Whether it is an interface made for the host.
+    pub host: bool,
+}
+
+/// An adjacency's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdjacencyRecord {
+    /// Its segment's id.
+    pub segment: u16,
+    /// Its outer header.
+    pub template: Template,
+}
+
+/// The flood targets of a segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FloodTargets {
+    /// Port ids.
+    pub ports: Vec<u32>,
+    /// Adjacency ids.
+    pub adjacencies: Vec<u32>,
+}
+
+/// An FDB entry that is given, not learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedEntry {
+    /// Where it points.
+    pub target: Target,
+    /// The address of an interface made for the host, not one given by an operator.
+    pub local: bool,
+}
+
+/// Everything that the datapath is to hold, but for what it learns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// By interface index and hook: the interface's name.
+    pub attachments: BTreeMap<(u32, Hook), String>,
+    /// By port id.
+    pub ports: BTreeMap<u32, PortRecord>,
+    /// By adjacency id.
+    pub adjacencies: BTreeMap<u32, AdjacencyRecord>,
+    /// By endpoint: the adjacency id.
+    pub endpoints: BTreeMap<EndpointKey, u32>,
+    /// By segment id; every segment has one, if an empty one.
+    pub floods: BTreeMap<u16, FloodTargets>,
+    /// FDB entries that are given.
+    pub fixed: BTreeMap<FdbKey, FixedEntry>,
+}

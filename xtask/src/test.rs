@@ -1,0 +1,139 @@
+//! Every test of the workspace.
+//!
+//! The test programs are built by cargo as the user and then run one by one, those that make network namespaces as
+//! root; `cargo test` under sudo would leave root's files in the user's target folder.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{host, setup};
+
+/// The package whose tests need root.
+const PRIVILEGED_PACKAGE: &str = "mgre-tests";
+
+#[derive(Debug, PartialEq, Eq)]
+struct TestProgram {
+    executable: PathBuf,
+    /// The folder of its package, where cargo runs tests.
+    folder: PathBuf,
+    target: String,
+    privileged: bool,
+}
+
+pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
+    setup::run(root, setup::Purpose::Run)?;
+    let mgre = host::build_mgre(root)?;
+    let programs = build(root)?;
+
+    let mut failed = Vec::new();
+    for program in &programs {
+        println!("\ntest: {} of {}", program.target, program.folder.display());
+        let mut command = if program.privileged {
+            host::privileged(&program.executable, &[("MGRE_BIN", mgre.as_os_str())])?
+        } else {
+            std::process::Command::new(&program.executable)
+        };
+        // As cargo does, for what looks for files of its package.
+        command.current_dir(&program.folder).env("CARGO_MANIFEST_DIR", &program.folder).args(args);
+        if let Err(error) = host::run(&mut command) {
+            eprintln!("error: {error:#}");
+            failed.push(program.target.as_str());
+        }
+    }
+    // A filter for test programs means nothing to the examples in the documentation.
+    if args.is_empty() {
+        println!("\ntest: examples in the documentation");
+        if let Err(error) = host::run(host::cargo(root).args(["test", "--workspace", "--doc"])) {
+            eprintln!("error: {error:#}");
+            failed.push("documentation");
+        }
+    }
+    if !failed.is_empty() {
+        bail!("tests failed in: {}", failed.join(", "));
+    }
+    println!("\ntest: {} test programs passed", programs.len());
+    Ok(())
+}
+
+fn build(root: &Path) -> Result<Vec<TestProgram>> {
+    let mut cargo = host::cargo(root);
+    cargo.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {}", host::shown(&cargo)))?;
+    if !output.status.success() {
+        bail!("the tests do not compile ({})", output.status);
+    }
+    let mut programs = parse(&String::from_utf8(output.stdout)?)?;
+    // The quick ones first.
+    programs.sort_by_key(|program| program.privileged);
+    Ok(programs)
+}
+
+/// The test programs among cargo's messages, one JSON object a line.
+fn parse(messages: &str) -> Result<Vec<TestProgram>> {
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)
+            .with_context(|| format!("cargo wrote a message that is not JSON: {line}"))?;
+        if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+            continue;
+        }
+        let (Some(executable), Some(manifest), Some(target)) = (
+            message["executable"].as_str(),
+            message["manifest_path"].as_str(),
+            message["target"]["name"].as_str(),
+        ) else {
+            continue;
+        };
+        let folder = Path::new(manifest).parent().with_context(|| format!("{manifest} has no folder"))?;
+        // The folder's name can be anything; the package's name is in its identifier, which ends in `#NAME@VERSION`
+        // or, where the folder has the same name, in `/NAME#VERSION`.
+        let package = message["package_id"].as_str().unwrap_or_default();
+        programs.push(TestProgram {
+            executable: executable.into(),
+            folder: folder.to_owned(),
+            target: target.to_owned(),
+            privileged: package.contains(&format!("#{PRIVILEGED_PACKAGE}@"))
+                || package.contains(&format!("/{PRIVILEGED_PACKAGE}#")),
+        });
+    }
+    Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_told_from_other_artifacts() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","package_id":"registry+https://example.invalid/index#anyhow@1.0.0","manifest_path":"/r/anyhow/Cargo.toml","target":{"name":"anyhow"},"profile":{"test":false},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w/mgre-user#0.1.0","manifest_path":"/w/mgre-user/Cargo.toml","target":{"name":"mgre"},"profile":{"test":false},"executable":"/w/target/debug/mgre"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w/mgre-user#0.1.0","manifest_path":"/w/mgre-user/Cargo.toml","target":{"name":"mgre_user"},"profile":{"test":true},"executable":"/w/target/debug/deps/mgre_user-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w/tests#mgre-tests@0.1.0","manifest_path":"/w/tests/Cargo.toml","target":{"name":"overlay"},"profile":{"test":true},"executable":"/w/target/debug/deps/overlay-1"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        let programs = parse(messages).expect("JSON");
+        let summary: Vec<_> =
+            programs.iter().map(|p| (p.target.as_str(), p.folder.as_path(), p.privileged)).collect();
+        assert_eq!(
+            summary,
+            [("mgre_user", Path::new("/w/mgre-user"), false), ("overlay", Path::new("/w/tests"), true)]
+        );
+    }
+
+    #[test]
+    fn other_output_is_an_error() {
+        assert!(parse("warning: something").is_err());
+    }
+}
