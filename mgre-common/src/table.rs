@@ -276,8 +276,8 @@ pub const fn mapped_v4(address: u32) -> [u32; 4] {
 pub struct Config {
     /// [`crate::fdb::FdbHash::multipliers`].
     pub fdb_multipliers: [u64; 2],
-    /// [`crate::fdb::FdbHash::mask`].
-    pub fdb_mask: u32,
+    /// [`crate::fdb::FdbHash::shift`].
+    pub fdb_shift: u32,
     /// Possible CPUs, which is how many traffic rows there are for each row.
     pub cpus: u32,
     /// [`crate::counters::drop_shards`] less one.

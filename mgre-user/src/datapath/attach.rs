@@ -68,8 +68,7 @@ impl Attachments {
     /// # Errors
     /// The directory cannot be made.
     pub fn new(directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         Ok(Self { directory, links: BTreeMap::new() })
     }
 
@@ -102,13 +101,7 @@ impl Attachments {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn attach(
-        &mut self,
-        programs: &mut Ebpf,
-        ifindex: u32,
-        interface: &str,
-        hook: Hook,
-    ) -> Result<()> {
+    pub fn attach(&mut self, programs: &mut Ebpf, ifindex: u32, interface: &str, hook: Hook) -> Result<()> {
         let pin = self.pin(ifindex, hook);
         let program = classifier(programs, hook.program())?;
         let taken_over = match open_pin(&pin)? {

@@ -89,12 +89,8 @@ impl Floods {
         let start = self.allocate(room).with_context(|| {
             format!("no room for a flood list of {count} targets now; try again in some seconds")
         })?;
-        let placed = Placed {
-            start,
-            room,
-            ports: targets.ports.clone(),
-            adjacencies: targets.adjacencies.clone(),
-        };
+        let placed =
+            Placed { start, room, ports: targets.ports.clone(), adjacencies: targets.adjacencies.clone() };
         let ports = placed.ports.iter().map(|id| Target::port(*id));
         let adjacencies = placed.adjacencies.iter().map(|id| Target::adjacency(*id));
         for (index, target) in ports.chain(adjacencies).enumerate() {
@@ -152,12 +148,7 @@ impl Floods {
 }
 
 /// Changes a list's adjacencies in place.
-fn update(
-    slots: &SharedArray<FloodSlot>,
-    placed: &mut Placed,
-    wanted: &[u32],
-    publish: impl Fn(FloodList),
-) {
+fn update(slots: &SharedArray<FloodSlot>, placed: &mut Placed, wanted: &[u32], publish: impl Fn(FloodList)) {
     let first = placed.start + placed.ports.len() as u32;
     let keep: std::collections::HashSet<u32> = wanted.iter().copied().collect();
     let mut index = 0;

@@ -168,7 +168,8 @@ impl Datapath {
 
     fn set_flood(&mut self, segment: u16, targets: &FloodTargets, now: u32) -> Result<()> {
         let record = self.tables.segments.get(segment.into()).context("no such segment")?;
-        self.floods.set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
+        self.floods
+            .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
         let flags = record.flags.load(Ordering::Relaxed);
         record.flags.store(flags | segment_flag::VALID, Ordering::Release);
         Ok(())

@@ -42,8 +42,7 @@ pub struct PeerOutcome {
 pub fn compile(state: &State, observed: &Observed) -> (Plan, BTreeMap<String, PeerOutcome>) {
     let mut compiler = Compiler::new(state, observed);
     compiler.segments_and_ports();
-    let outcomes =
-        state.peers.iter().map(|(name, peer)| (name.clone(), compiler.peer(peer))).collect();
+    let outcomes = state.peers.iter().map(|(name, peer)| (name.clone(), compiler.peer(peer))).collect();
     compiler.fixed_entries();
     (compiler.plan, outcomes)
 }
@@ -86,12 +85,8 @@ impl<'a> Compiler<'a> {
             }
         }
         for local in &locals {
-            let key = EndpointKey {
-                remote: [0; 4],
-                local: mapped(*local),
-                key: 0,
-                kind: endpoint_kind::LOCAL,
-            };
+            let key =
+                EndpointKey { remote: [0; 4], local: mapped(*local), key: 0, kind: endpoint_kind::LOCAL };
             plan.endpoints.insert(key, 0);
         }
         Self { state, observed, plan, underlays, locals }
@@ -125,8 +120,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn peer(&mut self, peer: &Peer) -> PeerOutcome {
-        let endpoint =
-            peer.remote_address().or_else(|| self.observed.endpoints.get(&peer.remote).copied());
+        let endpoint = peer.remote_address().or_else(|| self.observed.endpoints.get(&peer.remote).copied());
         let Some(IpAddr::V4(remote)) = endpoint else {
             let status = PeerStatus::Unresolved(format!("{} has no IPv4 address", peer.remote));
             return PeerOutcome { status, endpoint, neighbor: None };
@@ -219,9 +213,7 @@ impl<'a> Compiler<'a> {
                     .get(peer)
                     .and_then(|peer| peer.segments.get(&name.segment))
                     .map(|id| Target::adjacency(*id)),
-                StaticTarget::Port(port) => {
-                    self.state.ports.get(port).map(|port| Target::port(port.id))
-                }
+                StaticTarget::Port(port) => self.state.ports.get(port).map(|port| Target::port(port.id)),
             };
             if let Some(target) = target {
                 let entry = FixedEntry { target, local: false };

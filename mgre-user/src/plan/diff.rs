@@ -104,10 +104,7 @@ fn port_index(plan: &Plan) -> BTreeMap<u32, u32> {
 }
 
 /// Keys of what is no more.
-fn gone<'a, K: Ord, V>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = &'a K> {
+fn gone<'a, K: Ord, V>(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
     old.keys().filter(|key| !new.contains_key(key))
 }
 
