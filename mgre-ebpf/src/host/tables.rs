@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::event::LearnEvent;
-use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
+use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Adjacency, Clock, EndpointKey, FloodSlot, Port, Segment, Template};
 use mgre_common::target::Target;
@@ -50,7 +50,10 @@ impl Default for MemoryTables {
             adjacencies: (0..600).map(|_| Adjacency::default()).collect(),
             endpoints: HashMap::new(),
             flood: (0..2048).map(|_| FloodSlot::default()).collect(),
-            hash: FdbHash { mask: BUCKETS - 1, multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] },
+            hash: FdbHash {
+                shift: hash_shift(BUCKETS),
+                multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
+            },
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
             clock: Clock::default(),
             traffic: RefCell::default(),

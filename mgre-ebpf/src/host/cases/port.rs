@@ -169,7 +169,6 @@ fn sizes() -> Vec<Case> {
             *bytes = crate::host::packet::Outer::to_peer(PEER_A, Some(7)).wrap(&vlan);
         }
     }
-    // The frame above that goes to a port does so from another one.
     cases
 }
 
@@ -202,7 +201,7 @@ fn odd_ports() -> Vec<Case> {
             .host_only("counter rows end where adjacencies do"),
     ];
     for len in [0, 1, 13] {
-        let case = Case::port(format!("{len} bytes"), 10, bytes[..len].to_vec())
+        let case = Case::port(format!("a frame of {len} bytes"), 10, bytes[..len].to_vec())
             .refused(Target::port(0), DropReason::Malformed);
         cases.push(case.host_only("a test run needs an Ethernet header"));
     }

@@ -247,7 +247,8 @@ fn the_kernels() -> Vec<Case> {
         Case::underlay("ARP", frame(station(1), station(3), 0x0806, 46)),
         Case::underlay("IPv6", crate::host::packet::udp_v6(station(1), station(3), 46)),
         Case::underlay("nothing", Vec::new()).host_only("a test run needs an Ethernet header"),
-        Case::underlay("13 bytes", packet[..13].to_vec()).host_only("a test run needs an Ethernet header"),
+        Case::underlay("a packet of 13 bytes", packet[..13].to_vec())
+            .host_only("a test run needs an Ethernet header"),
     ];
     options[37] = 0xff;
     cases.push(counted("options that are wrong are the kernel's to judge", options));
