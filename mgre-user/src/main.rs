@@ -1,2 +1,7 @@
 //! The `mgre` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mgre_user::cli::main()
+}

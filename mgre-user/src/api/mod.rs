@@ -3,9 +3,18 @@
 //! - [`messages`]: what the handlers ask of the engine;
 //! - [`views`]: what they show;
 //! - [`event`]: what happens, as it happens;
-//! - [`problem`]: errors as a client sees them (RFC 9457).
+//! - [`problem`]: errors as a client sees them (RFC 9457);
+//! - [`socket`]: the Unix socket, of which an instance has one;
+//! - [`server`]: its connections, and how they end;
+//! - [`routes`]: which request does what;
+//! - [`client`]: the other end, for the command line.
 
+pub mod client;
 pub mod event;
+mod extract;
 pub mod messages;
 pub mod problem;
+pub mod routes;
+pub mod server;
+pub mod socket;
 pub mod views;

@@ -1,7 +1,41 @@
 //! The daemon.
+//!
+//! - `engine`: the one task that owns everything, and its loop;
+//! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
+//! - `learning`: events from the datapath, and ageing;
+//! - `requests`, `numbers`: answers for the API;
+//! - `observe`, `names`: the picture of the kernel, and of DNS;
+//! - `store`: the saved state; `system`: what must be there before a start.
 
+mod check;
+mod engine;
+mod learning;
+mod names;
+mod numbers;
+mod observe;
+mod requests;
+mod store;
+mod system;
+mod transact;
+
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use mgre_common::SCHEMA_VERSION;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::engine::{Engine, Parts};
+use self::store::Store;
+use crate::api::messages::Handle;
+use crate::api::{server, socket};
+use crate::datapath::Datapath;
+use crate::datapath::load::{Capacity, load};
+use crate::model::{Change, Document};
+use crate::netlink::{Monitor, Netlink};
+use crate::object::object;
 
 /// How to run the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,10 +58,98 @@ pub struct Options {
     pub adjacencies: u32,
 }
 
-/// Runs until it is told to stop.
+impl Options {
+    /// Where links are pinned.
+    fn pins(&self) -> PathBuf {
+        self.bpffs.join("mgre").join(format!("v{SCHEMA_VERSION}")).join(&self.instance).join("links")
+    }
+}
+
+/// Runs until it is told to stop, by a signal or by `mgre detach`.
+///
+/// The programs stay attached when it stops, but after `detach`.
 ///
 /// # Errors
 /// What keeps it from running.
-pub async fn run(options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("the daemon of instance {} cannot run yet", options.instance)
+pub async fn run(options: Options) -> Result<()> {
+    let object = object()?;
+    system::check_privileges()?;
+    let kernel = system::kernel_release()?;
+    system::check_kernel(&kernel)?;
+    let lock = socket::InstanceLock::acquire(&options.run_dir, &options.instance)?;
+    system::ensure_bpffs(&options.bpffs)?;
+    let metrics = match options.metrics {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("cannot serve metrics on {address} (--metrics off, or another address)")
+        })?),
+        None => None,
+    };
+    let config = options.config.as_ref().map(|path| read_config(path)).transpose()?;
+    let store = Store::open(&options.state_dir, &options.instance)?;
+    let saved = store.load()?;
+
+    let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
+    let mut loaded = load(object, capacity)?;
+    let ring = loaded.events.take().context("the event ring is taken")?;
+    let datapath = Datapath::new(loaded, options.pins(), options.fdb_entries)?;
+    let monitor = Monitor::open()?;
+    let (handle, requests, events) = Handle::new();
+    let mut engine = Engine::new(Parts {
+        options: options.clone(),
+        kernel,
+        state: saved.state,
+        promiscuous: saved.promiscuous,
+        store,
+        netlink: Netlink::connect()?,
+        datapath,
+        events,
+    });
+    engine.start().await?;
+    if let Some(document) = config {
+        let replace = Change::Replace(Box::new(document));
+        let applied =
+            engine.change(vec![replace], false).await.context("the configuration cannot be applied")?;
+        for line in applied.changed {
+            tracing::info!("{line}");
+        }
+        for line in applied.warnings {
+            tracing::warn!("{line}");
+        }
+    }
+
+    let socket = socket::Socket::bind(&options.run_dir, &options.instance, lock)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = server::serve(socket, metrics, handle, async {
+        stopped.await.ok();
+    });
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    announce()?;
+    let work = async {
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let result = engine.run(requests, monitor, ring, shutdown).await;
+        // The server may have ended by itself.
+        stop.send(()).ok();
+        result
+    };
+    let (result, ()) = tokio::join!(work, server);
+    result
+}
+
+/// Says that requests are served.
+fn announce() -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "ready")?;
+    out.flush()?;
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell the service manager")?;
+    Ok(())
+}
+
+fn read_config(path: &std::path::Path) -> Result<Document> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Document::from_toml(&text).with_context(|| format!("cannot understand {}", path.display()))
 }

@@ -56,14 +56,13 @@ pub struct Tables {
 }
 
 /// Everything loaded, nothing attached.
-
 pub struct Loaded {
     /// The programs.
     pub programs: Ebpf,
     /// The tables.
     pub tables: Tables,
-    /// The event ring.
-    pub events: RingBuf<MapData>,
+    /// The event ring, until its reader takes it.
+    pub events: Option<RingBuf<MapData>>,
     /// What the programs were told.
     pub config: Config,
 }
@@ -94,7 +93,7 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
         classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
     }
     let tables = Tables::take(&mut programs)?;
-    let events = RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?;
+    let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     Ok(Loaded { programs, tables, events, config })
 }
 

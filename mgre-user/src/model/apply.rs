@@ -1,6 +1,6 @@
 //! From a state and a change to the next state.
 //!
-//! A [`Draft`] is a copy of the state that changes are made on. It is thrown
+//! A `Draft` is a copy of the state that changes are made on. It is thrown
 //! away when one of them cannot be, so a failing change leaves nothing behind.
 
 use std::net::IpAddr;
@@ -16,7 +16,10 @@ use super::ids::{Ids, Pool};
 use super::state::{FdbName, Segment, State, StaticTarget, Underlay, default};
 use super::types::{Mode, Mtu};
 
+mod index;
 mod members;
+
+use index::Index;
 
 impl State {
     /// The state after one change.
@@ -55,6 +58,8 @@ struct Draft<'a> {
     port_ids: Pool,
     adjacency_ids: Pool,
     adjacency_capacity: u32,
+    /// Of the peers in `state`; both are changed together.
+    index: Index,
 }
 
 impl<'a> Draft<'a> {
@@ -72,6 +77,7 @@ impl<'a> Draft<'a> {
             port_ids: Pool::new(0, MAX_PORTS, ports),
             adjacency_ids: Pool::new(0, ids.adjacency_capacity, adjacencies),
             adjacency_capacity: ids.adjacency_capacity,
+            index: Index::new(&before.peers),
         }
     }
 
@@ -99,6 +105,7 @@ impl<'a> Draft<'a> {
     /// Builds the document's state from nothing; what was there before keeps its ids.
     fn replace(&mut self, document: &Document) -> Result<(), ModelError> {
         self.state = State::default();
+        self.index = Index::default();
         self.replacing = true;
         for change in document.additions() {
             self.apply(change)?;

@@ -76,7 +76,7 @@ pub fn remote(text: &str) -> Result<String, ModelError> {
         return endpoint(ROLE, address).map(|v4| v4.to_string());
     }
     let bad = |why| Err(ModelError::BadEndpoint { address: text.to_owned(), role: ROLE, why });
-    let host = text.strip_suffix('.').unwrap_or(text);
+    let host = without_root(text);
     let label_ok = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
@@ -93,9 +93,14 @@ pub fn remote(text: &str) -> Result<String, ModelError> {
     Ok(host.to_ascii_lowercase())
 }
 
-/// Whether a checked remote is the same as one in canonical form.
-pub fn same_remote(remote: &str, canonical: &str) -> bool {
-    remote.strip_suffix('.').unwrap_or(remote).eq_ignore_ascii_case(canonical)
+/// A DNS name without the dot of the root at its end.
+pub fn without_root(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// Whether two remotes that were checked before are the same.
+pub fn same_remote(one: &str, other: &str) -> bool {
+    without_root(one).eq_ignore_ascii_case(without_root(other))
 }
 
 /// Checks an MTU.

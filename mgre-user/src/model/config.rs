@@ -167,8 +167,13 @@ impl From<FdbEntry> for RawFdbEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// It is not TOML, or has a table or key that is not known; says where.
-    #[error("{0}")]
-    Toml(#[from] toml::de::Error),
+    #[error("line {line}: {message}")]
+    Toml {
+        /// Where, counted from 1.
+        line: usize,
+        /// What is wrong, in one line.
+        message: String,
+    },
     /// A port says how an interface is to be made, but not that it is.
     #[error(
         "port {0:?} has addresses or a mac, which only an interface that is made can be given; say create = true"
@@ -185,7 +190,11 @@ impl Document {
     /// # Errors
     /// What is wrong, and where. References are checked when it is applied.
     pub fn from_toml(text: &str) -> Result<Self, DocumentError> {
-        let document: Self = toml::from_str(text)?;
+        let document: Self = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+            DocumentError::Toml { line, message: error.message().replace('\n', ", ") }
+        })?;
         document.check()?;
         Ok(document)
     }
@@ -203,15 +212,7 @@ impl Document {
     /// # Errors
     /// A table whose keys do not go together.
     pub fn check(&self) -> Result<(), DocumentError> {
-        for port in &self.ports {
-            if !port.create && (!port.addresses.is_empty() || port.mac.is_some()) {
-                return Err(DocumentError::NotCreated(port.interface.clone()));
-            }
-            if port.create && port.mode != Mode::Auto {
-                return Err(DocumentError::ModeOfCreated(port.interface.clone()));
-            }
-        }
-        Ok(())
+        self.ports.iter().try_for_each(PortEntry::check)
     }
 
     /// The document that says this state.
@@ -238,6 +239,22 @@ impl Document {
         let peers = self.peers.iter().cloned().map(Change::from);
         let fdb = self.fdb.iter().cloned().map(Change::from);
         underlays.chain(segments).chain(ports).chain(peers).chain(fdb)
+    }
+}
+
+impl PortEntry {
+    /// Checks that its keys go together.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check(&self) -> Result<(), DocumentError> {
+        if !self.create && (!self.addresses.is_empty() || self.mac.is_some()) {
+            return Err(DocumentError::NotCreated(self.interface.clone()));
+        }
+        if self.create && self.mode != Mode::Auto {
+            return Err(DocumentError::ModeOfCreated(self.interface.clone()));
+        }
+        Ok(())
     }
 }
 

@@ -126,6 +126,10 @@ impl Draft<'_> {
         }
         self.check_remote(&name, &peer.remote, &wanted)?;
         peer.segments = self.memberships(&name, &peer, wanted)?;
+        if let Some(before) = self.state.peers.get(&name) {
+            self.index.remove(before);
+        }
+        self.index.insert(&peer);
         self.state.peers.insert(name, peer);
         Ok(())
     }
@@ -136,6 +140,9 @@ impl Draft<'_> {
         let own = |local: &std::net::IpAddr| local.to_string() == canonical;
         if let Some((interface, _)) = self.state.underlays.iter().find(|(_, underlay)| own(&underlay.local)) {
             return Err(ModelError::RemoteIsLocal { remote: canonical, interface: interface.clone() });
+        }
+        if !self.index.may_have(&canonical) {
+            return Ok(());
         }
         for (other, peer) in &self.state.peers {
             if other == name || !check::same_remote(&peer.remote, &canonical) {
@@ -168,7 +175,7 @@ impl Draft<'_> {
                 None => self.adjacency_id()?,
             };
             if !peer.segments.contains_key(&segment)
-                && self.state.peers_in(&segment).count() >= MAX_SEGMENT_ADJACENCIES as usize
+                && self.index.peers_in(&segment) >= MAX_SEGMENT_ADJACENCIES
             {
                 let what = format!("the number of peers in segment {segment:?} is");
                 return Err(ModelError::Full { what, limit: MAX_SEGMENT_ADJACENCIES });
@@ -191,7 +198,9 @@ impl Draft<'_> {
 
     pub(super) fn del_peer(&mut self, name: &str) -> Result<(), ModelError> {
         self.peer(name)?;
-        self.state.peers.remove(name);
+        if let Some(peer) = self.state.peers.remove(name) {
+            self.index.remove(&peer);
+        }
         self.state.fdb.retain(|_, target| !matches!(target, StaticTarget::Peer(peer) if peer == name));
         Ok(())
     }

@@ -1,0 +1,211 @@
+//! The Unix socket of an instance, and the lock that says who has it.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixListener;
+
+/// Who may talk to the daemon: root and the socket's group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another daemon has the instance.
+    #[error("instance {instance:?} is already running{}; give this one another name (mgre -i NAME daemon)", pid_text(.pid))]
+    Running {
+        /// The instance.
+        instance: String,
+        /// The other daemon's process, if it says.
+        pid: Option<u32>,
+    },
+    /// Something that is no socket stands in the way.
+    #[error("{} exists and is no socket; it is not ours to remove", .0.display())]
+    Foreign(PathBuf),
+    /// The system refused.
+    #[error("{what} {}: {error}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+fn pid_text(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    move |error| SocketError::Io { what, path: path.to_owned(), error }
+}
+
+/// Path of an instance's socket.
+pub fn socket_path(run_dir: &Path, instance: &str) -> PathBuf {
+    run_dir.join(format!("{instance}.sock"))
+}
+
+/// An instance's lock. As long as one lives, no other daemon can have the instance.
+#[derive(Debug)]
+pub struct InstanceLock {
+    path: PathBuf,
+    /// Held until drop.
+    _file: Flock<File>,
+}
+
+impl InstanceLock {
+    /// Takes the lock, or fails at once.
+    ///
+    /// # Errors
+    /// Another daemon has it, or the directory or file cannot be made.
+    pub fn acquire(run_dir: &Path, instance: &str) -> Result<Self, SocketError> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(run_dir).map_err(failed("cannot make", run_dir))?;
+        let path = run_dir.join(format!("{instance}.lock"));
+        loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o644);
+            options.custom_flags(nix::libc::O_NOFOLLOW);
+            let file = options.open(&path).map_err(failed("cannot open", &path))?;
+            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    return Err(SocketError::Running {
+                        instance: instance.to_owned(),
+                        pid: read_pid(&mut file),
+                    });
+                }
+                Err((_, errno)) => return Err(failed("cannot lock", &path)(errno.into())),
+            };
+            // The daemon that had it removes the file before it lets go, so what
+            // was locked may not be what the path names any more.
+            if !is_at(&file, &path) {
+                continue;
+            }
+            write_pid(&mut file).map_err(failed("cannot write", &path))?;
+            return Ok(Self { path, _file: file });
+        }
+    }
+}
+
+impl Drop for InstanceLock {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::debug!(path = %path.display(), %error, "cannot remove");
+    }
+}
+
+/// The socket of an instance. Removed on drop, and the lock with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Let go after the socket is gone.
+    _lock: InstanceLock,
+}
+
+impl Socket {
+    /// Listens on `RUN_DIR/INSTANCE.sock`. The socket appears with its mode set,
+    /// in place of one that a dead daemon left.
+    ///
+    /// # Errors
+    /// Something else is there, or the system refuses.
+    pub fn bind(run_dir: &Path, instance: &str, lock: InstanceLock) -> Result<Self, SocketError> {
+        let path = socket_path(run_dir, instance);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::Foreign(path)),
+            _ => {}
+        }
+        // Who holds the lock may use the temporary name.
+        let temporary = run_dir.join(format!(".{instance}.sock"));
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("cannot remove", &temporary)(error));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&temporary).map_err(failed("cannot listen on", &path))?;
+        fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE))
+            .map_err(failed("cannot set the mode of", &path))?;
+        fs::rename(&temporary, &path).map_err(failed("cannot listen on", &path))?;
+        Ok(Self { listener, path, _lock: lock })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn listener(&mut self) -> &mut UnixListener {
+        &mut self.listener
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_daemon_for_each_instance() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run_dir = dir.path().join("run");
+        let lock = InstanceLock::acquire(&run_dir, "a").expect("free");
+        let error = InstanceLock::acquire(&run_dir, "a").expect_err("taken");
+        assert!(matches!(error, SocketError::Running { pid: Some(pid), .. } if pid == std::process::id()));
+        let other = InstanceLock::acquire(&run_dir, "b").expect("another instance");
+        let socket = Socket::bind(&run_dir, "a", lock).expect("binds");
+        let metadata = fs::symlink_metadata(socket.path()).expect("there");
+        assert_eq!(metadata.mode() & 0o777, SOCKET_MODE);
+        drop((socket, other));
+        assert_eq!(fs::read_dir(&run_dir).expect("lists").count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn a_dead_daemons_socket_is_replaced_but_no_other_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = socket_path(dir.path(), "a");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+        let lock = InstanceLock::acquire(dir.path(), "a").expect("free");
+        drop(Socket::bind(dir.path(), "a", lock).expect("replaces"));
+        fs::write(&path, "mine").expect("writes");
+        let lock = InstanceLock::acquire(dir.path(), "a").expect("free");
+        assert!(matches!(Socket::bind(dir.path(), "a", lock), Err(SocketError::Foreign(_))));
+        assert_eq!(fs::read_to_string(&path).expect("still there"), "mine");
+    }
+}

@@ -1,0 +1,365 @@
+//! The grammar: `mgre [OPTIONS] NOUN VERB ...`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
+use mgre_common::wire::MacAddr;
+
+use crate::model::{Cidr, Df, Mode, Mtu, check};
+
+/// An eBPF multipoint-GRE switch: one overlay, any number of peers.
+#[derive(Debug, Parser)]
+#[command(name = "mgre", version, max_term_width = 100)]
+pub struct Args {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What the command is about.
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// Options that may stand anywhere.
+#[derive(Debug, ClapArgs)]
+pub struct Global {
+    /// Which daemon
+    #[arg(short, long, global = true, env = "MGRE_INSTANCE", default_value = "default", value_name = "NAME")]
+    #[arg(value_parser = instance, hide_env_values = true)]
+    pub instance: String,
+    /// Where the daemons' sockets are
+    #[arg(long, global = true, env = "MGRE_RUN_DIR", default_value = "/run/mgre", value_name = "DIR")]
+    #[arg(hide_env_values = true)]
+    pub run_dir: PathBuf,
+    /// Print JSON
+    #[arg(short, long, global = true)]
+    pub json: bool,
+}
+
+/// What a command is about.
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// Run the daemon in the foreground
+    Daemon(Daemon),
+    /// Interfaces that outer packets come and go through
+    #[command(subcommand)]
+    Underlay(Underlay),
+    /// Broadcast domains, told apart by their GRE key
+    #[command(subcommand)]
+    Segment(Segment),
+    /// Local interfaces in a segment
+    #[command(subcommand)]
+    Port(Port),
+    /// Remote hosts
+    #[command(subcommand)]
+    Peer(Peer),
+    /// The forwarding database: which address is where
+    #[command(subcommand)]
+    Fdb(Fdb),
+    /// Traffic of peers and ports, or what was dropped and why
+    Stats {
+        /// Show drop counters that are not zero, by reason
+        #[arg(long)]
+        drops: bool,
+    },
+    /// How the daemon is
+    Status,
+    /// Print what happens, as it happens
+    Monitor,
+    /// Make the daemon's state equal to a configuration file
+    Apply {
+        /// A TOML file, or - for standard input
+        file: PathBuf,
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the configuration as TOML
+    Export,
+    /// Remove everything from the kernel and stop the daemon
+    Detach,
+}
+
+/// Options of the daemon.
+#[derive(Debug, ClapArgs)]
+pub struct Daemon {
+    /// A configuration (TOML) to apply at the start
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to serve Prometheus metrics over TCP, or "off"
+    #[arg(long, default_value = "127.0.0.1:9747", value_name = "ADDR:PORT|off", value_parser = metrics)]
+    pub metrics: Metrics,
+    /// Where the state is saved
+    #[arg(long, default_value = "/var/lib/mgre", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Where the bpf file system is mounted
+    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// FDB entries to have room for
+    #[arg(long, default_value_t = DEFAULT_FDB_ENTRIES, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub fdb_entries: u32,
+    /// Adjacencies (peers in segments) to have room for
+    #[arg(long, default_value_t = DEFAULT_ADJACENCIES, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    pub adjacencies: u32,
+}
+
+/// Where to serve metrics, if anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics(pub Option<SocketAddr>);
+
+/// Verbs of underlays.
+#[derive(Debug, Subcommand)]
+pub enum Underlay {
+    /// Use an interface for outer packets
+    Add {
+        /// The interface
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// This host's address on it: the source of outer packets
+        #[arg(long, value_name = "IP")]
+        local: IpAddr,
+        /// How to attach
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+    },
+    /// Leave an interface alone again
+    Del {
+        /// The interface
+        #[arg(value_name = "IFACE")]
+        interface: String,
+    },
+    /// List underlays
+    Show,
+}
+
+/// Verbs of segments.
+#[derive(Debug, Subcommand)]
+pub enum Segment {
+    /// Make a segment
+    Add {
+        /// Its name
+        name: String,
+        /// The GRE key; GRE without one if not given
+        #[arg(long, value_name = "N", value_parser = key)]
+        key: Option<Key>,
+        /// Its settings
+        #[command(flatten)]
+        settings: SegmentSettings,
+    },
+    /// Change what is given
+    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs"]).required(true).multiple(true))]
+    Set {
+        /// Its name
+        name: String,
+        /// The GRE key, or "none" for GRE without one
+        #[arg(long, value_name = "N|none", value_parser = key_or_none)]
+        key: Option<Key>,
+        /// Its settings
+        #[command(flatten)]
+        settings: SegmentSettings,
+    },
+    /// Remove an empty segment
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// List segments
+    Show,
+}
+
+/// A key, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key(pub Option<u32>);
+
+/// Settings of a segment.
+#[derive(Debug, ClapArgs)]
+pub struct SegmentSettings {
+    /// MTU of interfaces that the daemon makes in it
+    #[arg(long, value_name = "N|auto")]
+    pub mtu: Option<Mtu>,
+    /// Forget a learned address that is not seen for so long
+    #[arg(long, value_name = "SECONDS")]
+    pub aging: Option<u32>,
+    /// Addresses it may learn
+    #[arg(long, value_name = "N")]
+    pub max_macs: Option<u32>,
+}
+
+/// Verbs of ports.
+#[derive(Debug, Subcommand)]
+pub enum Port {
+    /// Make an existing interface a port
+    Add {
+        /// Its segment
+        segment: String,
+        /// The interface
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// How to attach
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+    },
+    /// Make an interface of this host in a segment
+    Create {
+        /// Its segment
+        segment: String,
+        /// The new interface's name
+        name: String,
+        /// An address for it; may be given more than once
+        #[arg(long = "address", value_name = "CIDR")]
+        addresses: Vec<Cidr>,
+        /// Its MAC address
+        #[arg(long)]
+        mac: Option<MacAddr>,
+    },
+    /// Remove a port, and its interface if the daemon made it
+    Del {
+        /// The interface
+        name: String,
+    },
+    /// List ports
+    Show,
+}
+
+/// Verbs of peers.
+#[derive(Debug, Subcommand)]
+pub enum Peer {
+    /// Add a remote host
+    Add {
+        /// A name for it
+        name: String,
+        /// Its endpoint: an IPv4 address or a DNS name
+        remote: String,
+        /// The segments it is in
+        #[arg(long = "segment", value_name = "SEGMENT", num_args = 1.., required = true)]
+        segments: Vec<String>,
+        /// Its settings
+        #[command(flatten)]
+        settings: PeerSettings,
+    },
+    /// Change what is given
+    #[command(group = ArgGroup::new("change")
+        .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs"]).required(true).multiple(true))]
+    Set {
+        /// Its name
+        name: String,
+        /// Its endpoint: an IPv4 address or a DNS name
+        #[arg(long)]
+        remote: Option<String>,
+        /// All the segments it is to be in
+        #[arg(long = "segment", value_name = "SEGMENT", num_args = 1..)]
+        segments: Option<Vec<String>>,
+        /// Its settings
+        #[command(flatten)]
+        settings: PeerSettings,
+    },
+    /// Remove a peer
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// List peers
+    Show,
+}
+
+/// Settings of a peer.
+#[derive(Debug, ClapArgs)]
+pub struct PeerSettings {
+    /// TTL of outer packets [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub ttl: Option<u8>,
+    /// TOS of outer packets, such as 0xb8; a multiple of 4 [default: 0]
+    #[arg(long, value_name = "N", value_parser = tos)]
+    pub tos: Option<u8>,
+    /// Whether outer packets forbid fragmentation [default: set]
+    #[arg(long, value_enum)]
+    pub df: Option<Df>,
+    /// Largest inner packet [default: auto]
+    #[arg(long, value_name = "N|auto")]
+    pub mtu: Option<Mtu>,
+    /// Addresses that may be learned from it [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub max_macs: Option<u32>,
+}
+
+/// Verbs of the FDB.
+#[derive(Debug, Subcommand)]
+pub enum Fdb {
+    /// List entries
+    Show(FdbFilter),
+    /// Add a static entry
+    #[command(group = ArgGroup::new("target").args(["peer", "port"]).required(true))]
+    Add {
+        /// The segment
+        segment: String,
+        /// The address
+        mac: MacAddr,
+        /// The peer that it is at
+        #[arg(long)]
+        peer: Option<String>,
+        /// The port that it is at
+        #[arg(long, value_name = "IFACE")]
+        port: Option<String>,
+    },
+    /// Remove a static entry
+    Del {
+        /// The segment
+        segment: String,
+        /// The address
+        mac: MacAddr,
+    },
+    /// Forget learned addresses
+    Flush(FdbFilter),
+}
+
+/// Which entries.
+#[derive(Debug, ClapArgs)]
+pub struct FdbFilter {
+    /// Only those in this segment
+    #[arg(long)]
+    pub segment: Option<String>,
+    /// Only those at this peer
+    #[arg(long)]
+    pub peer: Option<String>,
+}
+
+/// A number as C writes it: decimal, or hexadecimal after `0x`.
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) if digits.starts_with('+') => None,
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn key(text: &str) -> Result<Key, &'static str> {
+    number(text).map(|key| Key(Some(key))).ok_or("a GRE key is a number from 0 to 4294967295")
+}
+
+fn key_or_none(text: &str) -> Result<Key, &'static str> {
+    if text == "none" { Ok(Key(None)) } else { key(text) }
+}
+
+fn tos(text: &str) -> Result<u8, String> {
+    let tos =
+        number(text).and_then(|number| u8::try_from(number).ok()).ok_or("a TOS is a number from 0 to 255")?;
+    check::tos(tos).map_err(|error| error.to_string())?;
+    Ok(tos)
+}
+
+fn metrics(text: &str) -> Result<Metrics, &'static str> {
+    if text == "off" {
+        return Ok(Metrics(None));
+    }
+    text.parse()
+        .map(|address| Metrics(Some(address)))
+        .map_err(|_| "give ADDR:PORT, such as 127.0.0.1:9747, or off")
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    check::name("an instance", text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}

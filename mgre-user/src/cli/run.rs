@@ -1,0 +1,156 @@
+//! Doing what was asked.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::runtime::Builder;
+use tracing_subscriber::EnvFilter;
+
+use super::settings::{Command, Settings};
+use super::show;
+use crate::api::client::{Client, encode};
+use crate::api::messages::{Applied, Event, FdbFilter, StatsView};
+use crate::daemon;
+use crate::model::Document;
+
+/// Does what was asked.
+///
+/// # Errors
+/// Why not, in one line.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    match settings {
+        Settings::Daemon(options) => {
+            log();
+            Builder::new_multi_thread().enable_all().build()?.block_on(daemon::run(*options))
+        }
+        Settings::Client { instance, run_dir, json, command } => {
+            let client = Client::new(&run_dir, &instance);
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(ask(&client, json, command))
+        }
+    }
+}
+
+/// The daemon logs to stderr; MGRE_LOG says how much.
+fn log() {
+    let filter = EnvFilter::try_from_env("MGRE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let stderr = io::stderr;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+}
+
+async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Change { method, path, body } => {
+            warn(&client.send::<Applied>(method, &path, Some(&body)).await?);
+            Ok(())
+        }
+        Command::Flush(filter) => {
+            let flushed: Value = client.send(Method::POST, "/v1/fdb/flush", Some(&filter)).await?;
+            if json { print_json(&flushed) } else { Ok(()) }
+        }
+        Command::Underlays => list(client, json, "/v1/underlays", show::underlays).await,
+        Command::Segments => list(client, json, "/v1/segments", show::segments).await,
+        Command::Ports => list(client, json, "/v1/ports", show::ports).await,
+        Command::Peers => list(client, json, "/v1/peers", show::peers).await,
+        Command::Fdb(filter) => list(client, json, &fdb_path(&filter), show::fdb).await,
+        Command::Stats { drops } => stats(client, json, drops).await,
+        Command::Status if json => print_json(&client.get::<Value>("/v1/status").await?),
+        Command::Status => print(&show::status(&client.get("/v1/status").await?)),
+        Command::Monitor => monitor(client, json).await,
+        Command::Apply { file, dry_run } => apply(client, json, &file, dry_run).await,
+        Command::Export => {
+            let document: Document = client.get("/v1/config").await?;
+            if json { print_json(&document) } else { print(&document.to_toml()?) }
+        }
+        Command::Detach => Ok(client.send(Method::POST, "/v1/detach", None::<&()>).await?),
+    }
+}
+
+/// A list as it came, or as a table.
+async fn list<T: DeserializeOwned>(
+    client: &Client,
+    json: bool,
+    path: &str,
+    show: impl Fn(&[T]) -> String,
+) -> anyhow::Result<()> {
+    if json {
+        return print_json(&client.get::<Value>(path).await?);
+    }
+    print(&show(&client.get::<Vec<T>>(path).await?))
+}
+
+fn fdb_path(FdbFilter { segment, peer }: &FdbFilter) -> String {
+    let given = [("segment", segment), ("peer", peer)];
+    let options: Vec<_> = given
+        .iter()
+        .filter_map(|(key, value)| value.as_ref().map(|value| format!("{key}={}", encode(value))))
+        .collect();
+    if options.is_empty() { "/v1/fdb".to_owned() } else { format!("/v1/fdb?{}", options.join("&")) }
+}
+
+async fn stats(client: &Client, json: bool, drops: bool) -> anyhow::Result<()> {
+    if json {
+        let mut stats: Value = client.get("/v1/stats").await?;
+        return print_json(&stats[if drops { "drops" } else { "traffic" }].take());
+    }
+    let stats: StatsView = client.get("/v1/stats").await?;
+    print(&if drops { show::drops(&stats.drops) } else { show::traffic(&stats.traffic) })
+}
+
+async fn monitor(client: &Client, json: bool) -> anyhow::Result<()> {
+    let print_line = |line: &str| {
+        let mut out = io::stdout().lock();
+        match serde_json::from_str::<Event>(line) {
+            Ok(event) if !json => writeln!(out, "{}", show::event(&event))?,
+            // An event of a newer daemon is shown as it is.
+            _ => writeln!(out, "{line}")?,
+        }
+        out.flush()
+    };
+    Ok(client.lines("/v1/events", print_line).await?)
+}
+
+async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyhow::Result<()> {
+    let name = file.display();
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let text = text.with_context(|| format!("cannot read {name}"))?;
+    let document = Document::from_toml(&text).with_context(|| format!("{name}"))?;
+    let path = format!("/v1/apply?dry_run={dry_run}");
+    let applied: Applied = client.send(Method::POST, &path, Some(&document)).await?;
+    warn(&applied);
+    if json {
+        return print_json(&applied);
+    }
+    let lines = applied.changed.iter().filter(|_| dry_run);
+    print(&lines.map(|line| format!("{line}\n")).collect::<String>())
+}
+
+fn warn(applied: &Applied) {
+    for warning in &applied.warnings {
+        eprintln!("mgre: warning: {warning}");
+    }
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

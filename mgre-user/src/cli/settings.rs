@@ -1,0 +1,182 @@
+//! What was typed, turned into what is to be done.
+
+use std::path::PathBuf;
+
+use hyper::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::args::{self, Args, Fdb, Noun, Peer, Port, Segment, Underlay};
+use crate::api::client::path;
+use crate::api::messages::FdbFilter;
+use crate::daemon::Options;
+use crate::model::{PeerSettings, SegmentSettings};
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Settings {
+    /// Be the daemon.
+    Daemon(Box<Options>),
+    /// Ask the daemon.
+    Client {
+        /// Which one.
+        instance: String,
+        /// Where its socket is.
+        run_dir: PathBuf,
+        /// Whether to print JSON.
+        json: bool,
+        /// What to ask.
+        command: Command,
+    },
+}
+
+/// What is asked of the daemon.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// A change: one request, nothing to print.
+    Change {
+        /// The request's method.
+        method: Method,
+        /// Its path.
+        path: String,
+        /// Its body.
+        body: Value,
+    },
+    /// Forget learned addresses.
+    Flush(FdbFilter),
+    /// List underlays.
+    Underlays,
+    /// List segments.
+    Segments,
+    /// List ports.
+    Ports,
+    /// List peers.
+    Peers,
+    /// List FDB entries.
+    Fdb(FdbFilter),
+    /// Traffic, or drops.
+    Stats {
+        /// Drops.
+        drops: bool,
+    },
+    /// How the daemon is.
+    Status,
+    /// Events.
+    Monitor,
+    /// A configuration.
+    Apply {
+        /// Where it is; `-` for standard input.
+        file: PathBuf,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// Print the configuration.
+    Export,
+    /// Remove everything from the kernel.
+    Detach,
+}
+
+impl From<Args> for Settings {
+    fn from(Args { global, noun }: Args) -> Self {
+        let args::Global { instance, run_dir, json } = global;
+        let command = match noun {
+            Noun::Daemon(daemon) => return Self::Daemon(Box::new(options(instance, run_dir, daemon))),
+            Noun::Underlay(verb) => underlay(verb),
+            Noun::Segment(verb) => segment(verb),
+            Noun::Port(verb) => port(verb),
+            Noun::Peer(verb) => peer(verb),
+            Noun::Fdb(verb) => fdb(verb),
+            Noun::Stats { drops } => Command::Stats { drops },
+            Noun::Status => Command::Status,
+            Noun::Monitor => Command::Monitor,
+            Noun::Apply { file, dry_run } => Command::Apply { file, dry_run },
+            Noun::Export => Command::Export,
+            Noun::Detach => Command::Detach,
+        };
+        Self::Client { instance, run_dir, json, command }
+    }
+}
+
+fn options(instance: String, run_dir: PathBuf, daemon: args::Daemon) -> Options {
+    let args::Daemon { config, metrics, state_dir, bpffs, fdb_entries, adjacencies } = daemon;
+    Options { instance, run_dir, state_dir, bpffs, metrics: metrics.0, config, fdb_entries, adjacencies }
+}
+
+fn change(method: Method, parts: &[&str], body: impl Serialize) -> Command {
+    // These bodies are strings, numbers and lists of them, which are always JSON.
+    let body = serde_json::to_value(body).unwrap_or_default();
+    Command::Change { method, path: path(parts), body }
+}
+
+fn delete(parts: &[&str]) -> Command {
+    change(Method::DELETE, parts, json!({}))
+}
+
+fn underlay(verb: Underlay) -> Command {
+    match verb {
+        Underlay::Add { interface, local, mode } => {
+            change(Method::PUT, &["v1", "underlays", &interface], json!({ "local": local, "mode": mode }))
+        }
+        Underlay::Del { interface } => delete(&["v1", "underlays", &interface]),
+        Underlay::Show => Command::Underlays,
+    }
+}
+
+fn segment(verb: Segment) -> Command {
+    let (method, name, key, settings) = match verb {
+        Segment::Add { name, key, settings } => (Method::PUT, name, key, settings),
+        Segment::Set { name, key, settings } => (Method::PATCH, name, key, settings),
+        Segment::Del { name } => return delete(&["v1", "segments", &name]),
+        Segment::Show => return Command::Segments,
+    };
+    let args::SegmentSettings { mtu, aging, max_macs } = settings;
+    let settings = SegmentSettings { key: key.map(|key| key.0), mtu, aging_seconds: aging, max_macs };
+    change(method, &["v1", "segments", &name], settings)
+}
+
+fn port(verb: Port) -> Command {
+    match verb {
+        Port::Add { segment, interface, mode } => {
+            change(Method::PUT, &["v1", "ports", &interface], json!({ "segment": segment, "mode": mode }))
+        }
+        Port::Create { segment, name, addresses, mac } => {
+            let mac = mac.map(|mac| mac.to_string());
+            let body = json!({ "segment": segment, "create": true, "addresses": addresses, "mac": mac });
+            change(Method::PUT, &["v1", "ports", &name], body)
+        }
+        Port::Del { name } => delete(&["v1", "ports", &name]),
+        Port::Show => Command::Ports,
+    }
+}
+
+fn peer(verb: Peer) -> Command {
+    let (method, name, remote, segments, settings) = match verb {
+        Peer::Add { name, remote, segments, settings } => {
+            (Method::PUT, name, Some(remote), Some(segments), settings)
+        }
+        Peer::Set { name, remote, segments, settings } => (Method::PATCH, name, remote, segments, settings),
+        Peer::Del { name } => return delete(&["v1", "peers", &name]),
+        Peer::Show => return Command::Peers,
+    };
+    let args::PeerSettings { ttl, tos, df, mtu, max_macs } = settings;
+    let settings = PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs };
+    change(method, &["v1", "peers", &name], settings)
+}
+
+fn fdb(verb: Fdb) -> Command {
+    match verb {
+        Fdb::Show(filter) => Command::Fdb(filter.into()),
+        Fdb::Flush(filter) => Command::Flush(filter.into()),
+        Fdb::Add { segment, mac, peer, port } => {
+            let body = json!({ "peer": peer, "port": port });
+            change(Method::PUT, &["v1", "fdb", &segment, &mac.to_string()], body)
+        }
+        Fdb::Del { segment, mac } => delete(&["v1", "fdb", &segment, &mac.to_string()]),
+    }
+}
+
+impl From<args::FdbFilter> for FdbFilter {
+    fn from(args::FdbFilter { segment, peer }: args::FdbFilter) -> Self {
+        Self { segment, peer }
+    }
+}

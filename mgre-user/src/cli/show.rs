@@ -1,0 +1,307 @@
+//! Answers as text.
+
+use std::fmt::Write;
+
+use mgre_common::reason::DropReason;
+
+use super::table::{Table, optional};
+use crate::api::messages::{
+    Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, StatsRow,
+    StatusView, TrafficRow, UnderlayView,
+};
+
+/// `underlay show`.
+pub fn underlays(views: &[UnderlayView]) -> String {
+    let mut table = Table::new(["INTERFACE", "LOCAL", "MODE", "HOOK", "REASON"]);
+    for view in views {
+        table.row([
+            view.interface.clone(),
+            view.local.to_string(),
+            view.mode.to_string(),
+            optional(view.hook.as_ref()),
+            optional(view.reason.as_ref()),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `segment show`.
+pub fn segments(views: &[SegmentView]) -> String {
+    let mut table = Table::new(["SEGMENT", "KEY", "MTU", "AGING", "MAX-MACS", "PEERS", "PORTS", "FDB"]);
+    for view in views {
+        table.row([
+            view.name.clone(),
+            view.key.map_or_else(|| "none".to_owned(), |key| key.to_string()),
+            optional(view.mtu),
+            view.aging_seconds.to_string(),
+            view.max_macs.to_string(),
+            view.peers.to_string(),
+            view.ports.to_string(),
+            view.fdb_entries.to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn port_state(state: PortState) -> &'static str {
+    match state {
+        PortState::Up => "up",
+        PortState::Down => "down",
+        PortState::Missing => "missing",
+    }
+}
+
+/// `port show`.
+pub fn ports(views: &[PortView]) -> String {
+    let mut table = Table::new([
+        "PORT",
+        "SEGMENT",
+        "STATE",
+        "MTU",
+        "HOOK",
+        "RX-PACKETS",
+        "RX-BYTES",
+        "TX-PACKETS",
+        "TX-BYTES",
+        "DROPS",
+        "REASON",
+    ]);
+    for view in views {
+        table.row([
+            view.interface.clone(),
+            view.segment.clone(),
+            port_state(view.state).to_owned(),
+            optional(view.mtu),
+            optional(view.hook.as_ref()),
+            view.receive_packets.to_string(),
+            view.receive_bytes.to_string(),
+            view.transmit_packets.to_string(),
+            view.transmit_bytes.to_string(),
+            view.drops.to_string(),
+            optional(view.reason.as_ref()),
+        ]);
+    }
+    table.to_string()
+}
+
+fn peer_state(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Up => "up",
+        PeerState::Unresolved => "unresolved",
+        PeerState::Down => "down",
+    }
+}
+
+/// `peer show`.
+pub fn peers(views: &[PeerView]) -> String {
+    let mut table = Table::new([
+        "PEER",
+        "REMOTE",
+        "SEGMENTS",
+        "STATE",
+        "RX-PACKETS",
+        "RX-BYTES",
+        "TX-PACKETS",
+        "TX-BYTES",
+        "DROPS",
+        "SEEN",
+        "MTU",
+        "REASON",
+    ]);
+    for view in views {
+        table.row([
+            view.name.clone(),
+            view.remote.clone(),
+            view.segments.join(","),
+            peer_state(view.state).to_owned(),
+            view.rx_packets.to_string(),
+            view.rx_bytes.to_string(),
+            view.tx_packets.to_string(),
+            view.tx_bytes.to_string(),
+            view.drops.to_string(),
+            view.last_seen_seconds.map(|seconds| format!("{seconds}s")).unwrap_or_default(),
+            optional(view.mtu),
+            optional(view.reason.as_ref()),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `fdb show`.
+pub fn fdb(views: &[FdbView]) -> String {
+    let mut table = Table::new(["SEGMENT", "MAC", "TARGET", "ENDPOINT", "FLAGS", "AGE"]);
+    for view in views {
+        let flags: Vec<_> = view.flags.iter().map(|flag| flag.name()).collect();
+        table.row([
+            view.segment.clone(),
+            view.mac.to_string(),
+            optional(view.peer.as_ref().or(view.port.as_ref())),
+            optional(view.endpoint),
+            flags.join(","),
+            view.age_seconds.map(|seconds| format!("{seconds}s")).unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `stats`.
+pub fn traffic(rows: &[TrafficRow]) -> String {
+    let mut table =
+        Table::new(["KIND", "NAME", "SEGMENT", "RX-PACKETS", "RX-BYTES", "TX-PACKETS", "TX-BYTES", "DROPS"]);
+    for row in rows {
+        let kind = if row.peer.is_some() { "peer" } else { "port" };
+        table.row([
+            kind.to_owned(),
+            optional(row.peer.as_ref().or(row.port.as_ref())),
+            row.segment.clone(),
+            row.receive_packets.to_string(),
+            row.receive_bytes.to_string(),
+            row.transmit_packets.to_string(),
+            row.transmit_bytes.to_string(),
+            row.drops.to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `stats --drops`.
+pub fn drops(rows: &[StatsRow]) -> String {
+    let mut table = Table::new(["REASON", "DIRECTION", "PEER", "PORT", "SEGMENT", "PACKETS", "MEANING"]);
+    for row in rows {
+        let meaning =
+            DropReason::ALL.iter().find(|reason| reason.name() == row.reason).map(|reason| reason.help());
+        table.row([
+            row.reason.clone(),
+            row.direction.clone(),
+            optional(row.peer.as_ref()),
+            optional(row.port.as_ref()),
+            optional(row.segment.as_ref()),
+            row.packets.to_string(),
+            optional(meaning),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `status`.
+pub fn status(view: &StatusView) -> String {
+    let lines = [
+        ("instance", view.instance.clone()),
+        ("version", view.version.clone()),
+        ("process", view.pid.to_string()),
+        ("kernel", view.kernel.clone()),
+        ("uptime", format!("{}s", view.uptime_seconds)),
+        ("segments", view.segments.to_string()),
+        ("ports", view.ports.to_string()),
+        ("peers", format!("{}, {} up", view.peers, view.peers_up)),
+        ("adjacencies", format!("{} of {}", view.adjacencies, view.adjacency_capacity)),
+        ("fdb", format!("{} of {}", view.fdb_entries, view.fdb_capacity)),
+        ("events", format!("{}, {} lost", view.events, view.events_lost)),
+    ];
+    let mut text = String::new();
+    for (label, value) in lines {
+        text.push_str(&format!("{label:<12} {value}\n"));
+    }
+    text.push('\n');
+    text.push_str(&underlays(&view.underlays));
+    text
+}
+
+/// A line of `monitor`.
+pub fn event(event: &Event) -> String {
+    let mut line = timestamp(event.timestamp_milliseconds);
+    let text = match &event.kind {
+        EventKind::FdbLearned { segment, mac, place: at } => {
+            format!("fdb learned {segment} {mac} {}", place(at))
+        }
+        EventKind::FdbMoved { segment, mac, place: at, from } => {
+            format!("fdb moved {segment} {mac} {} from {}", place(at), place(from))
+        }
+        EventKind::FdbAged { segment, mac, place: at } => format!("fdb aged {segment} {mac} {}", place(at)),
+        EventKind::FdbRemoved { segment, mac, place: at } => {
+            format!("fdb removed {segment} {mac} {}", place(at))
+        }
+        EventKind::PeerState { peer, state, reason } => {
+            format!("peer {peer} {}{}", peer_state(*state), because(reason.as_deref()))
+        }
+        EventKind::PortState { port, state, reason } => {
+            format!("port {port} {}{}", port_state(*state), because(reason.as_deref()))
+        }
+        EventKind::ConfigChanged { changed } => format!("config {}", changed.join(", ")),
+        EventKind::Lost { count } => format!("lost {count} events"),
+    };
+    line.push(' ');
+    line.push_str(&text);
+    line
+}
+
+fn place(place: &Place) -> String {
+    match (&place.peer, &place.port) {
+        (Some(peer), _) => format!("peer {peer}"),
+        (None, Some(port)) => format!("port {port}"),
+        (None, None) => "nowhere".to_owned(),
+    }
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+/// A time in UTC as RFC 3339 writes it.
+fn timestamp(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    write!(
+        text,
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
+        milliseconds % 1000
+    )
+    .unwrap_or_default();
+    text
+}
+
+/// Year, month and day of a day since 1970-01-01, by counting in eras of 400
+/// years that begin on a first of March, so that the leap day is the last one.
+fn date(days: u64) -> (u64, u64, u64) {
+    // 719,468 days from 0000-03-01 to 1970-01-01.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps() {
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(951_782_400_123), "2000-02-29T00:00:00.123Z");
+        assert_eq!(timestamp(1_772_323_199_000), "2026-02-28T23:59:59.000Z");
+        assert_eq!(timestamp(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn events() {
+        let mac = mgre_common::wire::MacAddr([2, 0, 0, 0, 0, 1]);
+        let kind = EventKind::FdbMoved {
+            segment: "lan".into(),
+            mac,
+            place: Place::peer("b"),
+            from: Place::port("veth0"),
+        };
+        let moved = Event { timestamp_milliseconds: 0, kind };
+        assert_eq!(
+            event(&moved),
+            "1970-01-01T00:00:00.000Z fdb moved lan 02:00:00:00:00:01 peer b from port veth0"
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! The grammar, and what it comes to.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::args::Args;
+use super::settings::{Command, Settings};
+use crate::api::messages::FdbFilter;
+
+fn parse(line: &str) -> Result<Settings, clap::Error> {
+    Args::try_parse_from(std::iter::once("mgre").chain(line.split(' '))).map(Settings::from)
+}
+
+fn client(line: &str) -> (String, PathBuf, bool, Command) {
+    match parse(line).unwrap_or_else(|error| panic!("{line}: {error}")) {
+        Settings::Client { instance, run_dir, json, command } => (instance, run_dir, json, command),
+        Settings::Daemon(_) => panic!("{line} is the daemon"),
+    }
+}
+
+fn change(line: &str) -> (Method, String, Value) {
+    match client(line).3 {
+        Command::Change { method, path, body } => (method, path, body),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    Args::command().debug_assert();
+}
+
+#[test]
+fn global_options_stand_anywhere() {
+    for line in [
+        "-i x --run-dir /r -j peer show",
+        "peer -i x --run-dir /r -j show",
+        "peer show -i x --run-dir /r -j",
+        "--instance=x peer --json show --run-dir /r",
+    ] {
+        assert_eq!(client(line), ("x".into(), "/r".into(), true, Command::Peers), "{line}");
+    }
+}
+
+#[test]
+fn verbs_become_requests() {
+    let cases = [
+        (
+            "underlay add eth0 --local 192.0.2.1",
+            Method::PUT,
+            "/v1/underlays/eth0",
+            json!({"local": "192.0.2.1", "mode": "auto"}),
+        ),
+        (
+            "underlay add eth0 --local 192.0.2.1 --mode generic",
+            Method::PUT,
+            "/v1/underlays/eth0",
+            json!({"local": "192.0.2.1", "mode": "generic"}),
+        ),
+        ("underlay del eth0", Method::DELETE, "/v1/underlays/eth0", json!({})),
+        ("segment add lan", Method::PUT, "/v1/segments/lan", json!({})),
+        (
+            "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9",
+            Method::PUT,
+            "/v1/segments/lan",
+            json!({"key": 16, "mtu": 1400, "aging_seconds": 60, "max_macs": 9}),
+        ),
+        ("segment set lan --key none", Method::PATCH, "/v1/segments/lan", json!({"key": null})),
+        ("segment set lan --mtu auto", Method::PATCH, "/v1/segments/lan", json!({"mtu": "auto"})),
+        ("segment del lan", Method::DELETE, "/v1/segments/lan", json!({})),
+        (
+            "port add lan veth0 --mode tc",
+            Method::PUT,
+            "/v1/ports/veth0",
+            json!({"segment": "lan", "mode": "tc"}),
+        ),
+        (
+            "port create lan host0 --address 10.0.0.1/24 --address fd00::1/64 --mac 2:0:0:0:0:1",
+            Method::PUT,
+            "/v1/ports/host0",
+            json!({"segment": "lan", "create": true, "addresses": ["10.0.0.1/24", "fd00::1/64"], "mac": "02:00:00:00:00:01"}),
+        ),
+        ("port del a?b", Method::DELETE, "/v1/ports/a%3Fb", json!({})),
+        (
+            "peer add b 192.0.2.2 --segment lan",
+            Method::PUT,
+            "/v1/peers/b",
+            json!({"remote": "192.0.2.2", "segments": ["lan"]}),
+        ),
+        (
+            "peer add b 192.0.2.2 --segment lan dmz --segment x --ttl 3",
+            Method::PUT,
+            "/v1/peers/b",
+            json!({"remote": "192.0.2.2", "segments": ["lan", "dmz", "x"], "ttl": 3}),
+        ),
+        (
+            "peer set b --tos 0xb8 --df unset --mtu 1300 --max-macs 5",
+            Method::PATCH,
+            "/v1/peers/b",
+            json!({"tos": 184, "df": "unset", "mtu": 1300, "max_macs": 5}),
+        ),
+        (
+            "peer set b --remote hub.example --segment a",
+            Method::PATCH,
+            "/v1/peers/b",
+            json!({"remote": "hub.example", "segments": ["a"]}),
+        ),
+        ("peer del b", Method::DELETE, "/v1/peers/b", json!({})),
+        (
+            "fdb add lan 02:00:00:00:00:01 --peer b",
+            Method::PUT,
+            "/v1/fdb/lan/02%3A00%3A00%3A00%3A00%3A01",
+            json!({"peer": "b", "port": null}),
+        ),
+        (
+            "fdb del lan 02:00:00:00:00:01",
+            Method::DELETE,
+            "/v1/fdb/lan/02%3A00%3A00%3A00%3A00%3A01",
+            json!({}),
+        ),
+    ];
+    for (line, method, path, body) in cases {
+        assert_eq!(change(line), (method, path.to_owned(), body), "{line}");
+    }
+}
+
+#[test]
+fn the_other_commands() {
+    let filter = FdbFilter { segment: Some("lan".into()), peer: Some("b".into()) };
+    let cases = [
+        ("underlay show", Command::Underlays),
+        ("segment show", Command::Segments),
+        ("port show", Command::Ports),
+        ("fdb show", Command::Fdb(FdbFilter::default())),
+        ("fdb show --segment lan --peer b", Command::Fdb(filter.clone())),
+        ("fdb flush --peer b --segment lan", Command::Flush(filter)),
+        ("stats", Command::Stats { drops: false }),
+        ("stats --drops", Command::Stats { drops: true }),
+        ("status", Command::Status),
+        ("monitor", Command::Monitor),
+        ("detach", Command::Detach),
+        ("export", Command::Export),
+        ("apply - --dry-run", Command::Apply { file: "-".into(), dry_run: true }),
+    ];
+    for (line, command) in cases {
+        assert_eq!(client(line).3, command, "{line}");
+    }
+}
+
+#[test]
+fn options_of_the_daemon() {
+    let daemon = |line| match parse(line).expect("parses") {
+        Settings::Daemon(options) => options,
+        Settings::Client { .. } => panic!("not the daemon"),
+    };
+    let options = daemon(
+        "-i hub daemon --metrics off --config f --state-dir s --bpffs b --fdb-entries 100 --adjacencies 7",
+    );
+    assert_eq!((options.instance.as_str(), options.metrics, options.config), ("hub", None, Some("f".into())));
+    assert_eq!((options.state_dir, options.bpffs), ("s".into(), "b".into()));
+    assert_eq!((options.fdb_entries, options.adjacencies), (100, 7));
+    let options = daemon("daemon");
+    assert_eq!(options.metrics, Some(([127, 0, 0, 1], 9747).into()));
+    assert_eq!((options.fdb_entries, options.adjacencies), (131_072, 16_384));
+}
+
+#[test]
+fn bad_usage_is_refused() {
+    for line in [
+        "peer",
+        "peer add b",
+        "peer add b 192.0.2.2",
+        "peer set b",
+        "segment set lan",
+        "segment add lan --key none",
+        "segment add lan --key 4294967296",
+        "peer add b 192.0.2.2 --segment lan --tos 3",
+        "peer add b 192.0.2.2 --segment lan --tos inherit",
+        "peer add b 192.0.2.2 --segment lan --ttl 0",
+        "fdb add lan 02:00:00:00:00:01",
+        "fdb add lan 02:00:00:00:00:01 --peer a --port b",
+        "fdb add lan xx --peer a",
+        "underlay add eth0",
+        "underlay add eth0 --local x",
+        "port create lan h --address 10.0.0.1",
+        "-i ../x status",
+        "daemon --metrics 9747",
+        "daemon --adjacencies 0",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}

@@ -1,0 +1,108 @@
+//! What a change asks of the kernel, checked before anything is done.
+
+use std::net::IpAddr;
+
+use crate::api::messages::Problem;
+use crate::model::{Mode, State};
+use crate::netlink::{Address, Link};
+use crate::plan::{Observed, segment_mtu};
+
+/// Checks what is new in a state.
+///
+/// # Errors
+/// What cannot be.
+pub(super) fn check(
+    old: &State,
+    new: &State,
+    observed: &Observed,
+    addresses: &[Address],
+    ours: impl Fn(&Link) -> bool,
+) -> Result<(), Problem> {
+    for (name, underlay) in &new.underlays {
+        if old.underlays.get(name) == Some(underlay) {
+            continue;
+        }
+        usable(name, underlay.mode, observed)?;
+        if !addresses.iter().any(|address| address.address == underlay.local) {
+            return Err(Problem::invalid(format!(
+                "{} is not an address of this host: ip address add it first",
+                underlay.local
+            )));
+        }
+    }
+    for (name, port) in new.ports.iter().filter(|(name, _)| !old.ports.contains_key(*name)) {
+        if port.created.is_none() {
+            let link = usable(name, port.mode, observed)?;
+            if let Some(controller) = link.controller {
+                let owner = observed.links.get(&controller).map_or("another interface", |link| &link.name);
+                return Err(Problem::conflict(format!(
+                    "{name} belongs to {owner}: take it out first (ip link set {name} nomaster)"
+                )));
+            }
+        } else if observed.link(name).is_some_and(|link| !ours(link)) {
+            return Err(Problem::conflict(format!("there is an interface named {name} already")));
+        }
+    }
+    for (name, peer) in &new.peers {
+        let local = |remote: &IpAddr| addresses.iter().any(|address| address.address == *remote);
+        if let Some(remote) = peer.remote_address().filter(local) {
+            return Err(Problem::invalid(format!(
+                "peer {name}: {remote} is an address of this host, not of a peer"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The interface with this name, if programs can be attached to it.
+fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link, Problem> {
+    if matches!(mode, Mode::Native | Mode::Generic) {
+        return Err(Problem::invalid(format!(
+            "{name}: XDP is not in this version: use --mode auto or --mode tc"
+        )));
+    }
+    let link = observed
+        .link(name)
+        .ok_or_else(|| Problem::not_found(format!("there is no interface named {name}")))?;
+    if link.loopback || !link.ethernet {
+        return Err(Problem::invalid(format!("{name} is not an Ethernet interface")));
+    }
+    Ok(link)
+}
+
+/// What an operator should know about a state that was just put in force.
+pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Address]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (name, port) in new.ports.iter().filter(|(name, _)| !old.ports.contains_key(*name)) {
+        let (Some(link), Some(segment)) = (observed.link(name), new.segments.get(&port.segment)) else {
+            continue;
+        };
+        if port.created.is_some() {
+            continue;
+        }
+        let mtu = segment_mtu(new, observed, segment);
+        if link.mtu > mtu {
+            warnings.push(format!(
+                "{name} has MTU {}, but packets over {mtu} bytes do not fit the tunnel: \
+                 hosts in segment {} need MTU {mtu}",
+                link.mtu, port.segment
+            ));
+        }
+        let global = |address: &&Address| address.ifindex == link.index && !is_link_local(address.address);
+        if let Some(address) = addresses.iter().find(global) {
+            warnings.push(format!(
+                "{name} has address {}, which is now out of reach: frames from {name} go to the segment; \
+                 use mgre port create for an interface of the host",
+                address.address
+            ));
+        }
+    }
+    warnings
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

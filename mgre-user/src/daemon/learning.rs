@@ -1,0 +1,178 @@
+//! The engine's part in learning: takes events, carries decisions out, ages.
+
+use aya::maps::{MapData, RingBuf};
+use mgre_common::event::LearnEvent;
+use mgre_common::fdb::FdbKey;
+use mgre_common::target::{Target, TargetKind};
+use mgre_common::wire::MacAddr;
+
+use super::engine::Engine;
+use crate::api::messages::{EventKind, Place};
+use crate::datapath::fdb::Entry;
+use crate::learn::{Decision, Known, Quota, decide};
+
+/// Events taken in one go, before the engine looks at what else there is to do.
+const BATCH: usize = 1024;
+
+impl Engine {
+    /// Takes events from the ring; says whether it is empty.
+    pub(super) fn learn(&mut self, ring: &mut RingBuf<MapData>) -> bool {
+        for _ in 0..BATCH {
+            let Some(item) = ring.next() else { return true };
+            let event = bytemuck::try_pod_read_unaligned::<LearnEvent>(&item);
+            drop(item);
+            match event {
+                Ok(event) => self.learn_one(&event),
+                Err(error) => tracing::error!(%error, "an event of the wrong size"),
+            }
+        }
+        false
+    }
+
+    fn learn_one(&mut self, event: &LearnEvent) {
+        self.learn_events += 1;
+        let (key, source) = (event.key, Target::from_bits(event.source));
+        // The event may be older than the last change.
+        if self.segment_of(source) != Some(key.segment()) {
+            return;
+        }
+        let known = match self.datapath.fdb.find(key) {
+            None => Known::Nothing,
+            Some(Entry { seen: None, .. }) => Known::Fixed,
+            Some(entry) => Known::Learned(entry.target),
+        };
+        let Some(segment) = self.segment_quota(key.segment()) else { return };
+        let now = self.datapath.now();
+        let peer = self.peer_quota(source);
+        match decide(&mut self.damper, key, source, known, peer, segment, now) {
+            Decision::Nothing | Decision::Refuse => {}
+            Decision::Damp => tracing::debug!(?key, "moves too often, held"),
+            Decision::Learn => self.set_learned(key, source, None),
+            Decision::Move => {
+                *self.moves.entry(key.segment()).or_default() += 1;
+                let from = match known {
+                    Known::Learned(target) => Some(target),
+                    Known::Nothing | Known::Fixed => None,
+                };
+                self.set_learned(key, source, from);
+            }
+        }
+    }
+
+    fn set_learned(&mut self, key: FdbKey, target: Target, from: Option<Target>) {
+        let now = self.datapath.now();
+        if let Err(error) = self.datapath.fdb.set(key, target, Some(now)) {
+            tracing::warn!("{error}: {} is not learned", key.mac());
+            return;
+        }
+        let entry = Entry { key, target, seen: Some(now) };
+        match from.and_then(|from| self.place(from)) {
+            Some(from) => {
+                self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbMoved { segment, mac, place, from })
+            }
+            None => {
+                self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbLearned { segment, mac, place })
+            }
+        }
+        self.update_full();
+    }
+
+    /// Forgets addresses that were not seen for their segment's ageing time.
+    pub(super) fn age(&mut self, now: u32) {
+        let ages: std::collections::HashMap<u16, u32> =
+            self.state.segments.values().map(|segment| (segment.id, segment.aging_seconds)).collect();
+        let Some(shortest) = ages.values().min() else { return };
+        // An entry may live an eighth longer than it should, at most half a minute.
+        let every = (shortest / 8).clamp(1, 30);
+        if !now.is_multiple_of(every) || self.datapath.fdb.is_empty() {
+            return;
+        }
+        let aged = self.datapath.fdb.remove_where(now, |entry| {
+            let limit = ages.get(&entry.key.segment()).copied().unwrap_or(0);
+            entry.seen.is_some_and(|seen| now.saturating_sub(seen) >= limit)
+        });
+        for entry in &aged {
+            self.emit_fdb(entry, |segment, mac, place| EventKind::FdbAged { segment, mac, place });
+        }
+        if !aged.is_empty() {
+            self.update_full();
+        }
+    }
+
+    /// The segment that a port or an adjacency is in.
+    fn segment_of(&self, target: Target) -> Option<u16> {
+        match target.kind() {
+            TargetKind::Port(id) => self.plan.ports.get(&id).map(|port| port.segment),
+            TargetKind::Adjacency(id) => self.plan.adjacencies.get(&id).map(|record| record.segment),
+            TargetKind::None => None,
+        }
+    }
+
+    fn segment_quota(&self, id: u16) -> Option<Quota> {
+        let (_, segment) = self.state.segment_by_id(id)?;
+        Some(Quota { learned: self.datapath.fdb.learned_in(id), limit: segment.max_macs })
+    }
+
+    /// The quota of the peer that an adjacency is of, over all its segments.
+    fn peer_quota(&self, target: Target) -> Option<Quota> {
+        let TargetKind::Adjacency(id) = target.kind() else { return None };
+        let (_, _, peer, _) = self.state.adjacencies().find(|(adjacency, ..)| *adjacency == id)?;
+        Some(self.quota_of(peer))
+    }
+
+    fn quota_of(&self, peer: &crate::model::Peer) -> Quota {
+        let learned =
+            peer.segments.values().map(|id| self.datapath.fdb.learned_from(Target::adjacency(*id))).sum();
+        Quota { learned, limit: peer.max_macs }
+    }
+
+    /// Tells the datapath which peers and segments may have no more addresses learned.
+    pub(super) fn update_full(&mut self) {
+        let full: std::collections::BTreeSet<Target> = self
+            .state
+            .peers
+            .values()
+            .filter(|peer| self.quota_of(peer).is_full())
+            .flat_map(|peer| peer.segments.values().map(|id| Target::adjacency(*id)))
+            .collect();
+        for target in full.symmetric_difference(&self.full) {
+            self.datapath.set_full(*target, full.contains(target));
+        }
+        self.full = full;
+        let full_segments: std::collections::BTreeSet<u16> = self
+            .state
+            .segments
+            .values()
+            .filter(|segment| self.datapath.fdb.learned_in(segment.id) >= segment.max_macs)
+            .map(|segment| segment.id)
+            .collect();
+        for id in full_segments.symmetric_difference(&self.full_segments) {
+            self.datapath.set_segment_full(*id, full_segments.contains(id));
+        }
+        self.full_segments = full_segments;
+    }
+
+    /// Where a target is, by name.
+    pub(super) fn place(&self, target: Target) -> Option<Place> {
+        match target.kind() {
+            TargetKind::Port(id) => self.state.port_by_id(id).map(|(name, _)| Place::port(name)),
+            TargetKind::Adjacency(id) => self
+                .state
+                .adjacencies()
+                .find(|(adjacency, ..)| *adjacency == id)
+                .map(|(_, name, ..)| Place::peer(name)),
+            TargetKind::None => None,
+        }
+    }
+
+    /// Tells those who listen about an FDB entry, if its segment and place still have names.
+    pub(super) fn emit_fdb(&self, entry: &Entry, kind: impl FnOnce(String, MacAddr, Place) -> EventKind) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let segment = self.state.segment_by_id(entry.key.segment());
+        if let (Some((segment, _)), Some(place)) = (segment, self.place(entry.target)) {
+            self.emit(kind(segment.to_owned(), entry.key.mac(), place));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Endpoints given as DNS names.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::model::State;
+
+/// How long an answer is taken for true.
+const FRESH: Duration = Duration::from_secs(60);
+/// How soon a name that did not resolve is asked for again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Resolves names in the background.
+#[derive(Debug)]
+pub(super) struct Names {
+    asked: HashMap<String, Instant>,
+    sender: mpsc::UnboundedSender<(String, Option<IpAddr>)>,
+    answers: mpsc::UnboundedReceiver<(String, Option<IpAddr>)>,
+}
+
+impl Names {
+    pub(super) fn new() -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        Self { asked: HashMap::new(), sender, answers }
+    }
+
+    /// The next answer: a name and its IPv4 address, if it has one.
+    pub(super) async fn next(&mut self) -> (String, Option<IpAddr>) {
+        match self.answers.recv().await {
+            Some((name, address)) => {
+                if address.is_none() {
+                    tracing::warn!("{name} does not resolve to an IPv4 address");
+                    let retry = Instant::now() + RETRY;
+                    self.asked.insert(name.clone(), retry);
+                }
+                (name, address)
+            }
+            // Not while `self` holds a sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Asks for the names of a state that were not asked for lately.
+    pub(super) fn ask_again(&mut self, state: &State) {
+        let now = Instant::now();
+        let names = state.peers.values().filter(|peer| peer.remote_address().is_none());
+        for name in names.map(|peer| &peer.remote) {
+            if self.asked.get(name).is_some_and(|due| now < *due) {
+                continue;
+            }
+            self.asked.insert(name.clone(), now + FRESH);
+            let (name, sender) = (name.clone(), self.sender.clone());
+            tokio::spawn(async move {
+                let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+                let address = found.ok().and_then(|mut found| {
+                    found.find(std::net::SocketAddr::is_ipv4).map(|address| address.ip())
+                });
+                // The engine has stopped if nobody takes it.
+                sender.send((name, address)).ok();
+            });
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Answers what the API asks.
+
+use std::collections::HashMap;
+
+use mgre_common::target::Target;
+
+use super::engine::{Engine, peer_state};
+use crate::api::messages::{
+    FdbFilter, FdbFlag, FdbView, Flushed, PeerView, PortState, PortView, Problem, Reply, Request,
+    SegmentView, StatusView, UnderlayView,
+};
+use crate::datapath::fdb::Entry;
+use crate::model::{Document, Peer, Port};
+use crate::plan::{Hook, PeerStatus, segment_mtu};
+
+impl Engine {
+    /// Answers one request.
+    pub(super) async fn handle(&mut self, request: Request) {
+        match request {
+            Request::Change { changes, dry_run, reply } => {
+                let answer = self.change(changes, dry_run).await;
+                send(reply, answer);
+            }
+            Request::Flush { filter, reply } => {
+                let answer = self.flush(&filter);
+                send(reply, answer);
+            }
+            Request::Underlays(reply) => send(reply, Ok(self.underlay_views())),
+            Request::Segments(reply) => send(reply, Ok(self.segment_views())),
+            Request::Ports(reply) => send(reply, Ok(self.port_views())),
+            Request::Peers(reply) => send(reply, Ok(self.peer_views())),
+            Request::Fdb { filter, reply } => send(reply, self.fdb_views(&filter)),
+            Request::Stats(reply) => send(reply, Ok(self.stats_view())),
+            Request::Status(reply) => send(reply, Ok(self.status_view())),
+            Request::Config(reply) => send(reply, Ok(Document::from_state(&self.state))),
+            Request::Metrics(reply) => send(reply, Ok(self.metrics())),
+            Request::Detach(reply) => {
+                let answer = self.detach().await;
+                send(reply, answer);
+            }
+        }
+    }
+
+    pub(super) fn underlay_views(&self) -> Vec<UnderlayView> {
+        let view = |(name, underlay): (&String, &crate::model::Underlay)| {
+            let (hook, reason) = self.hook_of(name, Hook::Underlay);
+            UnderlayView { interface: name.clone(), local: underlay.local, mode: underlay.mode, hook, reason }
+        };
+        self.state.underlays.iter().map(view).collect()
+    }
+
+    /// What an interface is attached to, and why that or why not.
+    pub(super) fn hook_of(&self, name: &str, hook: Hook) -> (Option<String>, Option<String>) {
+        let Some(link) = self.observed.link(name) else {
+            return (None, Some(format!("there is no interface named {name}")));
+        };
+        if !self.plan.attachments.contains_key(&(link.index, hook)) {
+            return (None, Some("not attached".to_owned()));
+        }
+        let reason = match hook {
+            Hook::HostPort => "an interface of the host: TCX on its transmit path",
+            Hook::Underlay | Hook::Port => "XDP is not in this version",
+        };
+        (Some("tcx".to_owned()), Some(reason.to_owned()))
+    }
+
+    fn segment_views(&self) -> Vec<SegmentView> {
+        let mut entries: HashMap<u16, u64> = HashMap::new();
+        for entry in self.datapath.fdb.iter() {
+            *entries.entry(entry.key.segment()).or_default() += 1;
+        }
+        let view = |(name, segment): (&String, &crate::model::Segment)| SegmentView {
+            name: name.clone(),
+            key: segment.key,
+            mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
+            aging_seconds: segment.aging_seconds,
+            max_macs: segment.max_macs,
+            peers: self.state.peers_in(name).count() as u64,
+            ports: self.state.ports_in(name).count() as u64,
+            fdb_entries: entries.get(&segment.id).copied().unwrap_or(0),
+        };
+        self.state.segments.iter().map(view).collect()
+    }
+
+    pub(super) fn port_state(&self, name: &str, port: &Port) -> (PortState, Option<String>) {
+        match (self.observed.link(name), self.plan.ports.get(&port.id)) {
+            (None, _) => (PortState::Missing, Some(format!("there is no interface named {name}"))),
+            (Some(_), None) => (PortState::Down, Some("not attached".to_owned())),
+            (Some(_), Some(record)) if record.up => (PortState::Up, None),
+            (Some(link), Some(_)) if link.up => (PortState::Down, Some("no carrier".to_owned())),
+            (Some(_), Some(_)) => (PortState::Down, Some("the interface is down".to_owned())),
+        }
+    }
+
+    fn port_views(&self) -> Vec<PortView> {
+        self.state.ports.iter().map(|(name, port)| self.port_view(name, port)).collect()
+    }
+
+    fn port_view(&self, name: &str, port: &Port) -> PortView {
+        let target = Target::port(port.id);
+        let traffic = self.datapath.counters().traffic(target);
+        let hook = if port.created.is_some() { Hook::HostPort } else { Hook::Port };
+        let (state, reason) = self.port_state(name, port);
+        PortView {
+            interface: name.to_owned(),
+            segment: port.segment.clone(),
+            mode: port.mode,
+            hook: self.hook_of(name, hook).0,
+            created: port.created.clone(),
+            mtu: self.observed.link(name).map(|link| link.mtu),
+            state,
+            reason,
+            receive_packets: traffic.receive_packets,
+            receive_bytes: traffic.receive_bytes,
+            transmit_packets: traffic.transmit_packets,
+            transmit_bytes: traffic.transmit_bytes,
+            drops: self.drop_count(target),
+        }
+    }
+
+    pub(super) fn drop_count(&self, target: Target) -> u64 {
+        self.datapath.counters().drops(target).packets.iter().flatten().sum()
+    }
+
+    fn peer_views(&self) -> Vec<PeerView> {
+        let mut entries: HashMap<Target, u64> = HashMap::new();
+        for entry in self.datapath.fdb.iter() {
+            *entries.entry(entry.target).or_default() += 1;
+        }
+        self.state.peers.iter().map(|(name, peer)| self.peer_view(name, peer, &entries)).collect()
+    }
+
+    fn peer_view(&self, name: &str, peer: &Peer, entries: &HashMap<Target, u64>) -> PeerView {
+        let outcome = self.outcomes.get(name);
+        let unknown = PeerStatus::Unresolved("not looked at yet".to_owned());
+        let (state, reason) = peer_state(outcome.map_or(&unknown, |outcome| &outcome.status));
+        let adjacencies: Vec<_> =
+            peer.segments.iter().map(|(segment, id)| self.adjacency_view(segment, *id, entries)).collect();
+        let sum = |of: fn(&crate::api::messages::AdjacencyView) -> u64| adjacencies.iter().map(of).sum();
+        PeerView {
+            name: name.to_owned(),
+            remote: peer.remote.clone(),
+            endpoint: outcome.and_then(|outcome| outcome.endpoint),
+            segments: peer.segments.keys().cloned().collect(),
+            state,
+            reason,
+            rx_packets: sum(|view| view.rx_packets),
+            rx_bytes: sum(|view| view.rx_bytes),
+            tx_packets: sum(|view| view.tx_packets),
+            tx_bytes: sum(|view| view.tx_bytes),
+            drops: sum(|view| view.drops),
+            last_seen_seconds: adjacencies.iter().filter_map(|view| view.last_seen_seconds).min(),
+            mtu: adjacencies.iter().filter_map(|view| view.mtu).min(),
+            ttl: peer.ttl,
+            tos: peer.tos,
+            df: peer.df,
+            max_macs: peer.max_macs,
+            adjacencies,
+        }
+    }
+
+    fn fdb_views(&self, filter: &FdbFilter) -> Result<Vec<FdbView>, Problem> {
+        let picked = self.picked(filter)?;
+        let mut views: Vec<FdbView> =
+            self.datapath.fdb.iter().filter(picked).filter_map(|entry| self.fdb_view(&entry)).collect();
+        views.sort_by(|a, b| (&a.segment, a.mac).cmp(&(&b.segment, b.mac)));
+        Ok(views)
+    }
+
+    fn fdb_view(&self, entry: &Entry) -> Option<FdbView> {
+        let (segment, _) = self.state.segment_by_id(entry.key.segment())?;
+        let place = self.place(entry.target)?;
+        let endpoint = place.peer.as_ref().and_then(|peer| self.outcomes.get(peer)?.endpoint);
+        let flag = match entry.seen {
+            Some(_) => FdbFlag::Learned,
+            None if self.plan.fixed.get(&entry.key).is_some_and(|fixed| fixed.local) => FdbFlag::Local,
+            None => FdbFlag::Static,
+        };
+        let now = self.datapath.now();
+        Some(FdbView {
+            segment: segment.to_owned(),
+            mac: entry.key.mac(),
+            peer: place.peer,
+            port: place.port,
+            endpoint,
+            flags: vec![flag],
+            age_seconds: entry.seen.map(|seen| u64::from(now.saturating_sub(seen))),
+        })
+    }
+
+    /// Which entries a filter picks.
+    fn picked(&self, filter: &FdbFilter) -> Result<impl Fn(&Entry) -> bool + use<>, Problem> {
+        let segment = match &filter.segment {
+            None => None,
+            Some(name) => Some(
+                self.state
+                    .segments
+                    .get(name)
+                    .ok_or_else(|| Problem::not_found(format!("there is no segment {name}")))?
+                    .id,
+            ),
+        };
+        let targets: Option<Vec<Target>> = match &filter.peer {
+            None => None,
+            Some(name) => {
+                let peer = self
+                    .state
+                    .peers
+                    .get(name)
+                    .ok_or_else(|| Problem::not_found(format!("there is no peer {name}")))?;
+                Some(peer.segments.values().map(|id| Target::adjacency(*id)).collect())
+            }
+        };
+        Ok(move |entry: &Entry| {
+            segment.is_none_or(|segment| entry.key.segment() == segment)
+                && targets.as_ref().is_none_or(|targets| targets.contains(&entry.target))
+        })
+    }
+
+    fn flush(&mut self, filter: &FdbFilter) -> Result<Flushed, Problem> {
+        let picked = self.picked(filter)?;
+        let now = self.datapath.now();
+        let removed = self.datapath.fdb.remove_where(now, |entry| entry.seen.is_some() && picked(entry));
+        self.update_full();
+        self.report_removed(&removed);
+        Ok(Flushed { removed: removed.len() as u64 })
+    }
+
+    fn status_view(&self) -> StatusView {
+        let (mut peers_up, mut adjacencies) = (0, 0);
+        for (name, peer) in &self.state.peers {
+            let up =
+                self.outcomes.get(name).is_some_and(|outcome| matches!(outcome.status, PeerStatus::Up(_)));
+            peers_up += u64::from(up);
+            adjacencies += peer.segments.len() as u64;
+        }
+        StatusView {
+            instance: self.options.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            kernel: self.kernel.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            underlays: self.underlay_views(),
+            segments: self.state.segments.len() as u64,
+            peers: self.state.peers.len() as u64,
+            peers_up,
+            ports: self.state.ports.len() as u64,
+            adjacencies,
+            adjacency_capacity: u64::from(self.options.adjacencies),
+            fdb_entries: u64::from(self.datapath.fdb.len()),
+            fdb_capacity: u64::from(self.datapath.fdb.capacity()),
+            events: self.learn_events,
+            events_lost: self.events_lost(),
+        }
+    }
+}
+
+fn send<T>(reply: Reply<T>, answer: Result<T, Problem>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for the answer");
+    }
+}
