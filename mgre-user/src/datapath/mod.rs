@@ -122,8 +122,11 @@ impl Datapath {
 
     /// Forgets everything learned from a target that is gone, and its numbers.
     fn forget(&mut self, target: Target, removed: &mut Vec<Entry>) {
-        let now = self.now();
-        removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+        // Entries that were given are removed by steps of their own.
+        if self.fdb.learned_from(target) > 0 {
+            let now = self.now();
+            removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+        }
         self.counters().clear(target);
     }
 
