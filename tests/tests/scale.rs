@@ -86,7 +86,10 @@ fn metrics_are_all_there_from_the_start_and_grow() -> Result<()> {
     for reason in REASONS {
         for direction in ["receive", "transmit"] {
             let labels = [adjacency[0], adjacency[1], ("direction", direction), ("reason", reason)];
-            assert_eq!(start.get("mgre_peer_drops_total", &labels), Some(0.0), "{direction} {reason}");
+            let value = start.get("mgre_peer_drops_total", &labels);
+            // A host may have spoken before the peer was resolved.
+            let early = reason == "no_next_hop" && value.is_some();
+            assert!(value == Some(0.0) || early, "mgre_peer_drops_total, {direction} {reason}: {value:?}");
             let value = start.get("mgre_drops_total", &labels[2..]);
             assert!(value.is_some(), "mgre_drops_total, {direction} {reason}");
         }
