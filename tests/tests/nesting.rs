@@ -1,0 +1,164 @@
+//! Traffic that was in a tunnel already, or goes into another one.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mgre_tests::{
+    netns::{self, Netns},
+    skip::skipped,
+    topology::{SEGMENT, Spoke, Spokes, Underlay},
+    traffic,
+};
+
+const SOON: Duration = Duration::from_secs(3);
+/// What TCP does at least where superframes get through whole or cut; one that are dropped leave far less.
+const TCP_LEAST: f64 = 300e6;
+
+/// What must not have been lost on the way.
+fn assert_nothing_lost(spoke: &Spoke, reasons: &[&str]) -> Result<()> {
+    for reason in reasons {
+        assert_eq!(spoke.drops(reason)?, 0, "{reason} at spoke {}", spoke.number);
+    }
+    Ok(())
+}
+
+#[test]
+fn vxlan_inside_the_overlay_keeps_its_offloads() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    for (spoke, other) in [(one, two), (two, one)] {
+        spoke.host.ip(&format!(
+            "link add vx0 type vxlan id 5 remote {} dstport 4789 dev eth0\n\
+             addr add 10.88.0.{}/24 dev vx0\nlink set vx0 up",
+            other.host_ip(),
+            spoke.number
+        ))?;
+    }
+    traffic::wait_reachable(&one.host, "10.88.0.2", SOON)?;
+    for arguments in [&[][..], &["--reverse"]] {
+        let tcp = traffic::iperf3(&one.host, &two.host, "10.88.0.2", 1, arguments)?;
+        assert!(
+            tcp.bits_per_second > TCP_LEAST,
+            "{arguments:?}: {} bit/s\n{}{}",
+            tcp.bits_per_second,
+            one.daemon.mgre(&["stats", "--drops"])?,
+            two.daemon.mgre(&["stats", "--drops"])?,
+        );
+    }
+    assert_nothing_lost(one, &["headroom", "internal", "malformed", "redirect_failed"])?;
+    assert_nothing_lost(two, &["headroom", "internal", "malformed", "redirect_failed"])
+}
+
+/// A router behind spoke 2, with a leg in each of two segments: what it forwards comes out of one tunnel and goes into
+/// another.
+#[test]
+fn a_router_between_two_segments_forwards_at_speed() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Routed)?;
+    let (one, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
+    let others = |number: u8| (1..=3_u8).filter(move |other| *other != number);
+    for spoke in spokes.iter() {
+        spoke.daemon.mgre(&["segment", "add", "blue", "--key", "8"])?;
+        for other in others(spoke.number) {
+            spoke.daemon.mgre(&["peer", "set", &format!("spoke{other}"), "--segment", SEGMENT, "blue"])?;
+        }
+    }
+    // The router's second leg, and a host in the blue segment alone.
+    netns::ip(&format!(
+        "link add blue0 netns {} type veth peer name eth1 netns {}",
+        two.netns.name(),
+        two.host.name()
+    ))?;
+    two.netns.ip("link set blue0 up")?;
+    two.host.sysctl("ipv4/ip_forward", "1")?;
+    two.host.ip("link set eth1 mtu 1458 up\naddr add 10.78.0.254/24 dev eth1")?;
+    two.daemon.mgre(&["port", "add", "blue", "blue0"])?;
+    let blue: Netns = three.add_host("blue0", [0x02, 0, 0, 0, 3, 0x31])?;
+    three.daemon.mgre(&["port", "add", "blue", "blue0"])?;
+    blue.ip("addr add 10.78.0.3/24 dev eth0\nroute add default via 10.78.0.254")?;
+    one.host.ip("route add 10.78.0.0/24 via 10.77.0.2")?;
+    spokes.wait_up()?;
+
+    traffic::wait_reachable(&one.host, "10.78.0.3", SOON)?;
+    for arguments in [&[][..], &["--reverse"]] {
+        let tcp = traffic::iperf3(&one.host, &blue, "10.78.0.3", 1, arguments)?;
+        assert!(
+            tcp.bits_per_second > TCP_LEAST,
+            "{arguments:?}: {} bit/s\n{}",
+            tcp.bits_per_second,
+            two.daemon.mgre(&["stats", "--drops"])?,
+        );
+    }
+    assert_nothing_lost(two, &["headroom", "internal", "malformed", "redirect_failed"])
+}
+
+#[test]
+fn superframes_may_be_flooded() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Routed)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let flushing = std::sync::atomic::AtomicBool::new(true);
+    let tcp = std::thread::scope(|scope| {
+        let flusher = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while flushing.load(std::sync::atomic::Ordering::Relaxed) {
+                one.daemon.mgre(&["fdb", "flush"])?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 2, &[]);
+        flushing.store(false, std::sync::atomic::Ordering::Relaxed);
+        let rounds = flusher.join().map_err(|_| anyhow::anyhow!("the flusher panicked"))??;
+        assert!(rounds > 10, "{rounds} flushes");
+        tcp
+    })?;
+    assert!(tcp.bits_per_second > TCP_LEAST, "{} bit/s", tcp.bits_per_second);
+    // Known at the far ends all the time, so what is flooded to spoke 3 ends there or at its host.
+    for spoke in spokes.iter() {
+        assert_nothing_lost(spoke, &["headroom", "internal", "malformed"])?;
+    }
+    Ok(())
+}
+
+/// The overlay of an overlay: the hosts are spokes themselves, and so GRE goes into GRE.
+#[test]
+fn gre_inside_the_overlay() -> Result<()> {
+    use mgre_tests::daemon::{Daemon, Options};
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let inner = spokes
+        .iter()
+        .map(|spoke| {
+            let other = spokes.spoke(3 - spoke.number);
+            let daemon = Daemon::start(&spoke.host, Options::default())?;
+            daemon.mgre(&["underlay", "add", "eth0", "--local", &spoke.host_ip()])?;
+            daemon.mgre(&["segment", "add", "inner", "--key", "70"])?;
+            let address = format!("10.99.0.{}/24", spoke.number);
+            daemon.mgre(&["port", "create", "inner", "in0", "--address", &address])?;
+            daemon.mgre(&["peer", "add", "other", &other.host_ip(), "--segment", "inner"])?;
+            Ok(daemon)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert_eq!(inner[0].list(&["segment", "show"])?[0]["mtu"], 1458 - 42);
+    traffic::wait_reachable(&one.host, "10.99.0.2", SOON)?;
+    let tcp = traffic::iperf3(&one.host, &two.host, "10.99.0.2", 1, &[])?;
+    assert!(
+        tcp.bits_per_second > TCP_LEAST,
+        "{} bit/s\n{}{}",
+        tcp.bits_per_second,
+        one.daemon.mgre(&["stats", "--drops"])?,
+        inner[0].mgre(&["stats", "--drops"])?,
+    );
+    assert_nothing_lost(one, &["headroom", "internal", "malformed", "redirect_failed"])
+}
