@@ -1,0 +1,268 @@
+//! What is configured changes while it is in use.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use mgre_tests::{
+    capture::Capture,
+    packet::Gre,
+    skip::skipped,
+    topology::{Layout, SEGMENT, Spokes, Underlay},
+    traffic, wait,
+};
+
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn the_mtu_follows_the_underlay() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let one = spokes.spoke(1);
+    one.daemon.mgre(&["port", "create", SEGMENT, "ov0", "--address", "10.77.0.201/24"])?;
+    let mtu_of_interface = || one.netns.run(&["ip", "link", "show", "ov0"]);
+    assert!(mtu_of_interface()?.contains("mtu 1458 "));
+    one.netns.ip("link set wan0 mtu 1400")?;
+    wait::until("the peer's MTU is less", SOON, || Ok(one.peer("spoke2")?["mtu"] == 1358))?;
+    wait::until("the interface's MTU is less", SOON, || Ok(mtu_of_interface()?.contains("mtu 1358 ")))?;
+    one.netns.ip("link set wan0 mtu 1500")?;
+    wait::until("the peer's MTU is more", SOON, || Ok(one.peer("spoke2")?["mtu"] == 1458))?;
+    // What an operator says counts for more, where it is less.
+    one.daemon.mgre(&["peer", "set", "spoke2", "--mtu", "1300"])?;
+    assert_eq!(one.peer("spoke2")?["mtu"], 1300);
+    let ping = |data: &str| {
+        let to = spokes.spoke(2).host_ip();
+        traffic::ping(&one.host, &["-M", "do", "-c", "1", "-W", "0.5", "-s", data, &to])
+    };
+    assert!(ping("1272")?.all_came_back());
+    assert!(!ping("1273")?.all_came_back());
+    assert_eq!(one.drops("too_big")?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_peer_may_get_another_endpoint() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    // Spoke 2 gets another address.
+    two.netns.ip("addr add 10.0.0.22/24 dev wan0")?;
+    two.daemon.mgre(&["underlay", "del", "wan0"])?;
+    assert_eq!(two.peer("spoke1")?["state"], "down");
+    assert!(two.peer("spoke1")?["reason"].as_str().is_some_and(|reason| reason.contains("underlay")));
+    assert!(!traffic::reaches(&one.host, &two.host_ip())?);
+    two.daemon.mgre(&["underlay", "add", "wan0", "--local", "10.0.0.22"])?;
+    one.daemon.mgre(&["peer", "set", "spoke2", "--remote", "10.0.0.22"])?;
+    let at_wan = Capture::start(&one.netns, "wan0")?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), SOON)?;
+    let both = at_wan.stop().iter().filter_map(|packet| Gre::parse(&packet.bytes)).fold(
+        (0, 0),
+        |(to, from), gre| {
+            let new = "10.0.0.22".parse::<std::net::Ipv4Addr>().ok();
+            (to + u32::from(Some(gre.destination) == new), from + u32::from(Some(gre.source) == new))
+        },
+    );
+    assert!(both.0 > 0 && both.1 > 0, "{both:?}");
+    assert_eq!(one.peer("spoke2")?["endpoint"], "10.0.0.22");
+    one.wait_fdb_peer(two.host_mac(), "spoke2")
+}
+
+#[test]
+fn peers_may_be_behind_different_underlays() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    // Spoke 1 has a leg to each of the others, and the core forwards nothing.
+    let layout = Layout { configure: false, ..Layout::new(3, Underlay::Routed) };
+    let spokes = layout.build()?;
+    spokes.core.sysctl("ipv4/ip_forward", "0")?;
+    let one = spokes.spoke(1);
+    let legs = [(2, "10.1.2"), (3, "10.1.3")];
+    for (number, network) in legs {
+        let other = spokes.spoke(number);
+        mgre_tests::netns::ip(&format!(
+            "link add leg{number} netns {} type veth peer name leg netns {}",
+            one.netns.name(),
+            other.netns.name()
+        ))?;
+        one.netns.ip(&format!("addr add {network}.1/24 dev leg{number}\nlink set leg{number} up"))?;
+        other.netns.ip(&format!("addr add {network}.2/24 dev leg\nlink set leg up"))?;
+        one.daemon.mgre(&["underlay", "add", &format!("leg{number}"), "--local", &format!("{network}.1")])?;
+        other.daemon.mgre(&["underlay", "add", "leg", "--local", &format!("{network}.2")])?;
+    }
+    for spoke in spokes.iter() {
+        spoke.daemon.mgre(&["segment", "add", SEGMENT, "--key", "7"])?;
+        spoke.daemon.mgre(&["port", "add", SEGMENT, "lan0"])?;
+    }
+    for (number, network) in legs {
+        let (here, there) = (format!("{network}.1"), format!("{network}.2"));
+        one.daemon.mgre(&["peer", "add", &format!("spoke{number}"), &there, "--segment", SEGMENT])?;
+        spokes.spoke(number).daemon.mgre(&["peer", "add", "spoke1", &here, "--segment", SEGMENT])?;
+    }
+    spokes.wait_up()?;
+    for number in [2, 3] {
+        assert!(traffic::reaches(&one.host, &spokes.spoke(number).host_ip())?, "spoke {number}");
+    }
+    // No hub: the two know nothing of each other, and spoke 1 passes nothing on.
+    assert!(!traffic::reaches(&spokes.spoke(2).host, &spokes.spoke(3).host_ip())?);
+    Ok(())
+}
+
+#[test]
+fn a_reboot_brings_everything_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(2, Underlay::Routed)?;
+    let one = spokes.spoke(1);
+    one.daemon.mgre(&[
+        "port",
+        "create",
+        SEGMENT,
+        "ov0",
+        "--address",
+        "10.77.0.201/24",
+        "--mac",
+        "02:00:00:00:01:20",
+    ])?;
+    let before = one.daemon.mgre(&["export"])?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    daemon.stop()?;
+    // After a reboot neither pins nor interfaces nor anything in the run directory are there.
+    let pins = daemon.bpffs().join("mgre");
+    fs::remove_dir_all(&pins).with_context(|| format!("{}", pins.display()))?;
+    let one = spokes.spoke(1);
+    one.netns.ip("link del ov0")?;
+    assert_eq!(mgre_tests::tcx::attached(&one.netns, "wan0")?, 0);
+    spokes.spoke_mut(1).daemon.start_again()?;
+    let one = spokes.spoke(1);
+    assert_eq!(one.daemon.mgre(&["export"])?, before);
+    assert!(one.netns.run(&["ip", "address", "show", "ov0"])?.contains("10.77.0.201/24"));
+    traffic::wait_reachable(&one.netns, &spokes.spoke(2).host_ip(), SOON)?;
+    traffic::wait_reachable(&one.host, &spokes.spoke(2).host_ip(), SOON)?;
+    Ok(())
+}
+
+#[test]
+fn a_damaged_state_is_not_overwritten() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(1, Underlay::Switched)?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    daemon.stop()?;
+    let mut files = Vec::new();
+    for entry in fs::read_dir(daemon.path().join("state"))? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path)?;
+        fs::write(&path, &text[..text.len() / 2])?;
+        files.push((path, text));
+    }
+    assert!(!files.is_empty());
+    let error = daemon.start_again().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("state"), "{error}");
+    for (path, text) in &files {
+        assert_eq!(fs::read_to_string(path)?, text[..text.len() / 2], "{}", path.display());
+        fs::write(path, text)?;
+    }
+    // The daemon that gave up is not there any more.
+    daemon.wait()?;
+    daemon.start_again()?;
+    assert_eq!(daemon.json(&["status"])?["segments"], 1);
+    Ok(())
+}
+
+#[test]
+fn commands_at_the_same_time_are_taken_one_by_one() -> Result<()> {
+    const MANY: usize = 40;
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(1, Underlay::Switched)?;
+    let daemon = &spokes.spoke(1).daemon;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..MANY)
+            .map(|number| {
+                scope.spawn(move || -> Result<()> {
+                    let name = format!("s{number}");
+                    let key = (1000 + number).to_string();
+                    daemon.mgre(&["segment", "add", &name, "--key", &key])?;
+                    let remote = format!("10.0.0.{}", 100 + number);
+                    daemon.mgre(&["peer", "add", &name, &remote, "--segment", &name, SEGMENT])?;
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })?;
+    let status = daemon.json(&["status"])?;
+    assert_eq!((&status["segments"], &status["peers"]), (&(MANY + 1).into(), &MANY.into()));
+    assert_eq!(status["adjacencies"], 2 * MANY);
+    // The same name twice: one of them has it.
+    let codes = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| daemon.outcome(&["segment", "add", "one", "--key", "1"])))
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<mgre_tests::daemon::Outcome>>| {
+            thread.join().ok().and_then(Result::ok).and_then(|outcome| outcome.code)
+        };
+        threads.into_iter().map(join).collect::<Vec<_>>()
+    });
+    assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 1, "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| **code == Some(1)).count(), 7, "{codes:?}");
+    Ok(())
+}
+
+#[test]
+fn monitor_tells_what_happens() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Routed)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    one.daemon.mgre(&["fdb", "flush"])?;
+    let mut monitor = one.daemon.command(&["--json", "monitor"])?.stdout(Stdio::piped()).spawn()?;
+    let stdout = monitor.stdout.take().context("no standard output")?;
+    let lines = std::sync::Mutex::new(Vec::new());
+    let told = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                lines.lock().map(|mut lines| lines.push(line)).ok();
+            }
+        });
+        thread::sleep(Duration::from_millis(300));
+        let pinged = traffic::ping(&one.host, &["-c", "4", "-i", "0.1", &two.host_ip()]);
+        let added = one.daemon.mgre(&["segment", "add", "new", "--key", "99"]);
+        let mac = mgre_tests::packet::mac_text(two.host_mac());
+        let told = wait::until("an address and a change are told of", SOON, || {
+            let lines = lines.lock().map(|lines| lines.join("\n")).unwrap_or_default();
+            Ok(lines.contains(&mac) && lines.contains("new"))
+        });
+        // Only now, so that the reader ends whatever came of it.
+        monitor.kill()?;
+        monitor.wait()?;
+        reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?;
+        pinged?;
+        added?;
+        told
+    });
+    let lines = lines.into_inner().unwrap_or_default();
+    told.with_context(|| lines.join("\n"))?;
+    for line in &lines {
+        let event: serde_json::Value = serde_json::from_str(line).with_context(|| line.clone())?;
+        assert!(event.is_object(), "{line}");
+    }
+    Ok(())
+}
