@@ -198,3 +198,111 @@ pub(super) fn slot_entry(slot: &Slot) -> Entry {
     let seen = Some(slot.seen()).filter(|seen| *seen != SEEN_STATIC);
     Entry { key: slot.key(), target: slot.target(), seen }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mgre_common::fdb::buckets_for;
+    use mgre_common::wire::MacAddr;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fdb(capacity: u32) -> Fdb {
+        let buckets = buckets_for(capacity);
+        let hash = FdbHash { mask: buckets - 1, multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
+        Fdb::new(SharedArray::anonymous(buckets), hash, capacity)
+    }
+
+    fn key(number: u32) -> FdbKey {
+        let [a, b, c, d] = number.to_be_bytes();
+        FdbKey::new(1 + (number % 3) as u16, MacAddr([2, 0, a, b, c, d]))
+    }
+
+    #[test]
+    fn holds_as_many_as_it_says_and_then_refuses() {
+        let mut fdb = fdb(20_000);
+        for number in 0..20_000 {
+            fdb.set(key(number), Target::port(number), Some(1)).expect("room");
+        }
+        assert_eq!(fdb.set(key(20_000), Target::port(1), Some(1)), Err(Full));
+        assert_eq!((fdb.len(), fdb.iter().count()), (20_000, 20_000));
+        for number in 0..20_000 {
+            assert_eq!(fdb.find(key(number)).map(|entry| entry.target), Some(Target::port(number)));
+        }
+    }
+
+    #[test]
+    fn a_slot_rests_before_it_is_used_again() {
+        let mut fdb = fdb(1);
+        for round in 0..64 {
+            fdb.set(key(round), Target::port(1), Some(round)).expect("room");
+            let used = fdb.slot(key(round)).map(|slot| std::ptr::from_ref(slot)).expect("there");
+            fdb.remove(key(round), 5).expect("there");
+            // The same key again at once goes elsewhere, while there is elsewhere.
+            if round < 4 {
+                fdb.set(key(round), Target::port(2), Some(round)).expect("room");
+                assert_ne!(fdb.slot(key(round)).map(std::ptr::from_ref), Some(used));
+                fdb.remove(key(round), 5).expect("there");
+            }
+            fdb.wake(5 + QUARANTINE_SECONDS);
+            assert!(fdb.resting.is_empty());
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Set(u32, u32, bool),
+        Remove(u32),
+        RemoveTarget(u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0u32..40, 0u32..4, any::<bool>()).prop_map(|(n, t, s)| Step::Set(n, t, s)),
+            2 => (0u32..40).prop_map(Step::Remove),
+            1 => (0u32..4).prop_map(Step::RemoveTarget),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn does_what_a_map_does(steps in prop::collection::vec(step(), 0..200)) {
+            let mut fdb = fdb(64);
+            let mut model: BTreeMap<FdbKey, Entry> = BTreeMap::new();
+            for (now, step) in steps.into_iter().enumerate() {
+                // Each step is long after the one before.
+                let now = now as u32 * QUARANTINE_SECONDS;
+                fdb.wake(now);
+                match step {
+                    Step::Set(number, target, learned) => {
+                        let entry =
+                            Entry { key: key(number), target: Target::port(target), seen: learned.then_some(now) };
+                        fdb.set(entry.key, entry.target, entry.seen).expect("room");
+                        model.insert(entry.key, entry);
+                    }
+                    Step::Remove(number) => {
+                        prop_assert_eq!(fdb.remove(key(number), now), model.remove(&key(number)));
+                    }
+                    Step::RemoveTarget(target) => {
+                        let target = Target::port(target);
+                        let removed = fdb.remove_where(now, |entry| entry.target == target);
+                        let before = model.len();
+                        model.retain(|_, entry| entry.target != target);
+                        prop_assert_eq!(removed.len(), before - model.len());
+                    }
+                }
+                let mut entries: Vec<Entry> = fdb.iter().collect();
+                entries.sort_by_key(|entry| entry.key);
+                prop_assert_eq!(entries, model.values().copied().collect::<Vec<_>>());
+                prop_assert_eq!(fdb.len() as usize, model.len());
+                for target in (0..4).map(Target::port) {
+                    let learned =
+                        model.values().filter(|entry| entry.target == target && entry.seen.is_some()).count();
+                    prop_assert_eq!(fdb.learned_from(target) as usize, learned);
+                }
+            }
+        }
+    }
+}
