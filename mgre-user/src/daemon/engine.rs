@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use mgre_common::target::Target;
 
 use super::Options;
+use super::index::Index;
 use super::names::Names;
 use super::observe::{Stale, refresh};
 use super::store::Store;
@@ -39,6 +40,8 @@ pub(super) struct Engine {
     pub(super) kernel: String,
     pub(super) started: Instant,
     pub(super) state: State,
+    /// Names by id, of `state`.
+    pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
     pub(super) store: Store,
     pub(super) netlink: Netlink,
@@ -84,6 +87,7 @@ impl Engine {
             options: parts.options,
             kernel: parts.kernel,
             started: Instant::now(),
+            index: Index::new(&parts.state),
             state: parts.state,
             promiscuous: parts.promiscuous,
             store: parts.store,
@@ -121,6 +125,9 @@ impl Engine {
         }
         refresh(&self.netlink, &self.state, &mut self.observed, Stale::ALL).await?;
         let (plan, outcomes) = compile(&self.state, &self.observed);
+        if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
+            tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
+        }
         self.carry_out(plan)?;
         self.datapath.detach_unused()?;
         self.take_outcomes(outcomes);

@@ -2,13 +2,14 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
-//! - `learning`: events from the datapath, and ageing;
+//! - `learning`: events from the datapath, and ageing; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `observe`, `names`: the picture of the kernel, and of DNS;
 //! - `store`: the saved state; `system`: what must be there before a start.
 
 mod check;
 mod engine;
+mod index;
 mod learning;
 mod names;
 mod numbers;
@@ -22,7 +23,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mgre_common::SCHEMA_VERSION;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,6 +88,10 @@ pub async fn run(options: Options) -> Result<()> {
     let config = options.config.as_ref().map(|path| read_config(path)).transpose()?;
     let store = Store::open(&options.state_dir, &options.instance)?;
     let saved = store.load()?;
+    let highest = saved.state.adjacencies().map(|(id, ..)| id).max();
+    if let Some(id) = highest.filter(|id| *id >= options.adjacencies) {
+        bail!("the saved state needs --adjacencies of {} at least", id + 1);
+    }
 
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
     let mut loaded = load(object, capacity)?;

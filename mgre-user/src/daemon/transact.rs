@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::check::{check, warnings};
 use super::engine::Engine;
+use super::index::Index;
 use super::observe::{Stale, refresh};
 use super::store::Saved;
 use crate::api::messages::{Applied, EventKind, Problem};
@@ -58,6 +59,7 @@ impl Engine {
                 return Err(problem);
             }
         }
+        self.index = Index::new(&next);
         let old = std::mem::replace(&mut self.state, next);
         self.clean_up(&old).await;
         self.names.ask_again(&self.state);
