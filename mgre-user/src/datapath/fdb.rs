@@ -6,6 +6,7 @@ use mgre_common::fdb::{Bucket, FdbHash, FdbKey, QUARANTINE_SECONDS, SEEN_STATIC,
 use mgre_common::target::Target;
 
 use super::shared::SharedArray;
+use super::wait_for_programs;
 
 /// There is no room for an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +103,9 @@ impl Fdb {
             if self.entries >= self.capacity {
                 return Err(Full);
             }
+            if self.free_slot(key).is_none() {
+                self.make_room(key)?;
+            }
             self.free_slot(key).ok_or(Full)?.insert(key, target, stamp);
         }
         self.count(&Entry { key, target, seen }, true);
@@ -115,6 +119,34 @@ impl Fdb {
         let free = choices.map(|bucket| self.free_in(bucket).count());
         let bucket = if free[0] >= SLOTS / 2 || free[0] >= free[1] { choices[0] } else { choices[1] };
         self.free_in(bucket).next()
+    }
+
+    /// Makes room in one of a key's buckets when both are full: moves an entry that
+    /// has room in its other bucket. A reader finds it in the one or in the other
+    /// at all times, and its old slot is free once no reader is left that saw it there.
+    fn make_room(&mut self, key: FdbKey) -> Result<(), Full> {
+        let (number, slot, moved, to) = [0, 1]
+            .into_iter()
+            .map(|choice| self.hash.bucket(key, choice))
+            .flat_map(|bucket| {
+                let slots = self.table.get(bucket).map(|bucket| &bucket.slots).into_iter().flatten();
+                slots.enumerate().map(move |(index, slot)| (bucket, slot_number(bucket, index), slot))
+            })
+            .filter(|(_, _, slot)| !slot.holds(FdbKey::EMPTY))
+            .find_map(|(bucket, number, slot)| {
+                let other = [0, 1]
+                    .into_iter()
+                    .map(|choice| self.hash.bucket(slot.key(), choice))
+                    .find(|other| *other != bucket)?;
+                Some((number, slot, slot_entry(slot), self.free_in(other).next()?))
+            })
+            .ok_or(Full)?;
+        to.insert(moved.key, moved.target, moved.seen.unwrap_or(SEEN_STATIC));
+        slot.clear();
+        wait_for_programs();
+        // Nobody reads it any more: it need not rest.
+        self.resting_slots.remove(&number);
+        Ok(())
     }
 
     fn free_in(&self, bucket: u32) -> impl Iterator<Item = &Slot> {
@@ -203,7 +235,7 @@ pub(super) fn slot_entry(slot: &Slot) -> Entry {
 mod tests {
     use std::collections::BTreeMap;
 
-    use mgre_common::fdb::buckets_for;
+    use mgre_common::fdb::{buckets_for, hash_shift};
     use mgre_common::wire::MacAddr;
     use proptest::prelude::*;
 
@@ -211,7 +243,8 @@ mod tests {
 
     fn fdb(capacity: u32) -> Fdb {
         let buckets = buckets_for(capacity);
-        let hash = FdbHash { mask: buckets - 1, multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
+        let multipliers = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
+        let hash = FdbHash { shift: hash_shift(buckets), multipliers };
         Fdb::new(SharedArray::anonymous(buckets), hash, capacity)
     }
 
@@ -230,6 +263,20 @@ mod tests {
         assert_eq!((fdb.len(), fdb.iter().count()), (20_000, 20_000));
         for number in 0..20_000 {
             assert_eq!(fdb.find(key(number)).map(|entry| entry.target), Some(Target::port(number)));
+        }
+    }
+
+    #[test]
+    fn an_entry_moves_aside_and_is_never_missed() {
+        // As full as it gets: without moves, some of these have no room.
+        let mut fdb = fdb(128 * 1024);
+        let count = fdb.capacity;
+        for number in 0..count {
+            fdb.set(key(number), Target::port(number), None).expect("room");
+        }
+        for number in 0..count {
+            let found = fdb.find(key(number)).map(|entry| (entry.target, entry.seen));
+            assert_eq!(found, Some((Target::port(number), None)));
         }
     }
 
