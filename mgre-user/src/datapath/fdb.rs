@@ -285,7 +285,7 @@ mod tests {
         let mut fdb = fdb(1);
         for round in 0..64 {
             fdb.set(key(round), Target::port(1), Some(round)).expect("room");
-            let used = fdb.slot(key(round)).map(|slot| std::ptr::from_ref(slot)).expect("there");
+            let used = fdb.slot(key(round)).map(std::ptr::from_ref).expect("there");
             fdb.remove(key(round), 5).expect("there");
             // The same key again at once goes elsewhere, while there is elsewhere.
             if round < 4 {
