@@ -205,10 +205,11 @@ impl FdbHash {
     }
 }
 
-/// Buckets for so many entries: a power of two that is at most three quarters
-/// full, which two choices of four slots reach with no entry left out.
+/// Buckets for so many entries: a power of two that is at most half full. Two
+/// choices of four slots hold that many, if an entry may now and then be moved to
+/// its other bucket to make room.
 pub const fn buckets_for(entries: u32) -> u32 {
-    let wanted = (entries as u64).div_ceil(3) as u32;
+    let wanted = (entries as u64).div_ceil(2) as u32;
     if wanted < 16 { 16 } else { wanted.next_power_of_two() }
 }
 

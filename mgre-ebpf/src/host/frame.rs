@@ -147,9 +147,7 @@ impl Frame for HostFrame {
 
     fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
         assert_ne!(self.outer_len, 0, "not encapsulated");
-        if usize::from(template.header_len) != self.outer_len {
-            return Err(DropReason::Internal);
-        }
+        assert_eq!(usize::from(template.header_len), self.outer_len, "a header of another length");
         let header = outer_header(template, self.bytes.len() - self.outer_len, id);
         self.bytes[..self.outer_len].copy_from_slice(&header);
         Ok(())

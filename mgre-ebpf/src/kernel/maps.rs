@@ -175,8 +175,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
-        // Its count of packets so far, spread over the CPUs, repeats after 65,536 of
-        // them at the earliest.
+        // The target's count of packets on this CPU and the CPU: of all its packets, no
+        // two of 65,536 / CPUs in a row on one CPU are alike.
         let Some(row) = traffic(target) else { return 0 };
         // SAFETY: the row is this CPU's.
         let packets = unsafe { (*row).transmit_packets };

@@ -355,12 +355,12 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn drop(&mut self) -> i32 {
-        TC_ACT_SHOT as i32
+        TC_ACT_SHOT
     }
 
     #[inline(always)]
     fn pass(&mut self) -> i32 {
-        TC_ACT_UNSPEC as i32
+        TC_ACT_UNSPEC
     }
 
     #[inline(always)]

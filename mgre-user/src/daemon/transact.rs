@@ -183,10 +183,10 @@ impl Engine {
             let Some(segment) = self.state.segments.get(&port.segment) else { continue };
             let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) else { continue };
             let mtu = segment_mtu(&self.state, &self.observed, segment);
-            if link.mtu != mtu {
-                if let Err(error) = self.netlink.set_mtu(link.index, mtu).await {
-                    tracing::warn!(%error, "cannot set the MTU of {name}");
-                }
+            if link.mtu != mtu
+                && let Err(error) = self.netlink.set_mtu(link.index, mtu).await
+            {
+                tracing::warn!(%error, "cannot set the MTU of {name}");
             }
         }
     }

@@ -37,21 +37,21 @@ fn told() -> Vec<Case> {
     let mut cases = Vec::new();
 
     let (case, bytes) = from_port("a new address at a port", 1, station(100), station(1));
-    cases.push(case.to_port(0, &bytes).reported(1, station(100), port, Target::NONE));
+    cases.push(case.out_of_port(0, &bytes).reported(1, station(100), port, Target::NONE));
     let (case, inner) = from_peer("a new address behind a peer", PEER_B, 7, peer, station(101));
-    cases.push(case.to_port(0, &inner).reported(1, station(101), peer, Target::NONE));
+    cases.push(case.out_of_port(0, &inner).reported(1, station(101), peer, Target::NONE));
 
     // Station 3 is known behind peer A, station 2 at port 1.
     let (case, bytes) = from_port("an address moved from a peer to a port", 1, station(3), station(1));
-    cases.push(case.to_port(0, &bytes).reported(1, station(3), port, Target::adjacency(0)));
+    cases.push(case.out_of_port(0, &bytes).reported(1, station(3), port, Target::adjacency(0)));
     let (case, inner) = from_peer("an address moved to another peer", PEER_B, 7, peer, station(3));
-    cases.push(case.to_port(0, &inner).reported(1, station(3), peer, Target::adjacency(0)));
+    cases.push(case.out_of_port(0, &inner).reported(1, station(3), peer, Target::adjacency(0)));
     let (case, inner) = from_peer("an address moved from a port to a peer", PEER_B, 7, peer, station(2));
-    cases.push(case.to_port(0, &inner).reported(1, station(2), peer, port));
+    cases.push(case.out_of_port(0, &inner).reported(1, station(2), peer, port));
 
     // Station 5 is a static entry of port 1.
     let (case, bytes) = from_port("a static address where it belongs", 1, station(5), station(1));
-    cases.push(case.to_port(0, &bytes));
+    cases.push(case.out_of_port(0, &bytes));
     let (case, _) = from_port("a static address at another port", 0, station(5), station(1));
     cases.push(case.refused(Target::port(0), DropReason::StaticMacMoved));
     let (case, _) = from_peer("a static address behind a peer", PEER_B, 7, peer, station(5));
@@ -85,16 +85,16 @@ fn limits() -> Vec<Case> {
     let (case, _) = from_port("a new address at a full port", 7, station(110), station(2));
     cases.push(case.refused(full_port, DropReason::MacLimit));
     let (case, bytes) = from_port("a known address at a full port", 7, station(1), station(2));
-    cases.push(case.to_port(8, &bytes));
+    cases.push(case.out_of_port(8, &bytes));
     let (case, bytes) = from_port("an address moved to a full port", 7, station(3), station(2));
-    cases.push(case.to_port(8, &bytes).reported(5, station(3), full_port, full_peer));
+    cases.push(case.out_of_port(8, &bytes).reported(5, station(3), full_port, full_peer));
     let (case, bytes) = from_port("a new address at a port that is not full", 8, station(111), station(1));
-    cases.push(case.to_port(7, &bytes).reported(5, station(111), Target::port(8), Target::NONE));
+    cases.push(case.out_of_port(7, &bytes).reported(5, station(111), Target::port(8), Target::NONE));
 
     let (case, _) = from_peer("a new address behind a full peer", PEER_A, 11, full_peer, station(112));
     cases.push(case.refused(full_peer, DropReason::MacLimit));
     let (case, inner) = from_peer("a known address behind a full peer", PEER_A, 11, full_peer, station(3));
-    cases.push(case.to_port(7, &inner));
+    cases.push(case.out_of_port(7, &inner));
 
     let (port, peer) = (Target::port(9), Target::adjacency(8));
     let (case, _) = from_port("a new address in a full segment", 9, station(113), station(3));
@@ -103,6 +103,6 @@ fn limits() -> Vec<Case> {
         from_peer("a new address behind a peer of a full segment", PEER_A, 12, peer, station(114));
     cases.push(case.refused(peer, DropReason::MacLimit));
     let (case, inner) = from_peer("a known address in a full segment", PEER_A, 12, peer, station(3));
-    cases.push(case.to_port(9, &inner));
+    cases.push(case.out_of_port(9, &inner));
     cases
 }

@@ -167,12 +167,12 @@ impl Case {
     }
 
     /// A copy goes out of a port.
-    fn to_port(self, id: u32, bytes: &[u8]) -> Self {
+    fn out_of_port(self, id: u32, bytes: &[u8]) -> Self {
         self.send(Target::port(id), Egress { ifindex: id + 10, receive: id == 12 }, bytes.to_vec())
     }
 
     /// A copy goes to a peer.
-    fn to_peer(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
+    fn into_tunnel(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
         let egress = Egress { ifindex: UNDERLAY, receive: false };
         // The identification is zero and DF set, as `etherparse` makes them too.
         let bytes = Outer::to_peer(endpoint, key).wrap(inner);

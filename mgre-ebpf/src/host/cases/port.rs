@@ -27,21 +27,21 @@ fn forwarded() -> Vec<Case> {
     let mut cases = Vec::new();
     for (kind, frame) in kinds(station(3), station(1)) {
         let case = from_port(format!("encap {kind}"), 0, &frame);
-        cases.push(case.to_peer(0, PEER_A, Some(7), &frame));
+        cases.push(case.into_tunnel(0, PEER_A, Some(7), &frame));
     }
     for (kind, frame) in kinds(station(2), station(1)) {
-        cases.push(from_port(format!("port to port: {kind}"), 0, &frame).to_port(1, &frame));
+        cases.push(from_port(format!("port to port: {kind}"), 0, &frame).out_of_port(1, &frame));
     }
     let to = |number| tcp_v4(station(number), station(1), 60);
     cases.extend([
-        from_port("encap without a key", 2, &to(3)).to_peer(2, PEER_A, None, &to(3)),
-        from_port("encap with key 0", 3, &to(3)).to_peer(3, PEER_A, Some(0), &to(3)),
-        from_port("each address has its own peer", 0, &to(4)).to_peer(1, PEER_B, Some(7), &to(4)),
+        from_port("encap without a key", 2, &to(3)).into_tunnel(2, PEER_A, None, &to(3)),
+        from_port("encap with key 0", 3, &to(3)).into_tunnel(3, PEER_A, Some(0), &to(3)),
+        from_port("each address has its own peer", 0, &to(4)).into_tunnel(1, PEER_B, Some(7), &to(4)),
         from_port("back to the same port", 0, &to(1)).refused(Target::port(0), DropReason::NoTarget),
-        from_port("into the host", 11, &to(2)).to_port(12, &to(2)),
+        from_port("into the host", 11, &to(2)).out_of_port(12, &to(2)),
         Case::port("out of the host", 22, tcp_v4(station(1), station(2), 60))
             .received(Target::port(12), 114)
-            .to_port(11, &tcp_v4(station(1), station(2), 60)),
+            .out_of_port(11, &tcp_v4(station(1), station(2), 60)),
     ]);
     cases
 }
@@ -59,9 +59,9 @@ fn flooded() -> Vec<Case> {
         let frame = frame(destination, station(1), ethertype, 80);
         cases.push(
             from_port(format!("{name} goes to everyone else once"), 0, &frame)
-                .to_port(1, &frame)
-                .to_peer(0, PEER_A, Some(7), &frame)
-                .to_peer(1, PEER_B, Some(7), &frame)
+                .out_of_port(1, &frame)
+                .into_tunnel(0, PEER_A, Some(7), &frame)
+                .into_tunnel(1, PEER_B, Some(7), &frame)
                 .flooded(1),
         );
     }
@@ -76,21 +76,21 @@ fn flooded() -> Vec<Case> {
         )
     };
     cases.extend([
-        from_port("without a key", 2, &small).to_peer(2, PEER_A, None, &small).flooded(2),
+        from_port("without a key", 2, &small).into_tunnel(2, PEER_A, None, &small).flooded(2),
         awkward("flooded past a port that is down and a peer out of reach", &small)
-            .to_port(6, &small)
-            .to_peer(5, PEER_B, Some(9), &small)
-            .to_peer(6, PEER_C, Some(9), &small)
+            .out_of_port(6, &small)
+            .into_tunnel(5, PEER_B, Some(9), &small)
+            .into_tunnel(6, PEER_C, Some(9), &small)
             .flooded(4),
         awkward("flooded past a port that it is too long for", &medium)
             .counted(source, Direction::Receive, DropReason::TooBig)
-            .to_peer(5, PEER_B, Some(9), &medium)
-            .to_peer(6, PEER_C, Some(9), &medium)
+            .into_tunnel(5, PEER_B, Some(9), &medium)
+            .into_tunnel(6, PEER_C, Some(9), &medium)
             .flooded(4),
         awkward("flooded past a port and a peer that it is too long for", &large)
             .counted(source, Direction::Receive, DropReason::TooBig)
             .counted(Target::adjacency(5), Direction::Transmit, DropReason::TooBig)
-            .to_peer(6, PEER_C, Some(9), &large)
+            .into_tunnel(6, PEER_C, Some(9), &large)
             .flooded(4),
     ]);
     cases.push(
@@ -98,7 +98,7 @@ fn flooded() -> Vec<Case> {
             .flooded(7)
             .refused(Target::port(10), DropReason::NoTarget),
     );
-    cases.push(from_port("flooded into the host", 11, &small).to_port(12, &small).flooded(8));
+    cases.push(from_port("flooded into the host", 11, &small).out_of_port(12, &small).flooded(8));
     cases
 }
 
@@ -108,21 +108,21 @@ fn sizes() -> Vec<Case> {
         case.dropped().counted(Target::adjacency(id), Direction::Transmit, DropReason::TooBig)
     };
     let mut cases = vec![
-        from_port("as long as a keyed tunnel takes", 0, &to(3, 1472)).to_peer(
+        from_port("as long as a keyed tunnel takes", 0, &to(3, 1472)).into_tunnel(
             0,
             PEER_A,
             Some(7),
             &to(3, 1472),
         ),
         too_big(from_port("one byte more than a keyed tunnel takes", 0, &to(3, 1473)), 0),
-        from_port("as long as a keyless tunnel takes", 2, &to(3, 1476)).to_peer(
+        from_port("as long as a keyless tunnel takes", 2, &to(3, 1476)).into_tunnel(
             2,
             PEER_A,
             None,
             &to(3, 1476),
         ),
         too_big(from_port("one byte more than a keyless tunnel takes", 2, &to(3, 1477)), 2),
-        from_port("as long as a port takes", 4, &to(3, 100)).to_port(6, &to(3, 100)),
+        from_port("as long as a port takes", 4, &to(3, 100)).out_of_port(6, &to(3, 100)),
         from_port("one byte more than a port takes", 4, &to(3, 101))
             .refused(Target::port(4), DropReason::TooBig),
     ];
@@ -132,18 +132,18 @@ fn sizes() -> Vec<Case> {
     let fits = to(3, 1468);
     cases.extend([
         from_port("a tag beside goes inside", 0, &fits)
-            .to_peer(0, PEER_A, Some(7), &tagged(&fits, 0x8100, 0x6005))
+            .into_tunnel(0, PEER_A, Some(7), &tagged(&fits, 0x8100, 0x6005))
             .tag(tag),
         too_big(from_port("a tag beside counts", 0, &to(3, 1469)), 0).tag(tag),
         from_port("a tag beside stays beside", 0, &to(2, 200))
-            .to_port(1, &tagged(&to(2, 200), 0x8100, 0x6005))
+            .out_of_port(1, &tagged(&to(2, 200), 0x8100, 0x6005))
             .tag(tag),
     ]);
 
     // A superframe is as long as one of its segments: 54 bytes of headers, or 74 (IPv6).
     let v4 = tcp_v4(station(3), station(1), 8000);
     let fits = |name: &str, bytes: &[u8], segment_size| {
-        from_port(name, 0, bytes).to_peer(0, PEER_A, Some(7), bytes).superframe(segment_size)
+        from_port(name, 0, bytes).into_tunnel(0, PEER_A, Some(7), bytes).superframe(segment_size)
     };
     let too_big = |name: &str, bytes: &[u8], segment_size| {
         too_big(from_port(name, 0, bytes), 0).superframe(segment_size)
@@ -159,7 +159,7 @@ fn sizes() -> Vec<Case> {
         too_big("an IPv6 superframe whose segments are too long by one", &v6, 1472 - 61),
         fits("a superframe with a tag beside", &v4, 1472 - 58),
         too_big("a superframe with a tag beside, too long by one", &v4, 1472 - 57),
-        from_port("a superframe for a port is cut behind it", 4, &v4).to_port(6, &v4).superframe(4000),
+        from_port("a superframe for a port is cut behind it", 4, &v4).out_of_port(6, &v4).superframe(4000),
     ]);
     let len = cases.len();
     let with_tag = &mut cases[len - 3..len - 1];
@@ -187,7 +187,7 @@ fn awkward_targets() -> Vec<Case> {
     let long = frame(station(5), station(1), 0x0806, 200);
     cases.push(unreached(from_port("too long for one peer", 4, &long), 5, DropReason::TooBig));
     let long = frame(station(6), station(1), 0x0806, 200);
-    cases.push(from_port("not too long for another", 4, &long).to_peer(6, PEER_C, Some(9), &long));
+    cases.push(from_port("not too long for another", 4, &long).into_tunnel(6, PEER_C, Some(9), &long));
     cases
 }
 

@@ -21,7 +21,7 @@ fn keyed() -> Outer {
 
 /// A packet that is accepted and delivered to port 0.
 fn accepted(name: &str, bytes: Vec<u8>, inner: &[u8]) -> Case {
-    Case::underlay(name, bytes).received(A, inner.len()).to_port(0, inner)
+    Case::underlay(name, bytes).received(A, inner.len()).out_of_port(0, inner)
 }
 
 fn refused(name: impl Into<String>, bytes: Vec<u8>, reason: DropReason) -> Case {
@@ -48,17 +48,17 @@ fn delivered() -> Vec<Case> {
     cases.extend([
         Case::underlay("decap without a key", Outer::from_peer(PEER_A, None).wrap(&inner))
             .received(Target::adjacency(2), inner.len())
-            .to_port(2, &inner),
+            .out_of_port(2, &inner),
         Case::underlay("decap with key 0", Outer::from_peer(PEER_A, Some(0)).wrap(&inner))
             .received(Target::adjacency(3), inner.len())
-            .to_port(3, &inner),
+            .out_of_port(3, &inner),
         accepted("sequence number with a key", keyed().flags(0x1000).field(1).wrap(&inner), &inner),
         Case::underlay(
             "sequence number without a key",
             Outer::from_peer(PEER_A, None).flags(0x1000).field(1).wrap(&inner),
         )
         .received(Target::adjacency(2), inner.len())
-        .to_port(2, &inner),
+        .out_of_port(2, &inner),
         accepted("a frame as long as the port takes", keyed().wrap(&large), &large),
         Case::underlay(
             "a superframe longer than the port takes",
@@ -66,7 +66,7 @@ fn delivered() -> Vec<Case> {
         )
         .superframe(1400)
         .received(A, 4054)
-        .to_port(0, &tcp_v4(station(1), station(3), 4000)),
+        .out_of_port(0, &tcp_v4(station(1), station(3), 4000)),
         Case::underlay("split horizon of known unicast", keyed().wrap(&tcp_v4(station(4), station(3), 9)))
             .received(A, 63)
             .refused(A, DropReason::NoTarget),
@@ -84,8 +84,8 @@ fn delivered() -> Vec<Case> {
     cases.push(
         Case::underlay("broadcast out of a tunnel goes to all ports and no tunnel", keyed().wrap(&group))
             .received(A, group.len())
-            .to_port(0, &group)
-            .to_port(1, &group)
+            .out_of_port(0, &group)
+            .out_of_port(1, &group)
             .flooded(1),
     );
     cases
@@ -193,7 +193,7 @@ fn endpoints() -> Vec<Case> {
     for (key, id, port) in [(Some(7), 0, 0), (None, 2, 2), (Some(0), 3, 3)] {
         let source = Target::adjacency(id);
         let case = Case::underlay(format!("segments do not mix, key {key:?}"), from(PEER_A, key));
-        cases.push(case.received(source, inner.len()).to_port(port, &inner));
+        cases.push(case.received(source, inner.len()).out_of_port(port, &inner));
     }
     // Known in segment 1 only.
     let inner = frame(station(2), station(3), 0x0800, 46);
@@ -204,7 +204,7 @@ fn endpoints() -> Vec<Case> {
             Outer::from_peer(PEER_A, None).wrap(&inner),
         )
         .received(source, inner.len())
-        .to_port(2, &inner)
+        .out_of_port(2, &inner)
         .flooded(2),
     );
     cases

@@ -1,16 +1,14 @@
 //! The list of cases that the pipeline is tested with on the host, in the kernel:
 //! the same bytes, counters, drops and reports must come of them.
 
-mod program;
-
 use std::collections::BTreeMap;
 
+use super::capture::Capture;
+use super::kernel::{DROP, FAR, Kernel, PASS, REDIRECT, drops_between, in_namespace, interfaces};
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::{self, Case, End, Entrance, Expected, Output};
 use mgre_ebpf::host::world::{UNDERLAY, World};
 use mgre_user::datapath::load::{PORT_PROGRAM, UNDERLAY_PROGRAM};
-use program::capture::Capture;
-use program::{DROP, FAR, Kernel, PASS, REDIRECT, drops_between, in_namespace, interfaces};
 
 #[test]
 fn the_kernel_does_what_the_host_does() {

@@ -1,10 +1,6 @@
 //! The real programs in the kernel, with tables filled from a described network
 //! and real interfaces to send to, all in a network namespace of their own.
 
-#![expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
-
-pub(crate) mod capture;
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -165,8 +161,10 @@ impl Kernel {
 
     /// What was reported since the last call.
     pub(crate) fn reports(&mut self) -> Vec<LearnEvent> {
-        std::iter::from_fn(|| self.loaded.events.next().map(|event| bytemuck::pod_read_unaligned(&event)))
-            .collect()
+        std::iter::from_fn(|| {
+            self.loaded.events.as_mut()?.next().map(|event| bytemuck::pod_read_unaligned(&event))
+        })
+        .collect()
     }
 }
 
