@@ -192,6 +192,8 @@ fn detach_leaves_nothing() -> Result<()> {
     let mut spokes = layout.build()?;
     let spoke = spokes.spoke_mut(1);
     spoke.netns.ip("link add busy type veth peer name busy2\nlink set busy promisc on up")?;
+    // Somebody else's.
+    spoke.netns.run(&["tc", "qdisc", "add", "dev", "lan0", "clsact"])?;
     for interface in ["wan0", "lan0"] {
         wait::until("the carrier is there", SOON, || {
             Ok(spoke.netns.run(&["ip", "link", "show", interface])?.contains("state UP"))

@@ -1,5 +1,7 @@
 //! TCP and UDP through the overlay, and what the wire shows of them.
 
+use std::{net::UdpSocket, time::Duration};
+
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::Capture,
@@ -8,6 +10,7 @@ use mgre_tests::{
     topology::{KEY, Spokes, Underlay},
     traffic,
 };
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 /// Far below what any machine does, far above what goes through where offloads do not work together.
 const TCP_LEAST: f64 = 100e6;
@@ -136,5 +139,62 @@ fn superframes_are_cut_to_fit_where_the_underlay_takes_none() -> Result<()> {
         full += usize::from(packet.bytes.len() == 1514);
     }
     assert!(full > 5_000, "{full} full packets for 25 MB");
+    Ok(())
+}
+
+#[test]
+fn datagrams_in_superframes_arrive_one_by_one() -> Result<()> {
+    const DATAGRAM: usize = 1200;
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    // With superframes on the underlay, and cut before it.
+    for offloads in ["on", "off"] {
+        one.netns.run(&["ethtool", "-K", "wan0", "tso", offloads, "gso", offloads, "tx", offloads])?;
+        let receiver = two.host.enter(|| UdpSocket::bind((two.host_ipv4(), 7000)))??;
+        receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let sender = one.host.enter(|| UdpSocket::bind((one.host_ipv4(), 0)))??;
+        setsockopt(&sender, UdpGsoSegment, &(DATAGRAM as i32)).context("UDP_SEGMENT")?;
+        // Ten of them and a short one.
+        let data: Vec<u8> = (0..10 * DATAGRAM + 100).map(|index| (index % 251) as u8).collect();
+        assert_eq!(sender.send_to(&data, (two.host_ipv4(), 7000))?, data.len());
+        let mut arrived = Vec::new();
+        let mut buffer = [0; 65_536];
+        while arrived.len() < data.len() {
+            let length = receiver.recv(&mut buffer).with_context(|| {
+                format!("offloads {offloads}: {} bytes of {} arrived", arrived.len(), data.len())
+            })?;
+            assert!(length == DATAGRAM || length == 100, "a datagram of {length} bytes");
+            arrived.extend_from_slice(&buffer[..length]);
+        }
+        assert!(arrived == data, "offloads {offloads}: not what was sent");
+    }
+    Ok(())
+}
+
+#[test]
+fn superframes_of_segments_that_do_not_fit_are_refused() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    for spoke in [one, two] {
+        spoke.host.ip("link set eth0 mtu 1500")?;
+    }
+    let at_wan = Capture::start_where(&spokes.core, "s1", |frame| Gre::parse(frame).is_some())?;
+    // TCP agrees on segments of 1460 bytes, and none of those fits.
+    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[]);
+    let bytes = tcp.map_or(0.0, |tcp| tcp.bytes);
+    assert!(bytes < 1e6, "{bytes} bytes went through");
+    assert!(one.drops("too_big")? > 0);
+    // Nothing was cut or sent too long.
+    for packet in at_wan.stop() {
+        let gre = Gre::read(&packet.bytes)?;
+        assert!(gre.total_length <= 1500, "{} bytes", gre.total_length);
+    }
     Ok(())
 }

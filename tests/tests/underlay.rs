@@ -189,27 +189,46 @@ fn strangers_on_the_underlay_are_not_let_in() -> Result<()> {
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     let inner = marked(packet::BROADCAST, packet::UNKNOWN, "from a stranger");
-    let gre = |source: Ipv4Addr, header: &[u8]| -> Result<Vec<u8>> {
-        let payload = [header, &inner].concat();
+    let gre = |source: Ipv4Addr, header: &[u8], inner: &[u8]| -> Result<Vec<u8>> {
         let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0xee, 1], two.wan_mac()).ipv4(
             source.octets(),
             [10, 0, 0, 2],
             64,
         );
         let mut frame = Vec::new();
-        builder.write(&mut frame, etherparse::IpNumber(packet::IP_PROTOCOL_GRE), &payload)?;
+        builder.write(
+            &mut frame,
+            etherparse::IpNumber(packet::IP_PROTOCOL_GRE),
+            &[header, inner].concat(),
+        )?;
         Ok(frame)
     };
     let peer = spokes.layout.endpoint(1);
     let stranger = Ipv4Addr::new(10, 0, 0, 200);
-    let keyed = [0x20, 0, 0x65, 0x58, 0, 0, 0, 7];
+    let key = [0, 0, 0, 7];
+    let keyed = [&[0x20, 0, 0x65, 0x58][..], &key].concat();
+    let with_key = |start: [u8; 4]| [&start[..], &key].concat();
+    let mut damaged = gre(peer, &keyed, &inner)?;
+    // A bit of the IPv4 header's TTL.
+    damaged[22] ^= 1;
+    // More fragments follow; the checksum is less by as much (RFC 1624).
+    let mut fragment = gre(peer, &keyed, &inner)?;
+    fragment[20] |= 0x20;
+    let sum = u16::from_be_bytes([fragment[24], fragment[25]]);
+    let (sum, borrow) = sum.overflowing_sub(0x2000);
+    fragment[24..26].copy_from_slice(&(sum - u16::from(borrow)).to_be_bytes());
     let cases = [
-        ("unknown_endpoint", gre(stranger, &keyed)?),
-        ("key_mismatch", gre(peer, &[0x20, 0, 0x65, 0x58, 0, 0, 0, 8])?),
-        ("key_mismatch", gre(peer, &[0, 0, 0x65, 0x58])?),
-        ("bad_version", gre(peer, &[0x20, 0x02, 0x65, 0x58, 0, 0, 0, 7])?),
-        ("routing_present", gre(peer, &[0x60, 0, 0x65, 0x58, 0, 0, 0, 7])?),
-        ("unknown_protocol", gre(peer, &[0x20, 0, 0x88, 0x47, 0, 0, 0, 7])?),
+        ("unknown_endpoint", gre(stranger, &keyed, &inner)?),
+        ("key_mismatch", gre(peer, &[0x20, 0, 0x65, 0x58, 0, 0, 0, 8], &inner)?),
+        ("key_mismatch", gre(peer, &[0, 0, 0x65, 0x58], &inner)?),
+        ("bad_version", gre(peer, &with_key([0x20, 0x02, 0x65, 0x58]), &inner)?),
+        ("routing_present", gre(peer, &with_key([0x60, 0, 0x65, 0x58]), &inner)?),
+        ("reserved_bits", gre(peer, &with_key([0x24, 0, 0x65, 0x58]), &inner)?),
+        ("unknown_protocol", gre(peer, &with_key([0x20, 0, 0x88, 0x47]), &inner)?),
+        ("malformed", gre(peer, &keyed, &inner[..13])?),
+        ("malformed", gre(peer, &[0x20, 0, 0x65, 0x58], &[])?),
+        ("checksum", damaged),
+        ("outer_fragment", fragment),
     ];
     let at_two = Capture::start(&two.host, "eth0")?;
     for (reason, frame) in &cases {
@@ -221,7 +240,20 @@ fn strangers_on_the_underlay_are_not_let_in() -> Result<()> {
     assert_eq!(at_two.count(|seen| seen.bytes == inner), 0);
     assert_eq!(two.fdb(packet::UNKNOWN)?, None, "nothing is learned from them");
     // The same in proper form does pass.
-    capture::send(&spokes.core, "s2", &[gre(peer, &keyed)?])?;
-    at_two.wait_for("the frame", Duration::from_secs(2), |seen| seen.bytes == inner)?;
+    let sequence = [&with_key([0x30, 0, 0x65, 0x58])[..], &[0, 0, 0, 1]].concat();
+    for (number, header) in [&keyed, &sequence].into_iter().enumerate() {
+        capture::send(&spokes.core, "s2", &[gre(peer, header, &inner)?])?;
+        let all = || at_two.count(|seen| seen.bytes == inner) == number + 1;
+        wait::until("the frame arrives", Duration::from_secs(2), || Ok(all()))?;
+    }
+    // What is for another address is none of our business.
+    let mut foreign = gre(stranger, &keyed, &inner)?;
+    foreign[33] = 3;
+    let sum = u16::from_be_bytes([foreign[24], foreign[25]]);
+    foreign[24..26].copy_from_slice(&(sum - 1).to_be_bytes());
+    let before = two.drops("unknown_endpoint")?;
+    capture::send(&spokes.core, "s2", &[&foreign])?;
+    sleep(Duration::from_millis(200));
+    assert_eq!(two.drops("unknown_endpoint")?, before);
     Ok(())
 }
