@@ -1,6 +1,10 @@
 //! The underlay changes, and traffic follows.
 
-use std::{net::Ipv4Addr, thread::sleep, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use mgre_tests::{
@@ -17,13 +21,11 @@ use mgre_tests::{
 const RECOVERY: Duration = Duration::from_secs(1);
 /// Seconds between echo requests that run through a change.
 const INTERVAL: &str = "0.01";
-/// How many of them are lost in [`RECOVERY`].
-const LOST_AT_MOST: u32 = 100;
-
-/// Runs echo requests from host 1 to host 2 through a change.
-fn lost_through(spokes: &Spokes, change: impl FnOnce() -> Result<()>) -> Result<u32> {
+/// Runs echo requests from host 1 to host 2 through a change, and says for how long replies were missing.
+fn outage(spokes: &Spokes, change: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let (from, to) = (&spokes.spoke(1).host, spokes.spoke(2).host_ip());
     traffic::wait_reachable(from, &to, Duration::from_secs(3))?;
+    let start = Instant::now();
     let pings = Background::ping(from, &["-i", INTERVAL, "-W", "1", &to])?;
     sleep(Duration::from_millis(300));
     change()?;
@@ -31,8 +33,9 @@ fn lost_through(spokes: &Spokes, change: impl FnOnce() -> Result<()>) -> Result<
     // Traffic is back, not only sent.
     assert!(traffic::reaches(from, &to)?, "no traffic after the change");
     let pings = pings.interrupt()?;
-    assert!(pings.sent > 100, "{pings:?}");
-    Ok(pings.sent - pings.received)
+    // A busy machine sends fewer than it should.
+    assert!(pings.sent > 20, "{pings:?}");
+    Ok(start.elapsed() * (pings.sent - pings.received) / pings.sent)
 }
 
 #[test]
@@ -44,8 +47,8 @@ fn a_router_that_changes_its_mac_address_is_followed() -> Result<()> {
     // As one does that takes over another's address.
     spokes.core.sysctl("ipv4/conf/s1/arp_notify", "1")?;
     let at_wan = Capture::start(&spokes.spoke(1).netns, "wan0")?;
-    let lost = lost_through(&spokes, || spokes.core.ip("link set s1 address 02:00:00:00:01:fd"))?;
-    assert!(lost < LOST_AT_MOST, "{lost} lost");
+    let outage = outage(&spokes, || spokes.core.ip("link set s1 address 02:00:00:00:01:fd"))?;
+    assert!(outage < RECOVERY, "no traffic for {outage:?}");
     let last =
         at_wan.stop().into_iter().rev().find(|packet| packet.outgoing && Gre::parse(&packet.bytes).is_some());
     let to = last.and_then(|packet| packet.bytes.first_chunk().copied());
@@ -62,8 +65,8 @@ fn our_own_mac_address_may_change() -> Result<()> {
     let one = spokes.spoke(1);
     one.netns.sysctl("ipv4/conf/wan0/arp_notify", "1")?;
     let at_wan = Capture::start(&one.netns, "wan0")?;
-    let lost = lost_through(&spokes, || one.netns.ip("link set wan0 address 02:00:00:00:01:aa"))?;
-    assert!(lost < LOST_AT_MOST, "{lost} lost");
+    let outage = outage(&spokes, || one.netns.ip("link set wan0 address 02:00:00:00:01:aa"))?;
+    assert!(outage < RECOVERY, "no traffic for {outage:?}");
     let last =
         at_wan.stop().into_iter().rev().find(|packet| packet.outgoing && Gre::parse(&packet.bytes).is_some());
     let source = last.and_then(|packet| Gre::parse(&packet.bytes)).map(|gre| gre.outer_source);
@@ -126,8 +129,8 @@ fn a_route_that_changes_its_gateway_is_followed() -> Result<()> {
     }
     spokes.wait_up()?;
     let at_wan = Capture::start(&one.netns, "wan0")?;
-    let lost = lost_through(&spokes, || one.netns.ip("route replace 10.9.9.2 via 10.0.0.12"))?;
-    assert!(lost < LOST_AT_MOST, "{lost} lost");
+    let outage = outage(&spokes, || one.netns.ip("route replace 10.9.9.2 via 10.0.0.12"))?;
+    assert!(outage < RECOVERY, "no traffic for {outage:?}");
     // Both were used, and the second one last.
     let gateways: Vec<u8> = at_wan
         .stop()
