@@ -1,1 +1,23 @@
-//! What mgre's tests share: network namespaces, packets, captures.
+//! What mgre's tests, demo and benchmarks share.
+//!
+//! - [`skip`]: whether a test can run here;
+//! - [`netns`]: network namespaces that clean up after themselves;
+//! - [`daemon`]: the `mgre` daemon in one of them, and its command line;
+//! - [`topology`]: spokes, hosts and an underlay between them;
+//! - [`packet`]: frames to send, and what is in frames that were captured;
+//! - [`capture`]: raw frames to and from an interface;
+//! - [`traffic`]: ping and iperf3;
+//! - [`metrics`]: the Prometheus text;
+//! - [`wait`]: waiting for something, but not for ever.
+//!
+//! Packets are made and read here and by `etherparse`, never by mgre's own code: a mistake there must not hide itself.
+
+pub mod capture;
+pub mod daemon;
+pub mod metrics;
+pub mod netns;
+pub mod packet;
+pub mod skip;
+pub mod topology;
+pub mod traffic;
+pub mod wait;

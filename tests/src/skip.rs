@@ -1,0 +1,48 @@
+//! Whether a test can run here.
+
+use std::{io::Write as _, path::PathBuf, process::Command, thread};
+
+use crate::daemon;
+
+/// The programs that the library runs.
+const TOOLS: [&str; 5] = ["ip", "nsenter", "ping", "iperf3", "ethtool"];
+
+/// What is missing here, if anything.
+pub fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root; run cargo xtask test".to_owned());
+    }
+    if let Some(tool) = TOOLS.iter().find(|tool| find_program(tool).is_none()) {
+        return Some(format!("{tool} is missing; run cargo xtask setup"));
+    }
+    if !kernel_has_tcx() {
+        return Some("this kernel has no TCX, which came with Linux 6.6".to_owned());
+    }
+    daemon::program().err().map(|error| format!("{error:#}"))
+}
+
+/// Says on standard error why the running test is skipped, if it has to be.
+///
+/// # Panics
+/// If it has to be, but `MGRE_TESTS_NO_SKIP` is set: where everything is expected to run, nothing may be left out.
+pub fn skipped() -> bool {
+    let Some(why) = missing() else { return false };
+    let thread = thread::current();
+    let test = thread.name().unwrap_or("?");
+    assert!(std::env::var_os("MGRE_TESTS_NO_SKIP").is_none(), "{test} cannot run: {why}");
+    // Not by `eprintln!`: the test harness keeps that for itself where a test passes.
+    writeln!(std::io::stderr(), "SKIP {test}: {why}").is_ok()
+}
+
+/// A program on `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+fn kernel_has_tcx() -> bool {
+    let Ok(output) = Command::new("uname").arg("-r").output() else { return false };
+    let release = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = release.split('.').map(|part| part.trim().parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}

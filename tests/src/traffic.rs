@@ -1,0 +1,197 @@
+//! ping and iperf3.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{netns::Netns, wait};
+
+/// How many echo requests went out and how many replies came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pings {
+    /// Requests.
+    pub sent: u32,
+    /// Replies.
+    pub received: u32,
+}
+
+impl Pings {
+    /// Whether there were requests and each had its reply.
+    pub fn all_came_back(self) -> bool {
+        self.sent > 0 && self.sent == self.received
+    }
+}
+
+/// Runs `ping` with these arguments, the address last.
+///
+/// # Errors
+/// `ping` does not understand them.
+pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Pings> {
+    let output = netns.command("ping").arg("-n").args(arguments).output().context("cannot start ping")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_ping(&text).with_context(|| {
+        format!("ping {}: {text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+fn parse_ping(text: &str) -> Result<Pings> {
+    let line = text.lines().find(|line| line.contains("packets transmitted")).context("no summary")?;
+    let number = |part: &str| part.split_whitespace().next().and_then(|word| word.parse().ok());
+    let mut parts = line.split(", ");
+    match (parts.next().and_then(number), parts.next().and_then(number)) {
+        (Some(sent), Some(received)) => Ok(Pings { sent, received }),
+        _ => bail!("cannot read {line:?}"),
+    }
+}
+
+/// Whether one echo request has a reply within a second.
+///
+/// # Errors
+/// `ping` cannot be run.
+pub fn reaches(netns: &Netns, address: &str) -> Result<bool> {
+    Ok(ping(netns, &["-c", "1", "-W", "1", address])?.all_came_back())
+}
+
+/// Sends echo requests until one has a reply, and says how long that took.
+///
+/// # Errors
+/// None has within `limit`.
+pub fn wait_reachable(netns: &Netns, address: &str, limit: Duration) -> Result<Duration> {
+    wait::until(&format!("{address} answers {}", netns.name()), limit, || {
+        Ok(ping(netns, &["-c", "1", "-W", "0.1", address])?.all_came_back())
+    })
+}
+
+/// A `ping` that runs beside the test. Killed when dropped.
+#[derive(Debug)]
+pub struct Background(Child);
+
+impl Background {
+    /// Starts `ping` with these arguments, the address last.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Self> {
+        let mut command = netns.command("ping");
+        command.arg("-n").args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
+        Ok(Self(command.spawn().context("cannot start ping")?))
+    }
+
+    /// Waits for its end and returns what came of it.
+    ///
+    /// # Errors
+    /// It said nothing.
+    pub fn finish(mut self) -> Result<Pings> {
+        let stdout = self.0.stdout.take().context("no standard output")?;
+        let text = std::io::read_to_string(stdout)?;
+        self.0.wait()?;
+        parse_ping(&text)
+    }
+
+    /// Interrupts it and returns what came of it.
+    ///
+    /// # Errors
+    /// It has ended, or said nothing.
+    pub fn interrupt(self) -> Result<Pings> {
+        let process = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT)?;
+        self.finish()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        end(&mut self.0);
+    }
+}
+
+/// Kills a process that may have ended already, and waits for it.
+fn end(child: &mut Child) {
+    if let Ok(None) = child.try_wait() {
+        child.kill().and_then(|()| child.wait()).map_or_else(|error| eprintln!("{error}"), |_| ());
+    }
+}
+
+/// What `iperf3` measured.
+#[derive(Clone, Debug)]
+pub struct Iperf {
+    /// Bits per second that arrived.
+    pub bits_per_second: f64,
+    /// Bytes that arrived.
+    pub bytes: f64,
+    /// Datagrams lost, in per cent; of UDP alone.
+    pub lost_percent: f64,
+    /// Everything it wrote.
+    pub report: Value,
+}
+
+/// Runs `iperf3` from one namespace to an address of another, with these arguments beside.
+///
+/// # Errors
+/// It fails, or takes far longer than it should.
+pub fn iperf3(from: &Netns, to: &Netns, address: &str, seconds: u32, arguments: &[&str]) -> Result<Iperf> {
+    let mut server = to.command("iperf3");
+    server.args(["--server", "--one-off", "--forceflush", "--bind", address]);
+    let mut server =
+        server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cannot start iperf3")?;
+    let result = wait_listening(&mut server).and_then(|()| client(from, address, seconds, arguments));
+    end(&mut server);
+    result
+}
+
+fn wait_listening(server: &mut Child) -> Result<()> {
+    let stdout = server.stdout.take().context("no standard output")?;
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if line.contains("listening") {
+                sender.send(()).ok();
+            }
+        }
+    });
+    receiver.recv_timeout(Duration::from_secs(5)).context("iperf3 does not listen")
+}
+
+fn client(from: &Netns, address: &str, seconds: u32, arguments: &[&str]) -> Result<Iperf> {
+    let seconds_text = seconds.to_string();
+    let limit = (seconds + 10).to_string();
+    let mut command = from.command("timeout");
+    command.args([&limit, "iperf3", "--json", "--connect-timeout", "2000", "--time", &seconds_text]);
+    command.args(["--client", address]).args(arguments);
+    let output = command.output().context("cannot start iperf3")?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("iperf3: {}", String::from_utf8_lossy(&output.stderr)))?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    let end = &report["end"];
+    let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
+    let number = |name: &str| received[name].as_f64().with_context(|| format!("iperf3 gives no {name}"));
+    Ok(Iperf {
+        bits_per_second: number("bits_per_second")?,
+        bytes: number("bytes")?,
+        lost_percent: end["sum"]["lost_percent"].as_f64().unwrap_or(0.0),
+        report: report.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ping_summaries() {
+        let text = "3 packets transmitted, 2 received, 33.3333% packet loss, time 402ms";
+        assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 3, received: 2 });
+        let text = "1 packets transmitted, 0 received, +1 errors, 100% packet loss, time 0ms";
+        assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 1, received: 0 });
+        assert!(parse_ping("connect: Network is unreachable").is_err());
+    }
+}
