@@ -121,6 +121,9 @@ impl Engine {
         }
         refresh(&self.netlink, &self.state, &mut self.observed, Stale::ALL).await?;
         let (plan, outcomes) = compile(&self.state, &self.observed);
+        if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
+            tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
+        }
         self.carry_out(plan)?;
         self.datapath.detach_unused()?;
         self.take_outcomes(outcomes);

@@ -22,7 +22,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mgre_common::SCHEMA_VERSION;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,6 +87,10 @@ pub async fn run(options: Options) -> Result<()> {
     let config = options.config.as_ref().map(|path| read_config(path)).transpose()?;
     let store = Store::open(&options.state_dir, &options.instance)?;
     let saved = store.load()?;
+    let highest = saved.state.adjacencies().map(|(id, ..)| id).max();
+    if let Some(id) = highest.filter(|id| *id >= options.adjacencies) {
+        bail!("the saved state needs --adjacencies of {} at least", id + 1);
+    }
 
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
     let mut loaded = load(object, capacity)?;

@@ -32,7 +32,12 @@ impl Stale {
 ///
 /// # Errors
 /// The kernel does not answer.
-pub(super) async fn refresh(netlink: &Netlink, state: &State, observed: &mut Observed, stale: Stale) -> Result<()> {
+pub(super) async fn refresh(
+    netlink: &Netlink,
+    state: &State,
+    observed: &mut Observed,
+    stale: Stale,
+) -> Result<()> {
     if stale.links {
         observed.links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
     }

@@ -92,8 +92,13 @@ impl Attachments {
         Ok(found)
     }
 
+    /// Where a link is pinned in a directory.
+    pub(super) fn pin_in(directory: &Path, ifindex: u32, hook: Hook) -> PathBuf {
+        directory.join(pin_name(ifindex, hook))
+    }
+
     fn pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.directory.join(pin_name(ifindex, hook))
+        Self::pin_in(&self.directory, ifindex, hook)
     }
 
     /// Attaches the hook's program to an interface: swaps it in where an earlier

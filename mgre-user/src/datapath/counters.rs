@@ -3,6 +3,7 @@
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::target::Target;
 
+use super::handover::Predecessor;
 use super::load::Tables;
 
 /// Where counters are and how many there are of each.
@@ -57,6 +58,32 @@ impl<'a> Counters<'a> {
             flood_frames: sum.flood_frames + row.flood_frames,
             flood_copies: sum.flood_copies + row.flood_copies,
         })
+    }
+
+    /// Goes on from an earlier daemon's numbers for a target.
+    pub fn inherit(&self, from: &Predecessor, target: Target) {
+        let (cpus, shards) = (self.cpus, self.drop_shards);
+        let row = row_of(target);
+        for row in row * cpus..(row + 1) * cpus {
+            if let Some(traffic) = from.traffic.read(row) {
+                self.tables.traffic.write(row, traffic);
+            }
+        }
+        for row in row * shards..(row + 1) * shards {
+            if let Some(drops) = from.drops.read(row) {
+                self.tables.drops.write(row, drops);
+            }
+        }
+    }
+
+    /// Goes on from an earlier daemon's numbers for a segment.
+    pub fn inherit_segment(&self, from: &Predecessor, segment: u16) {
+        let first = u32::from(segment) * self.cpus;
+        for row in first..first + self.cpus {
+            if let Some(traffic) = from.segment_traffic.read(row) {
+                self.tables.segment_traffic.write(row, traffic);
+            }
+        }
     }
 
     /// Zeroes a target's counters, before its id is somebody else's.

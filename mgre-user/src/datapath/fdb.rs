@@ -84,7 +84,7 @@ impl Fdb {
 
     /// The entry of a key.
     pub fn find(&self, key: FdbKey) -> Option<Entry> {
-        self.slot(key).map(entry)
+        self.slot(key).map(slot_entry)
     }
 
     /// Adds an entry, or replaces the one that is there. `seen` is none for one that does not age.
@@ -134,7 +134,7 @@ impl Fdb {
             let bucket = self.hash.bucket(key, choice);
             let slots = &self.table.get(bucket)?.slots;
             let index = slots.iter().position(|slot| slot.holds(key))?;
-            let removed = entry(&slots[index]);
+            let removed = slot_entry(&slots[index]);
             slots[index].clear();
             Some((slot_number(bucket, index), removed))
         })?;
@@ -167,7 +167,7 @@ impl Fdb {
             .filter_map(|index| self.table.get(index))
             .flat_map(|bucket| &bucket.slots)
             .filter(|slot| !slot.holds(FdbKey::EMPTY))
-            .map(entry)
+            .map(slot_entry)
     }
 
     fn count(&mut self, entry: &Entry, added: bool) {
@@ -193,7 +193,8 @@ fn slot_number(bucket: u32, index: usize) -> u64 {
     u64::from(bucket) * SLOTS as u64 + index as u64
 }
 
-fn entry(slot: &Slot) -> Entry {
+/// A slot as an entry.
+pub(super) fn slot_entry(slot: &Slot) -> Entry {
     let seen = Some(slot.seen()).filter(|seen| *seen != SEEN_STATIC);
     Entry { key: slot.key(), target: slot.target(), seen }
 }

@@ -4,11 +4,12 @@ pub mod attach;
 pub mod counters;
 pub mod fdb;
 pub mod flood;
+pub mod handover;
 pub mod load;
 pub mod shared;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
@@ -20,8 +21,9 @@ use self::attach::Attachments;
 use self::counters::Counters;
 use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
+use self::handover::Predecessor;
 use self::load::{Loaded, Tables};
-use crate::plan::{AdjacencyRecord, FloodTargets, Op, PortRecord};
+use crate::plan::{AdjacencyRecord, FloodTargets, Op, Plan, PortRecord};
 
 /// The datapath of one instance.
 #[derive(Debug)]
@@ -203,6 +205,32 @@ impl Datapath {
         if let Some(record) = self.tables.segments.get(segment.into()) {
             set_flag(&record.flags, segment_flag::FULL, full);
         }
+    }
+
+    /// Takes over what an earlier daemon of the instance had learned and counted, as
+    /// far as a plan has a place for it. Programs are not attached by this.
+    ///
+    /// # Errors
+    /// There is something to take over, but it cannot be looked at.
+    pub fn inherit(&mut self, pins: &Path, plan: &Plan) -> Result<()> {
+        let Some(from) = Predecessor::find(pins)? else { return Ok(()) };
+        self.set_clock(from.now());
+        let segment_of = |target: Target| match target.kind() {
+            TargetKind::Port(id) => plan.ports.get(&id).map(|port| port.segment),
+            TargetKind::Adjacency(id) => plan.adjacencies.get(&id).map(|record| record.segment),
+            TargetKind::None => None,
+        };
+        for entry in from.learned().filter(|entry| segment_of(entry.target) == Some(entry.key.segment())) {
+            self.fdb.set(entry.key, entry.target, entry.seen)?;
+        }
+        let counters = self.counters();
+        let ports = plan.ports.keys().map(|id| Target::port(*id));
+        let adjacencies = plan.adjacencies.keys().map(|id| Target::adjacency(*id));
+        for target in ports.chain(adjacencies).chain([Target::NONE]) {
+            counters.inherit(&from, target);
+        }
+        plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment));
+        Ok(())
     }
 
     /// Swaps out what an earlier daemon left attached and is not wanted any more.

@@ -1,0 +1,90 @@
+//! What a daemon takes over from the one before it.
+//!
+//! The programs that an earlier daemon left attached go on forwarding, by tables
+//! that only they hold. Before this daemon's programs are swapped in, it copies
+//! what was learned and counted out of those tables. Ids are saved with the state,
+//! so they mean the same.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{MapData, MapInfo};
+use aya::programs::links::PinnedLink;
+use aya::programs::{links::FdLink, loaded_programs};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic};
+use mgre_common::fdb::{Bucket, FdbKey};
+use mgre_common::map_name;
+use mgre_common::table::Clock;
+
+use super::attach::Attachments;
+use super::fdb::{Entry, slot_entry};
+use super::shared::{Shared, SharedArray};
+
+/// The tables of an earlier daemon.
+#[derive(Debug)]
+pub struct Predecessor {
+    fdb: SharedArray<Bucket>,
+    clock: SharedArray<Clock>,
+    pub(super) traffic: SharedArray<Traffic>,
+    pub(super) drops: SharedArray<Drops>,
+    pub(super) segment_traffic: SharedArray<SegmentTraffic>,
+}
+
+impl Predecessor {
+    /// Finds them through the links that are pinned in a directory; none if there are no links.
+    ///
+    /// # Errors
+    /// There are links, but what they run cannot be looked at.
+    pub fn find(pins: &Path) -> Result<Option<Self>> {
+        let Some((ifindex, hook)) = Attachments::left_behind(pins)?.into_iter().next() else {
+            return Ok(None);
+        };
+        let pin = Attachments::pin_in(pins, ifindex, hook);
+        let link = FdLink::from(PinnedLink::from_pin(&pin)?);
+        let id = link.info()?.program_id();
+        let program = loaded_programs()
+            .find(|program| program.as_ref().is_ok_and(|program| program.id() == id))
+            .context("the attached program is gone")??;
+        let ids = program.map_ids()?.context("the kernel does not say which maps a program uses")?;
+        let open = |name: &str| open(&ids, name);
+        Ok(Some(Self {
+            fdb: open_as(open(map_name::FDB)?)?,
+            clock: open_as(open(map_name::CLOCK)?)?,
+            traffic: open_as(open(map_name::TRAFFIC)?)?,
+            drops: open_as(open(map_name::DROPS)?)?,
+            segment_traffic: open_as(open(map_name::SEGMENT_TRAFFIC)?)?,
+        }))
+    }
+
+    /// Its clock.
+    pub fn now(&self) -> u32 {
+        self.clock.get(0).map_or(0, |clock| clock.seconds.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// What it had learned.
+    pub fn learned(&self) -> impl Iterator<Item = Entry> {
+        (0..self.fdb.len())
+            .filter_map(|index| self.fdb.get(index))
+            .flat_map(|bucket| &bucket.slots)
+            .filter(|slot| !slot.holds(FdbKey::EMPTY))
+            .map(slot_entry)
+            .filter(|entry| entry.seen.is_some() && !entry.target.is_none())
+    }
+}
+
+fn open(ids: &[u32], name: &str) -> Result<MapData> {
+    for id in ids {
+        // A map by its number is for those who may administer the system.
+        let info = MapInfo::from_id(*id)?;
+        if info.name_as_str() == Some(name) {
+            return Ok(MapData::from_id(*id)?);
+        }
+    }
+    anyhow::bail!("the attached program has no map {name}")
+}
+
+fn open_as<T: Shared>(data: MapData) -> Result<SharedArray<T>> {
+    let array = SharedArray::map(&data)?;
+    ensure!(!array.is_empty(), "an empty table");
+    Ok(array)
+}

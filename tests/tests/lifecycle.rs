@@ -1,0 +1,320 @@
+//! Daemons that start, stop, crash and leave; peers and ports that come and go.
+
+use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result};
+use mgre_tests::{
+    daemon::{self, Daemon, Options},
+    netns::Netns,
+    packet::Mac,
+    skip::skipped,
+    topology::{Layout, SEGMENT, Spoke, Spokes, Underlay},
+    traffic::{self, Background},
+    wait,
+};
+
+const SOON: Duration = Duration::from_secs(2);
+
+/// Runs echo requests from host 1 to host 2 while something is done, and says how many had no reply.
+fn lost_during(
+    spokes: &mut Spokes,
+    interval: &str,
+    act: impl FnOnce(&mut Spokes) -> Result<()>,
+) -> Result<u32> {
+    let to = spokes.spoke(2).host_ip();
+    traffic::wait_reachable(&spokes.spoke(1).host, &to, SOON)?;
+    let pings = Background::ping(&spokes.spoke(1).host, &["-i", interval, "-W", "1", &to])?;
+    sleep(Duration::from_millis(300));
+    act(spokes)?;
+    sleep(Duration::from_millis(300));
+    let pings = pings.interrupt()?;
+    assert!(pings.sent > 50, "{pings:?}");
+    Ok(pings.sent - pings.received)
+}
+
+#[test]
+fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
+    const SERVER: &str = "02:00:00:00:aa:05";
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(3, Underlay::Routed)?;
+    let one = spokes.spoke(1);
+    one.daemon.mgre(&["fdb", "add", SEGMENT, SERVER, "--peer", "spoke3"])?;
+    let before = one.daemon.mgre(&["export"])?;
+    let lost = lost_during(&mut spokes, "0.005", |spokes| {
+        let daemon = &mut spokes.spoke_mut(1).daemon;
+        let status = daemon.stop()?;
+        assert_eq!(status.code(), Some(0), "SIGTERM is not a failure");
+        assert!(!daemon.socket().exists(), "the socket stays");
+        sleep(Duration::from_millis(500));
+        daemon.start_again()?;
+        Ok(())
+    })?;
+    assert_eq!(lost, 0);
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert_eq!(one.daemon.mgre(&["export"])?, before);
+    let server = one.daemon.list(&["fdb", "show"])?.into_iter().find(|entry| entry["mac"] == SERVER);
+    assert_eq!(server.map(|entry| entry["peer"].clone()), Some("spoke3".into()));
+    one.wait_fdb_peer(two.host_mac(), "spoke2")?;
+    one.wait_fdb_port(one.host_mac(), "lan0")?;
+    one.wait_up()
+}
+
+#[test]
+fn a_daemon_that_was_killed_is_replaced_without_loss() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(2, Underlay::Routed)?;
+    let before = spokes.spoke(1).daemon.mgre(&["export"])?;
+    let lost = lost_during(&mut spokes, "0.005", |spokes| {
+        let daemon = &mut spokes.spoke_mut(1).daemon;
+        daemon.kill()?;
+        sleep(Duration::from_millis(500));
+        // A lock and a socket are left; they are nobody's.
+        daemon.start_again()
+    })?;
+    assert_eq!(lost, 0);
+    assert_eq!(spokes.spoke(1).daemon.mgre(&["export"])?, before);
+    Ok(())
+}
+
+#[test]
+fn peers_that_come_and_go_do_not_disturb_others() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(3, Underlay::Routed)?;
+    let lost = lost_during(&mut spokes, "0.002", |spokes| {
+        let three = spokes.layout.endpoint(3).to_string();
+        let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+        for round in 0..15 {
+            for spoke in [one, two] {
+                spoke.daemon.mgre(&["peer", "del", "spoke3"])?;
+            }
+            let key = (100 + round).to_string();
+            one.daemon.mgre(&["segment", "add", "other", "--key", &key])?;
+            one.daemon.mgre(&["peer", "add", "extra", "192.0.2.7", "--segment", "other", SEGMENT])?;
+            for spoke in [one, two] {
+                spoke.daemon.mgre(&["peer", "add", "spoke3", &three, "--segment", SEGMENT])?;
+            }
+            one.daemon.mgre(&["peer", "del", "extra"])?;
+            one.daemon.mgre(&["segment", "del", "other"])?;
+        }
+        Ok(())
+    })?;
+    assert_eq!(lost, 0);
+    spokes.wait_up()?;
+    for spoke in [1, 2] {
+        traffic::wait_reachable(&spokes.spoke(spoke).host, &spokes.spoke(3).host_ip(), SOON)?;
+        assert_eq!(spokes.spoke(spoke).drops("internal")?, 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_peer_that_was_removed_reaches_nobody() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Routed)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    one.daemon.mgre(&["peer", "del", "spoke2"])?;
+    assert!(!traffic::reaches(&two.host, &one.host_ip())?);
+    assert!(one.drops("unknown_endpoint")? > 0);
+    assert_eq!(one.fdb(two.host_mac())?, None, "its addresses go with it");
+    one.daemon.mgre(&["peer", "add", "again", "10.0.2.1", "--segment", SEGMENT])?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), SOON)?;
+    one.wait_fdb_peer(two.host_mac(), "again")
+}
+
+#[test]
+fn an_interface_that_comes_back_is_a_port_again() -> Result<()> {
+    const MAC: Mac = [0x02, 0, 0, 0, 1, 0x10];
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Routed)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let state = || -> Result<_> { Ok(one.daemon.list(&["port", "show"])?[0]["state"].clone()) };
+    assert_eq!(state()?, "up");
+    one.netns.ip("link set lan0 down")?;
+    wait::until("the port is down", SOON, || Ok(state()? == "down"))?;
+    one.netns.ip("link set lan0 up")?;
+    traffic::wait_reachable(&two.host, &one.host_ip(), SOON)?;
+    one.netns.ip("link del lan0")?;
+    wait::until("the port is missing", SOON, || Ok(state()? == "missing"))?;
+    one.attach(&one.host, "lan0", MAC)?;
+    one.host.ip(&format!("addr add {}/24 dev eth0", one.host_ip()))?;
+    wait::until("the port is up", SOON, || Ok(state()? == "up"))?;
+    traffic::wait_reachable(&two.host, &one.host_ip(), SOON).map(|_| ())
+}
+
+/// What a daemon could leave in a namespace and in its BPF file system.
+fn traces(netns: &Netns, bpffs: &Path) -> Result<String> {
+    let mut traces = String::new();
+    for words in [
+        &["ip", "-details", "link", "show"][..],
+        &["tc", "qdisc", "show"],
+        &["bpftool", "net", "show"],
+        &["ip", "address", "show"],
+        &["ip", "route", "show", "table", "all"],
+    ] {
+        traces += &netns.run(words)?;
+    }
+    // Neighbours come and go by themselves, but only the daemon has them kept.
+    for line in netns.run(&["ip", "neigh", "show"])?.lines().filter(|line| line.contains("managed")) {
+        traces += line;
+    }
+    for entry in fs::read_dir(bpffs)? {
+        traces += &format!("{}\n", entry?.path().display());
+    }
+    Ok(traces)
+}
+
+#[test]
+fn detach_leaves_nothing() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let layout = Layout { configure: false, ..Layout::new(2, Underlay::Routed) };
+    let mut spokes = layout.build()?;
+    let spoke = spokes.spoke_mut(1);
+    spoke.netns.ip("link add busy type veth peer name busy2\nlink set busy promisc on up")?;
+    // The carrier is there a moment later.
+    sleep(Duration::from_millis(300));
+    let before = traces(&spoke.netns, &spoke.daemon.bpffs())?;
+    for words in [
+        &["underlay", "add", "wan0", "--local", "10.0.1.1"][..],
+        &["segment", "add", SEGMENT, "--key", "7"],
+        &["port", "add", SEGMENT, "lan0"],
+        &["port", "add", SEGMENT, "busy"],
+        &["port", "create", SEGMENT, "ov0", "--address", "10.77.0.201/24"],
+        &["peer", "add", "spoke2", "10.0.2.1", "--segment", SEGMENT],
+    ] {
+        spoke.daemon.mgre(words)?;
+    }
+    spoke.wait_up()?;
+    let during = traces(&spoke.netns, &spoke.daemon.bpffs())?;
+    for trace in ["ov0", "mgre_port", "mgre_underlay", "10.77.0.201", "managed"] {
+        assert!(during.contains(trace), "no {trace} in {during}");
+    }
+    // What stops may start again, so it leaves everything in place.
+    spoke.daemon.stop()?;
+    assert_eq!(traces(&spoke.netns, &spoke.daemon.bpffs())?, during, "SIGTERM changes nothing");
+    spoke.daemon.start_again()?;
+    spoke.daemon.mgre(&["detach"])?;
+    assert_eq!(spoke.daemon.wait()?.code(), Some(0));
+    assert_eq!(traces(&spoke.netns, &spoke.daemon.bpffs())?, before);
+    Ok(())
+}
+
+#[test]
+fn a_host_alone_joins_with_an_interface_of_its_own() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Routed)?;
+    let create = |spoke: &Spoke| {
+        let address = format!("10.77.0.20{}/24", spoke.number);
+        let mac = format!("02:00:00:00:0{}:20", spoke.number);
+        let words = ["port", "create", SEGMENT, "ov0", "--address", &address, "--mac", &mac];
+        spoke.daemon.mgre(&words)
+    };
+    let (one, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
+    create(one)?;
+    create(two)?;
+    let link = one.netns.run(&["ip", "link", "show", "ov0"])?;
+    assert!(
+        link.contains("mtu 1458") && link.contains("02:00:00:00:01:20") && link.contains(",UP"),
+        "{link}"
+    );
+    traffic::wait_reachable(&one.netns, "10.77.0.202", SOON)?;
+    assert!(traffic::reaches(&one.netns, &one.host_ip())?, "to the host on its own LAN");
+    assert!(traffic::reaches(&one.netns, &three.host_ip())?, "to a host behind another spoke");
+    assert!(traffic::reaches(&three.host, "10.77.0.201")?, "and from there");
+    let tcp = traffic::iperf3(&one.netns, &three.host, &three.host_ip(), 1, &[])?;
+    assert!(tcp.bits_per_second > 100e6, "{} bit/s", tcp.bits_per_second);
+    let tcp = traffic::iperf3(&one.netns, &three.host, &three.host_ip(), 1, &["--reverse"])?;
+    assert!(tcp.bits_per_second > 100e6, "{} bit/s back", tcp.bits_per_second);
+    let entry = one.fdb([0x02, 0, 0, 0, 1, 0x20])?.unwrap_or_default();
+    assert_eq!((&entry["port"], &entry["flags"]), (&"ov0".into(), &vec!["local"].into()));
+
+    two.daemon.mgre(&["port", "del", "ov0"])?;
+    assert!(two.netns.run(&["ip", "link", "show", "ov0"]).is_err(), "what was made is removed");
+    assert!(!traffic::reaches(&one.netns, "10.77.0.202")?);
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_of_the_same_instance_gives_way() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Routed)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let second = daemon::outcome(&mut one.daemon.daemon_command()?)?;
+    assert_eq!(
+        (second.code, second.stdout.as_str(), second.stderr.lines().count()),
+        (Some(1), "", 1),
+        "{second:?}"
+    );
+    let pid = one.daemon.pid().context("it runs")?.to_string();
+    assert!(second.stderr.contains("already running") && second.stderr.contains(&pid), "{}", second.stderr);
+    // The first one is as well as before.
+    assert_eq!(one.daemon.json(&["status"])?["instance"], "default");
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    Ok(())
+}
+
+#[test]
+fn a_daemon_may_start_with_a_configuration() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let layout = Layout { configure: false, ..Layout::new(1, Underlay::Switched) };
+    let spokes = layout.build()?;
+    let one = spokes.spoke(1);
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("mgre.toml");
+    fs::write(
+        &config,
+        "[[underlay]]\ninterface = \"wan0\"\nlocal = \"10.0.0.1\"\n\n\
+         [[segment]]\nname = \"lan\"\nkey = 7\n\n\
+         [[port]]\ninterface = \"lan0\"\nsegment = \"lan\"\n\n\
+         [[peer]]\nname = \"b\"\nremote = \"10.0.0.2\"\nsegments = [\"lan\"]\n",
+    )?;
+    let options =
+        Options { instance: "second".to_owned(), config: Some(config.clone()), ..Options::default() };
+    let second = Daemon::start(&one.netns, options)?;
+    assert_eq!(second.json(&["status"])?["peers"], 1);
+    assert_eq!(one.daemon.json(&["status"])?["peers"], 0, "the other instance has a state of its own");
+    drop(second);
+
+    fs::write(&config, "[[segment]]\nname = \"lan\"\nkeys = 7\n")?;
+    let options = Options { instance: "third".to_owned(), config: Some(config), ..Options::default() };
+    let error = Daemon::start(&one.netns, options).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("keys"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn only_root_runs_a_daemon() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    Command::new("chmod").arg("755").arg(folder.path()).status()?;
+    let mgre = folder.path().join("mgre");
+    fs::copy(daemon::program()?, &mgre)?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&mgre);
+    command.args(["--run-dir", "/tmp/mgre-nobody", "daemon", "--metrics", "off"]);
+    let outcome = daemon::outcome(&mut command)?;
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
+    assert!(outcome.stderr.contains("root"), "{outcome:?}");
+    assert!(!Path::new("/tmp/mgre-nobody").exists());
+    Ok(())
+}
