@@ -9,6 +9,7 @@ use super::frame::{FLOWS, FRAME_LEN, PAYLOAD_AT, UDP_AT, UDP_PORT};
 
 /// `enum xdp_action`.
 const XDP_ABORTED: i32 = 0;
+const XDP_PASS: i32 = 2;
 /// Of `TC_ACT_*` and `enum tcx_action_base`: the next program, or the stack, gets the frame.
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
@@ -157,6 +158,11 @@ pub fn sink(counter: RawFd) -> Vec<u64> {
     program.extend(work);
     program.extend([set(R0, TCX_NEXT), EXIT]);
     program
+}
+
+/// An XDP program that does nothing: with one, a veth polls, and takes frames from XDP.
+pub fn pass() -> Vec<u64> {
+    vec![set(R0, XDP_PASS), EXIT]
 }
 
 #[cfg(test)]

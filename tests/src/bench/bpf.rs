@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::net::if_::if_nametoindex;
 
 const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP: libc::c_int = 1;
@@ -23,7 +24,6 @@ const OBJECT_INFO: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
 
 const MAP_TYPE_ARRAY: u32 = 2;
-const ATTACH_TCX_INGRESS: u32 = 46;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18: what the program returns is done to the frame.
 const TEST_LIVE_FRAMES: u32 = 1 << 1;
 
@@ -35,6 +35,16 @@ pub enum Kind {
     Classifier = 3,
     /// XDP.
     Xdp = 6,
+}
+
+/// Where a program is attached, in this thread's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// XDP.
+    Xdp = 37,
+    /// TCX, where frames come in. Linux 6.6.
+    TcxIngress = 46,
 }
 
 /// Calls the kernel. Every attribute here is a prefix of `union bpf_attr`, whose rest the kernel takes for zero.
@@ -151,11 +161,11 @@ impl Program {
         })
     }
 
-    /// Attaches it to an interface of this thread's namespace, where frames come in.
+    /// Attaches it to an interface of this thread's namespace.
     ///
     /// # Errors
-    /// The kernel refuses; it has no TCX (before Linux 6.6), for one.
-    pub fn attach_tcx_ingress(&self, ifindex: u32) -> Result<Link> {
+    /// The kernel refuses.
+    pub fn attach(&self, hook: Hook, interface: &str) -> Result<Link> {
         #[repr(C)]
         struct Attribute {
             program: u32,
@@ -168,14 +178,16 @@ impl Program {
         }
         let mut attribute = Attribute {
             program: descriptor(&self.0),
-            ifindex,
-            attach_type: ATTACH_TCX_INGRESS,
+            ifindex: if_nametoindex(interface)?,
+            attach_type: hook as u32,
             flags: 0,
             relative: 0,
             padding: 0,
             expected_revision: 0,
         };
-        Ok(Link(bpf_fd(LINK_CREATE, &mut attribute).context("cannot attach to an interface")?))
+        Ok(Link(
+            bpf_fd(LINK_CREATE, &mut attribute).with_context(|| format!("cannot attach to {interface}"))?,
+        ))
     }
 
     /// Runs it on `count` frames that begin as this one, and does with each what it returns.

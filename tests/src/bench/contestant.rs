@@ -7,7 +7,7 @@
 //!
 //! For `direct`, the two eth0 are the ends of one veth pair.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -98,6 +98,8 @@ impl Contestant {
             Kind::Vxlan => this.make_vxlan()?,
             Kind::Direct => {}
         }
+        // As on physical interfaces. A veth has it off at first.
+        this.set_gro("on")?;
         traffic::wait_reachable(&this.hosts[0], &host_ip(2).to_string(), REACHABLE_LIMIT)
             .with_context(|| format!("{} does not carry a ping", kind.title()))?;
         Ok(this)
@@ -124,6 +126,33 @@ impl Contestant {
         }
     }
 
+    /// Namespace and interface at the other end of h1's eth0.
+    pub fn beside_h1(&self) -> (&Netns, &'static str) {
+        match &self.switches[..] {
+            [s1, ..] => (s1, "lan0"),
+            _ => (&self.hosts[1], "eth0"),
+        }
+    }
+
+    /// Turns GRO on or off, on every interface.
+    ///
+    /// # Errors
+    /// ethtool's.
+    pub fn set_gro(&self, value: &str) -> Result<()> {
+        let hosts = self.hosts.iter().map(|host| (host, "eth0"));
+        let mut interfaces: Vec<_> = hosts.collect();
+        for netns in &self.switches {
+            interfaces.extend([(netns, "lan0"), (netns, "wan0")]);
+            if self.kind == Kind::Vxlan {
+                interfaces.push((netns, "vxlan0"));
+            }
+        }
+        let set = |(netns, interface): (&Netns, &str)| {
+            netns.run(&["ethtool", "-K", interface, "gro", value]).map(|_| ())
+        };
+        interfaces.into_iter().try_for_each(set)
+    }
+
     fn wire(&self) -> Result<()> {
         let all = self.hosts.iter().chain(&self.switches);
         all.clone().try_for_each(|netns| netns.sysctl("ipv6/conf/default/disable_ipv6", "1"))?;
@@ -146,7 +175,6 @@ impl Contestant {
                         "addr add {}/24 dev wan0\nlink set wan0 up\nlink set lan0 up",
                         endpoint(number)
                     ))?;
-                    napi(netns, &["lan0", "wan0"])?;
                 }
             }
             _ => netns::ip(&format!("link add {} type veth peer name {}", eth0(1), eth0(2)))?,
@@ -155,7 +183,6 @@ impl Contestant {
             let host = self.host(number);
             let ip = host_ip(number);
             host.ip(&format!("link set eth0 mtu {HOST_MTU}\naddr add {ip}/24 dev eth0\nlink set eth0 up"))?;
-            napi(host, &["eth0"])?;
         }
         Ok(())
     }
@@ -187,6 +214,10 @@ impl Contestant {
     /// `uplink` makes the bridge's second port. Neither floods what it does not know the way of into it.
     fn make_bridges(&self, uplink: &str) -> Result<()> {
         for netns in &self.switches {
+            // Bridges without netfilter are faster. Not there is as good as off.
+            for family in ["iptables", "ip6tables", "arptables"] {
+                netns.sysctl(&format!("bridge/bridge-nf-call-{family}"), "0").or_else(absent)?;
+            }
             netns.ip(&format!(
                 "link add br0 type bridge mcast_snooping 0\nlink set lan0 master br0\n{uplink}\nlink set br0 up"
             ))?;
@@ -263,12 +294,12 @@ impl Contestant {
     }
 }
 
-/// Has the kernel poll these interfaces, as drivers of physical ones do: without, a veth takes no frames from XDP and
-/// does not merge segments.
-fn napi(netns: &Netns, interfaces: &[&str]) -> Result<()> {
-    interfaces
-        .iter()
-        .try_for_each(|interface| netns.run(&["ethtool", "-K", interface, "gro", "on"]).map(|_| ()))
+/// Takes a setting that this kernel does not have for done.
+fn absent(error: anyhow::Error) -> Result<()> {
+    match error.downcast_ref::<io::Error>() {
+        Some(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// A host's MAC address.

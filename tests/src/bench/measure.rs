@@ -9,7 +9,7 @@ use super::{
     bulk::{self, WireMode},
     contestant::{Contestant, Kind},
     latency,
-    small::Probe,
+    small::{GroOff, Probe},
     statistics::Spread,
     stop,
 };
@@ -114,6 +114,7 @@ pub fn measure(part: Part, contestants: &[Contestant], plan: Plan) -> Result<Out
         Part::Frames => contestants.iter().map(Probe::new).collect::<Result<Vec<_>>>()?,
         _ => Vec::new(),
     };
+    let _gro_off = (part == Part::Frames).then(|| GroOff::new(contestants)).transpose()?;
     let _wire_mode = (part == Part::Wire).then(|| WireMode::new(contestants)).transpose()?;
     let mut samples: Vec<(Kind, Vec<Sample>)> =
         contestants.iter().map(|one| (one.kind, Vec::new())).collect();

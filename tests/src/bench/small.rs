@@ -3,6 +3,8 @@
 //! The generator's frames leave h1 as XDP frames do and become socket buffers where they arrive at the next interface.
 //! The kernel then carries each batch the whole way on the generator's CPU before the next one, so this measures what a
 //! frame costs, end to end; no second CPU helps.
+//!
+//! GRO is off meanwhile: such frames do not merge, and to find that out is not forwarding.
 
 use std::{
     io::ErrorKind,
@@ -15,7 +17,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     assemble,
-    bpf::{Counter, Kind, Link, Program},
+    bpf::{Counter, Hook, Kind, Link, Program},
     contestant::{Contestant, host_ip, host_mac},
     frame, machine,
     measure::Sample,
@@ -38,6 +40,7 @@ pub struct Probe {
     sent: Counter,
     delivered: Counter,
     _sink: Link,
+    _entrance: Link,
     frame: Vec<u8>,
 }
 
@@ -53,11 +56,20 @@ impl Probe {
             Program::load(Kind::Xdp, &assemble::generator(sent.fd(), ifindex))
         })??;
         let sink = contestant.host(2).enter(|| -> Result<Link> {
-            let ifindex = if_nametoindex("eth0")?;
-            Program::load(Kind::Classifier, &assemble::sink(delivered.fd()))?.attach_tcx_ingress(ifindex)
+            Program::load(Kind::Classifier, &assemble::sink(delivered.fd()))?.attach(Hook::TcxIngress, "eth0")
         })??;
+        let (netns, interface) = contestant.beside_h1();
+        let entrance =
+            netns.enter(|| Program::load(Kind::Xdp, &assemble::pass())?.attach(Hook::Xdp, interface))??;
         let host = |number| (host_mac(number), host_ip(number));
-        Ok(Self { generator, sent, delivered, _sink: sink, frame: frame::frame(host(1), host(2))? })
+        Ok(Self {
+            generator,
+            sent,
+            delivered,
+            _sink: sink,
+            _entrance: entrance,
+            frame: frame::frame(host(1), host(2))?,
+        })
     }
 
     /// One round.
@@ -94,5 +106,29 @@ impl Probe {
             chunks -= 1;
         }
         Ok(start.elapsed())
+    }
+}
+
+/// GRO is off while this lives.
+#[derive(Debug)]
+pub struct GroOff<'a>(&'a [Contestant]);
+
+impl<'a> GroOff<'a> {
+    /// Turns it off.
+    ///
+    /// # Errors
+    /// ethtool's.
+    pub fn new(contestants: &'a [Contestant]) -> Result<Self> {
+        let this = Self(contestants);
+        contestants.iter().try_for_each(|contestant| contestant.set_gro("off"))?;
+        Ok(this)
+    }
+}
+
+impl Drop for GroOff<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.iter().try_for_each(|contestant| contestant.set_gro("on")) {
+            eprintln!("{error:#}");
+        }
     }
 }

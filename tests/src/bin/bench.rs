@@ -24,8 +24,11 @@ struct Arguments {
     /// Only this part; may be repeated
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
+    /// Only this contestant; may be repeated
+    #[arg(long, value_name = "NAME")]
+    contestant: Vec<Kind>,
     /// Only the size of mgre's programs
-    #[arg(long, conflicts_with = "only")]
+    #[arg(long, conflicts_with_all = ["only", "contestant"])]
     programs: bool,
     /// How many rounds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -56,13 +59,15 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let machine = Machine::read()?;
     println!("{}", machine.text());
-    let kinds = if arguments.programs { &[Kind::Mgre][..] } else { &Kind::ALL[..] };
     let mut contestants = Vec::new();
-    for kind in kinds {
+    for kind in kinds(arguments) {
         stop::check()?;
-        contestants.push(Contestant::build(*kind)?);
+        contestants.push(Contestant::build(kind)?);
     }
-    let programs = programs::list(&contestants[0])?;
+    let programs = match contestants.first() {
+        Some(mgre) if mgre.kind == Kind::Mgre => programs::list(mgre)?,
+        _ => Vec::new(),
+    };
     println!("{}", programs::text(&programs));
 
     let mut outcomes = Vec::new();
@@ -77,6 +82,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         serde_json::to_writer_pretty(file, &all)?;
     }
     Ok(())
+}
+
+/// mgre first, if at all.
+fn kinds(arguments: &Arguments) -> Vec<Kind> {
+    let wanted = |kind: &Kind| arguments.contestant.is_empty() || arguments.contestant.contains(kind);
+    if arguments.programs { vec![Kind::Mgre] } else { Kind::ALL.into_iter().filter(wanted).collect() }
 }
 
 fn parts(arguments: &Arguments) -> Vec<Part> {
