@@ -168,17 +168,25 @@ impl Slot {
 /// so that nobody on the wire can aim many addresses at one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdbHash {
-    /// Number of buckets less one; the number is a power of two.
-    pub mask: u32,
+    /// 64 less the binary logarithm of the number of buckets ([`hash_shift`]).
+    pub shift: u32,
     /// Two odd numbers.
     pub multipliers: [u64; 2],
 }
 
 impl FdbHash {
     /// The first bucket (`choice` 0) or the second one (1) of a key.
+    ///
+    /// A carry goes up, never down: only a product's top bits depend on every bit
+    /// of the key, the segment and the end of the address among them. Folded, they
+    /// stir the second product, so that keys in sequence (one vendor's addresses,
+    /// one address in many segments) spread like random ones, whatever was drawn.
     #[inline(always)]
     pub const fn bucket(&self, key: FdbKey, choice: usize) -> u32 {
-        (key.0.wrapping_mul(self.multipliers[choice]) >> 32) as u32 & self.mask
+        let product = key.0.wrapping_mul(self.multipliers[0]);
+        let product = (product ^ product >> 32).wrapping_mul(self.multipliers[1]);
+        let half = if choice == 0 { product } else { product << 32 };
+        (half >> self.shift) as u32
     }
 
     /// Finds a key's slot; `buckets` gives access to the table.
@@ -197,11 +205,17 @@ impl FdbHash {
     }
 }
 
-/// Buckets for so many entries: a power of two that is at most three quarters
-/// full, which two choices of four slots reach with no entry left out.
+/// Buckets for so many entries: a power of two that is at most half full. Two
+/// choices of four slots hold that many, if an entry may now and then be moved to
+/// its other bucket to make room.
 pub const fn buckets_for(entries: u32) -> u32 {
-    let wanted = (entries as u64).div_ceil(3) as u32;
+    let wanted = (entries as u64).div_ceil(2) as u32;
     if wanted < 16 { 16 } else { wanted.next_power_of_two() }
+}
+
+/// [`FdbHash::shift`] for so many buckets: a power of two, and more than one.
+pub const fn hash_shift(buckets: u32) -> u32 {
+    u64::BITS - buckets.trailing_zeros()
 }
 
 #[cfg(test)]
@@ -223,7 +237,7 @@ mod tests {
         fn what_is_inserted_is_found_and_nothing_else(
             keys in proptest::collection::hash_set(1u64.., 1..40), absent in 1u64..,
         ) {
-            let hash = FdbHash { mask: 15, multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
+            let hash = FdbHash { shift: hash_shift(16), multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
             let buckets: Vec<Bucket> = (0..16).map(|_| Bucket::default()).collect();
             let get = |i: u32| buckets.get(i as usize);
             let mut stored = Vec::new();
@@ -260,8 +274,36 @@ mod tests {
         assert_eq!((slot.seen(), slot.target()), (7, Target::port(2)));
     }
 
+    /// Addresses of one vendor, and one address in many segments, are the usual case.
+    #[test]
+    fn every_part_of_a_key_tells_buckets_apart() {
+        const BUCKETS: u32 = 1024;
+        let hash = FdbHash {
+            shift: hash_shift(BUCKETS),
+            multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
+        };
+        let spread = |key: &dyn Fn(u16) -> FdbKey| {
+            let mut hit = [[false; BUCKETS as usize]; 2];
+            for i in 0..BUCKETS as u16 {
+                for (choice, hit) in hit.iter_mut().enumerate() {
+                    hit[hash.bucket(key(i), choice) as usize] = true;
+                }
+            }
+            hit.map(|hit| hit.iter().filter(|hit| **hit).count())
+        };
+        let bytes = |i: u16| i.to_be_bytes();
+        let by_segment = spread(&|i| FdbKey::new(1 + i, MacAddr([2, 0, 0, 0, 0, 1])));
+        let by_end = spread(&|i| FdbKey::new(1, MacAddr([2, 0, 0, 0, bytes(i)[0], bytes(i)[1]])));
+        let by_start = spread(&|i| FdbKey::new(1, MacAddr([2, bytes(i)[0], bytes(i)[1], 0, 0, 1])));
+        // At random, 63 in 100 buckets would be hit.
+        for hit in [by_segment, by_end, by_start].as_flattened() {
+            assert!(*hit > 550, "{by_segment:?} {by_end:?} {by_start:?}");
+        }
+    }
+
     #[test]
     fn bucket_numbers() {
+        assert_eq!((hash_shift(16), hash_shift(65_536)), (60, 48));
         assert_eq!(buckets_for(131_072), 65_536);
         assert_eq!(buckets_for(1), 16);
     }

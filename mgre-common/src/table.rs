@@ -187,6 +187,19 @@ const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<Template>() == 128);
 const _: () = assert!(size_of::<Adjacency>() == 320);
 
+impl Default for Adjacency {
+    /// All zero: not in use.
+    fn default() -> Self {
+        Self {
+            flags: AtomicU32::new(0),
+            segment: AtomicU32::new(0),
+            active: AtomicU32::new(0),
+            reserved: [0; 13],
+            templates: [Template::zeroed(); 2],
+        }
+    }
+}
+
 impl Adjacency {
     /// The template in force.
     ///
@@ -263,8 +276,8 @@ pub const fn mapped_v4(address: u32) -> [u32; 4] {
 pub struct Config {
     /// [`crate::fdb::FdbHash::multipliers`].
     pub fdb_multipliers: [u64; 2],
-    /// [`crate::fdb::FdbHash::mask`].
-    pub fdb_mask: u32,
+    /// [`crate::fdb::FdbHash::shift`].
+    pub fdb_shift: u32,
     /// Possible CPUs, which is how many traffic rows there are for each row.
     pub cpus: u32,
     /// [`crate::counters::drop_shards`] less one.
@@ -309,13 +322,7 @@ mod tests {
 
     #[test]
     fn a_template_appears_whole_or_not_at_all() {
-        let mut adjacency = Adjacency {
-            flags: AtomicU32::new(0),
-            segment: AtomicU32::new(1),
-            active: AtomicU32::new(0),
-            reserved: [0; 13],
-            templates: [Template::zeroed(); 2],
-        };
+        let mut adjacency = Adjacency::default();
         let mut template = Template::zeroed();
         template.ifindex = 7;
         // SAFETY: exclusive access.

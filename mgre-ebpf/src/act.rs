@@ -46,11 +46,12 @@ fn act<F: Frame, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::A
             }
         },
         Verdict::Flood { source, segment, strip } => {
+            let bytes = inner_len(frame, strip);
             if let Some(Err(reason)) = strip.map(|strip| frame.strip(strip)) {
                 tables.count_drop(source, Direction::Receive, reason);
                 return frame.drop();
             }
-            flood::flood(frame, tables, source, segment)
+            flood::flood(frame, tables, source, segment, bytes)
         }
     }
 }
@@ -62,6 +63,13 @@ pub(crate) fn blame(source: Target, to: Target) -> (Target, Direction) {
     if to.is_adjacency() { (to, Direction::Transmit) } else { (source, Direction::Receive) }
 }
 
+/// The length to count: that of the frame inside, before the kernel pads it or
+/// puts its tag beside it.
+#[inline(always)]
+fn inner_len<F: Frame>(frame: &F, strip: Option<Strip>) -> u32 {
+    strip.map_or_else(|| frame.len(), |strip| strip.inner_len)
+}
+
 #[inline(always)]
 fn forward<F: Frame, T: Tables>(
     frame: &mut F,
@@ -69,6 +77,7 @@ fn forward<F: Frame, T: Tables>(
     to: Target,
     strip: Option<Strip>,
 ) -> Result<F::Action, DropReason> {
+    let bytes = inner_len(frame, strip);
     match to.kind() {
         TargetKind::Port(id) => {
             let port = tables.port(id).ok_or(DropReason::Internal)?;
@@ -76,15 +85,14 @@ fn forward<F: Frame, T: Tables>(
                 frame.strip(strip)?;
             }
             let egress = port_egress(frame, port)?;
-            tables.count(to, Direction::Transmit, frame.len());
+            tables.count(to, Direction::Transmit, bytes);
             Ok(frame.redirect(egress))
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-            let frame_len = wire_len(frame);
-            let egress = adjacency_egress(template, frame_len)?;
-            tables.count(to, Direction::Transmit, frame.len());
+            let egress = adjacency_egress(template, wire_len(frame))?;
             frame.encapsulate(template, packet_id(tables, template, to))?;
+            tables.count(to, Direction::Transmit, bytes);
             Ok(frame.redirect(egress))
         }
         TargetKind::None => Err(DropReason::Internal),

@@ -9,7 +9,7 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS};
+use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
 use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{adjacency_egress, blame, packet_id, port_egress};
@@ -29,14 +29,23 @@ struct Flood<'a, F, T> {
     pending: Target,
     egress: Egress,
     copies: u32,
-    encapsulated: bool,
+    /// Length of the outer header that is on it, if any.
+    outer_len: u16,
+    /// It could not be encapsulated, and is no longer what it was.
+    damaged: bool,
     /// Whether there was anyone to send to.
     tried: bool,
 }
 
-/// Sends a frame, already stripped, to all of a segment.
+/// Sends a frame, already stripped, to all of a segment; each copy counts for so many bytes.
 #[inline(always)]
-pub fn flood<F: Frame, T: Tables>(frame: &mut F, tables: &T, source: Target, segment: u32) -> F::Action {
+pub fn flood<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    source: Target,
+    segment: u32,
+    bytes: u32,
+) -> F::Action {
     let Some(record) = tables.segment(segment) else {
         tables.count_drop(source, Direction::Receive, DropReason::Internal);
         return frame.drop();
@@ -47,7 +56,7 @@ pub fn flood<F: Frame, T: Tables>(frame: &mut F, tables: &T, source: Target, seg
     let count = (u32::from(list.ports) + tunnels).min(MAX_FLOOD_TARGETS);
     let mut flood = Flood {
         frame_len: wire_len(frame),
-        bytes: frame.len(),
+        bytes,
         frame,
         tables,
         source,
@@ -55,7 +64,8 @@ pub fn flood<F: Frame, T: Tables>(frame: &mut F, tables: &T, source: Target, seg
         pending: Target::NONE,
         egress: Egress { ifindex: 0, receive: false },
         copies: 0,
-        encapsulated: false,
+        outer_len: 0,
+        damaged: false,
         tried: false,
     };
     F::repeat(count, &mut flood);
@@ -94,19 +104,33 @@ impl<F: Frame, T: Tables> Flood<'_, F, T> {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
                 let egress = adjacency_egress(template, self.frame_len)?;
                 self.copy_to_pending();
-                let packet_id = packet_id(self.tables, template, to);
-                if self.encapsulated {
-                    self.frame.readdress(template, packet_id)?;
-                } else {
-                    self.frame.encapsulate(template, packet_id)?;
-                    self.encapsulated = true;
-                }
+                self.encapsulate(template, to)?;
                 self.egress = egress;
             }
             TargetKind::None => return Err(DropReason::Internal),
         }
         self.pending = to;
         Ok(())
+    }
+
+    /// Puts the outer header for a peer on the frame.
+    #[inline(always)]
+    fn encapsulate(&mut self, template: &Template, to: Target) -> Result<(), DropReason> {
+        if self.damaged {
+            return Err(DropReason::Headroom);
+        }
+        let id = packet_id(self.tables, template, to);
+        if self.outer_len == 0 {
+            self.outer_len = template.header_len;
+            let done = self.frame.encapsulate(template, id);
+            self.damaged = done.is_err();
+            return done;
+        }
+        // All of a segment's peers have a key, or none has.
+        if self.outer_len != template.header_len {
+            return Err(DropReason::Internal);
+        }
+        self.frame.readdress(template, id)
     }
 
     #[inline(always)]

@@ -107,10 +107,11 @@ pub trait Frame {
     /// The kernel could not; the frame must then be dropped.
     fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
 
-    /// Replaces the outer header that [`Frame::encapsulate`] put on, by one of the same length.
+    /// Replaces the outer header that [`Frame::encapsulate`] put on. The caller sees
+    /// to it that the new one is as long as the old one.
     ///
     /// # Errors
-    /// The header has another length.
+    /// The kernel could not.
     fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
 
     /// Sends the frame, which is then gone.

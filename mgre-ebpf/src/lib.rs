@@ -24,3 +24,5 @@ pub mod frame;
 pub mod host;
 pub mod outer;
 pub mod tables;
+#[cfg(test)]
+mod tests;

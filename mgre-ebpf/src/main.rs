@@ -16,7 +16,7 @@ use mgre_ebpf::act;
 
 /// A frame from a port: TCX ingress of an interface, or egress of one that the host uses.
 #[classifier]
-pub fn mgre_port(context: TcContext) -> i32 {
+fn mgre_port(context: TcContext) -> i32 {
     let mut frame = Skb::new(&context);
     let ifindex = frame.ifindex();
     act::process_port(&mut frame, &Maps, ifindex)
@@ -24,7 +24,7 @@ pub fn mgre_port(context: TcContext) -> i32 {
 
 /// A packet from the underlay: TCX ingress of its interface.
 #[classifier]
-pub fn mgre_underlay(context: TcContext) -> i32 {
+fn mgre_underlay(context: TcContext) -> i32 {
     let mut frame = Skb::new(&context);
     act::process_underlay(&mut frame, &Maps)
 }
@@ -32,7 +32,7 @@ pub fn mgre_underlay(context: TcContext) -> i32 {
 /// Tries, on a test packet of at least 100 bytes, which flags the kernel knows
 /// for taking headers off. Returns them, shifted right by 7, below which there are none.
 #[classifier]
-pub fn mgre_probe(context: TcContext) -> i32 {
+fn mgre_probe(context: TcContext) -> i32 {
     kernel::probe_strip_flags(&Skb::new(&context))
 }
 
@@ -40,7 +40,6 @@ pub fn mgre_probe(context: TcContext) -> i32 {
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     // The programs contain no panic that the compiler could not rule out; the
     // verifier refuses this loop should one ever be reachable.
-    #[expect(clippy::empty_loop, reason = "there is nothing else to do in a datapath")]
     loop {}
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -164,7 +164,12 @@ impl Daemon {
 
     fn run(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.path.join("log"))?;
-        let mut child = self.daemon_command()?.stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut command = self.daemon_command()?;
+        if self.folder.is_none() {
+            // It may outlive this program, and is not for the terminal's Ctrl-C.
+            command.process_group(0);
+        }
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn()?;
         let stdout = child.stdout.take().context("no standard output")?;
         self.child = Some(child);
         if let Err(error) = wait_ready(stdout) {

@@ -8,6 +8,7 @@
 //! - [`bench`]: mgre beside what the kernel offers;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
+//! - [`tcx`]: how many programs are attached to an interface;
 //! - [`metrics`]: the Prometheus text;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod netns;
 pub mod packet;
 pub mod skip;
+pub mod tcx;
 pub mod topology;
 pub mod traffic;
 pub mod wait;

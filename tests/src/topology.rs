@@ -312,6 +312,9 @@ impl Spoke {
             Ok(self.fdb(mac)?.is_some_and(|entry| entry[kind] == name))
         })
         .map(|_| ())
+        .with_context(|| self.daemon.mgre(&["fdb", "show"]).unwrap_or_default())
+        .with_context(|| self.daemon.mgre(&["status"]).unwrap_or_default())
+        .with_context(|| self.daemon.mgre(&["stats"]).unwrap_or_default())
     }
 
     /// How many frames were dropped for a reason, over all peers, ports and directions.

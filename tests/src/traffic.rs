@@ -14,12 +14,14 @@ use serde_json::Value;
 use crate::{netns::Netns, wait};
 
 /// How many echo requests went out and how many replies came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pings {
     /// Requests.
     pub sent: u32,
     /// Replies.
     pub received: u32,
+    /// The least time from a request to its reply.
+    pub round_trip_ms: Option<f64>,
 }
 
 impl Pings {
@@ -45,8 +47,11 @@ fn parse_ping(text: &str) -> Result<Pings> {
     let line = text.lines().find(|line| line.contains("packets transmitted")).context("no summary")?;
     let number = |part: &str| part.split_whitespace().next().and_then(|word| word.parse().ok());
     let mut parts = line.split(", ");
+    // rtt min/avg/max/mdev = 0.033/0.038/0.044/0.004 ms
+    let times = text.lines().find_map(|line| line.strip_prefix("rtt ")?.split(" = ").nth(1));
+    let round_trip_ms = times.and_then(|times| times.split('/').next()?.parse().ok());
     match (parts.next().and_then(number), parts.next().and_then(number)) {
-        (Some(sent), Some(received)) => Ok(Pings { sent, received }),
+        (Some(sent), Some(received)) => Ok(Pings { sent, received, round_trip_ms }),
         _ => bail!("cannot read {line:?}"),
     }
 }
@@ -188,10 +193,12 @@ mod tests {
 
     #[test]
     fn ping_summaries() {
-        let text = "3 packets transmitted, 2 received, 33.3333% packet loss, time 402ms";
-        assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 3, received: 2 });
+        let text = "3 packets transmitted, 2 received, 33.3333% packet loss, time 402ms\n\
+                    rtt min/avg/max/mdev = 0.033/0.038/0.044/0.004 ms\n";
+        let pings = parse_ping(text).expect("reads");
+        assert_eq!(pings, Pings { sent: 3, received: 2, round_trip_ms: Some(0.033) });
         let text = "1 packets transmitted, 0 received, +1 errors, 100% packet loss, time 0ms";
-        assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 1, received: 0 });
+        assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 1, received: 0, round_trip_ms: None });
         assert!(parse_ping("connect: Network is unreachable").is_err());
     }
 }

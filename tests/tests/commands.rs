@@ -169,8 +169,7 @@ fn documents_go_round() -> Result<()> {
     let said = one.daemon.mgre(&["apply", &path, "--dry-run"])?;
     assert!(said.contains("far") && said.contains("spare"), "{said}");
     assert_eq!(one.daemon.mgre(&["export"])?, first, "a dry run changes nothing");
-    let done = one.daemon.mgre(&["apply", &path])?;
-    assert!(done.contains("far") && done.contains("spare"), "{done}");
+    one.daemon.mgre(&["apply", &path])?;
     let exported = one.daemon.mgre(&["export"])?;
     assert!(exported.contains("spare") && exported.contains("ttl = 9"), "{exported}");
     assert!(traffic::reaches(&one.host, &two.host_ip())?);

@@ -43,8 +43,8 @@ fn entries_say_where_a_host_is() -> Result<()> {
     one.daemon.mgre(&["fdb", "flush", "--peer", "spoke2"])?;
     assert_eq!(one.daemon.list(&["fdb", "show", "--peer", "spoke2"])?.len(), 0);
     assert!(one.fdb(one.host_mac())?.is_some(), "not behind that peer");
-    // It is learned again.
-    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    // It is learned again; an address is reported five times a second at most.
+    assert!(traffic::ping(&one.host, &["-c", "3", "-i", "0.15", "-W", "1", &two.host_ip()])?.all_came_back());
     one.wait_fdb_peer(two.host_mac(), "spoke2")
 }
 
@@ -158,8 +158,9 @@ fn a_frame_is_not_sent_back_where_it_came_from() -> Result<()> {
     one.wait_fdb_port(neighbor, "lan0")?;
     let (at_one, at_two) = (Capture::start(&one.host, "eth0")?, Capture::start(&two.host, "eth0")?);
     let frame = marked(neighbor, one.host_mac(), "to the neighbour");
+    let before = one.drops("no_target")?;
     capture::send(&one.host, "eth0", &[&frame])?;
-    wait::until("it is counted", SOON, || Ok(one.drops("no_target")? == 1))?;
+    wait::until("it is counted", SOON, || Ok(one.drops("no_target")? == before + 1))?;
     sleep(Duration::from_millis(100));
     assert_eq!(at_one.count(|seen| !seen.outgoing && seen.bytes == frame), 0);
     assert_eq!(at_two.count(|seen| seen.bytes == frame), 0);

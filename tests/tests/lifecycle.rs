@@ -4,10 +4,12 @@ use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result};
 use mgre_tests::{
+    capture,
     daemon::{self, Daemon, Options},
     netns::Netns,
-    packet::Mac,
+    packet::{BROADCAST, Mac, UNKNOWN, marked},
     skip::skipped,
+    tcx,
     topology::{Layout, SEGMENT, Spoke, Spokes, Underlay},
     traffic::{self, Background},
     wait,
@@ -41,7 +43,13 @@ fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
     let mut spokes = Spokes::new(3, Underlay::Routed)?;
     let one = spokes.spoke(1);
     one.daemon.mgre(&["fdb", "add", SEGMENT, SERVER, "--peer", "spoke3"])?;
+    assert!(traffic::reaches(&one.host, &spokes.spoke(3).host_ip())?);
+    // This one is learned, and never heard of again.
+    capture::send(&spokes.spoke(2).host, "eth0", &[marked(BROADCAST, UNKNOWN, "once")])?;
+    one.wait_fdb_peer(UNKNOWN, "spoke2")?;
     let before = one.daemon.mgre(&["export"])?;
+    let sent = one.peer("spoke3")?["tx_packets"].as_u64();
+    assert!(sent > Some(0));
     let lost = lost_during(&mut spokes, "0.005", |spokes| {
         let daemon = &mut spokes.spoke_mut(1).daemon;
         let status = daemon.stop()?;
@@ -58,6 +66,8 @@ fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
     assert_eq!(server.map(|entry| entry["peer"].clone()), Some("spoke3".into()));
     one.wait_fdb_peer(two.host_mac(), "spoke2")?;
     one.wait_fdb_port(one.host_mac(), "lan0")?;
+    one.wait_fdb_peer(UNKNOWN, "spoke2")?;
+    assert!(one.peer("spoke3")?["tx_packets"].as_u64() >= sent, "the counters start anew");
     one.wait_up()
 }
 
@@ -152,13 +162,12 @@ fn an_interface_that_comes_back_is_a_port_again() -> Result<()> {
     traffic::wait_reachable(&two.host, &one.host_ip(), SOON).map(|_| ())
 }
 
-/// What a daemon could leave in a namespace and in its BPF file system.
-fn traces(netns: &Netns, bpffs: &Path) -> Result<String> {
+/// What a daemon could leave in a namespace.
+fn traces(netns: &Netns) -> Result<String> {
     let mut traces = String::new();
     for words in [
         &["ip", "-details", "link", "show"][..],
         &["tc", "qdisc", "show"],
-        &["bpftool", "net", "show"],
         &["ip", "address", "show"],
         &["ip", "route", "show", "table", "all"],
     ] {
@@ -168,8 +177,8 @@ fn traces(netns: &Netns, bpffs: &Path) -> Result<String> {
     for line in netns.run(&["ip", "neigh", "show"])?.lines().filter(|line| line.contains("managed")) {
         traces += line;
     }
-    for entry in fs::read_dir(bpffs)? {
-        traces += &format!("{}\n", entry?.path().display());
+    for interface in ["lo", "wan0", "lan0", "busy"] {
+        traces += &format!("{} programs at {interface}\n", tcx::attached(netns, interface)?);
     }
     Ok(traces)
 }
@@ -183,9 +192,12 @@ fn detach_leaves_nothing() -> Result<()> {
     let mut spokes = layout.build()?;
     let spoke = spokes.spoke_mut(1);
     spoke.netns.ip("link add busy type veth peer name busy2\nlink set busy promisc on up")?;
-    // The carrier is there a moment later.
-    sleep(Duration::from_millis(300));
-    let before = traces(&spoke.netns, &spoke.daemon.bpffs())?;
+    for interface in ["wan0", "lan0"] {
+        wait::until("the carrier is there", SOON, || {
+            Ok(spoke.netns.run(&["ip", "link", "show", interface])?.contains("state UP"))
+        })?;
+    }
+    let before = traces(&spoke.netns)?;
     for words in [
         &["underlay", "add", "wan0", "--local", "10.0.1.1"][..],
         &["segment", "add", SEGMENT, "--key", "7"],
@@ -197,18 +209,30 @@ fn detach_leaves_nothing() -> Result<()> {
         spoke.daemon.mgre(words)?;
     }
     spoke.wait_up()?;
-    let during = traces(&spoke.netns, &spoke.daemon.bpffs())?;
-    for trace in ["ov0", "mgre_port", "mgre_underlay", "10.77.0.201", "managed"] {
+    let during = traces(&spoke.netns)?;
+    for trace in ["ov0", "1 programs at wan0", "1 programs at lan0", "10.77.0.201", "managed"] {
         assert!(during.contains(trace), "no {trace} in {during}");
     }
     // What stops may start again, so it leaves everything in place.
     spoke.daemon.stop()?;
-    assert_eq!(traces(&spoke.netns, &spoke.daemon.bpffs())?, during, "SIGTERM changes nothing");
+    assert_same(&traces(&spoke.netns)?, &during, "SIGTERM changes nothing");
     spoke.daemon.start_again()?;
     spoke.daemon.mgre(&["detach"])?;
     assert_eq!(spoke.daemon.wait()?.code(), Some(0));
-    assert_eq!(traces(&spoke.netns, &spoke.daemon.bpffs())?, before);
+    assert_same(&traces(&spoke.netns)?, &before, "detach leaves what was there before");
+    let pins = spoke.daemon.bpffs().join("mgre");
+    assert!(!pins.exists(), "{} is left", pins.display());
     Ok(())
+}
+
+fn assert_same(left: &str, right: &str, what: &str) {
+    let only = |one: &str, other: &str| {
+        one.lines()
+            .filter(|line| !other.lines().any(|other| other == *line))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert!(left == right, "{what}: {:#?} instead of {:#?}", only(left, right), only(right, left));
 }
 
 #[test]

@@ -86,7 +86,10 @@ fn metrics_are_all_there_from_the_start_and_grow() -> Result<()> {
     for reason in REASONS {
         for direction in ["receive", "transmit"] {
             let labels = [adjacency[0], adjacency[1], ("direction", direction), ("reason", reason)];
-            assert_eq!(start.get("mgre_peer_drops_total", &labels), Some(0.0), "{direction} {reason}");
+            let value = start.get("mgre_peer_drops_total", &labels);
+            // A host may have spoken before the peer was resolved.
+            let early = reason == "no_next_hop" && value.is_some();
+            assert!(value == Some(0.0) || early, "mgre_peer_drops_total, {direction} {reason}: {value:?}");
             let value = start.get("mgre_drops_total", &labels[2..]);
             assert!(value.is_some(), "mgre_drops_total, {direction} {reason}");
         }
@@ -133,8 +136,8 @@ fn metrics_are_all_there_from_the_start_and_grow() -> Result<()> {
 }
 
 #[test]
-fn a_segment_has_256_peers_and_no_more() -> Result<()> {
-    const PEERS: usize = 256;
+fn a_segment_has_448_peers_and_no_more() -> Result<()> {
+    const PEERS: usize = 448;
     if skipped() {
         return Ok(());
     }
@@ -167,7 +170,7 @@ fn a_segment_has_256_peers_and_no_more() -> Result<()> {
     one.wait_up()?;
 
     let at_wan = Capture::start(&one.netns, "wan0")?;
-    let frame = marked(BROADCAST, one.host_mac(), "to all 256");
+    let frame = marked(BROADCAST, one.host_mac(), "to all 448");
     capture::send(&one.host, "eth0", &[&frame])?;
     let copies = || {
         let frames = at_wan.frames();
@@ -184,7 +187,7 @@ fn a_segment_has_256_peers_and_no_more() -> Result<()> {
 
     let outcome = one.daemon.outcome(&["peer", "add", "more", "10.50.9.9", "--segment", SEGMENT])?;
     assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
-    assert!(outcome.stderr.contains("256") && outcome.stderr.contains(SEGMENT), "{outcome:?}");
+    assert!(outcome.stderr.contains("448") && outcome.stderr.contains(SEGMENT), "{outcome:?}");
     one.daemon.mgre(&["peer", "del", "p17"])?;
     one.daemon.mgre(&["peer", "add", "more", "10.50.9.9", "--segment", SEGMENT])?;
     Ok(())

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{host, setup};
 
-/// The package whose tests need root.
-const PRIVILEGED_PACKAGE: &str = "mgre-tests";
+/// The packages whose tests need root.
+const PRIVILEGED_PACKAGES: [&str; 2] = ["mgre-tests", "mgre-user"];
 
 #[derive(Debug, PartialEq, Eq)]
 struct TestProgram {
@@ -99,8 +99,9 @@ fn parse(messages: &str) -> Result<Vec<TestProgram>> {
             executable: executable.into(),
             folder: folder.to_owned(),
             target: target.to_owned(),
-            privileged: package.contains(&format!("#{PRIVILEGED_PACKAGE}@"))
-                || package.contains(&format!("/{PRIVILEGED_PACKAGE}#")),
+            privileged: PRIVILEGED_PACKAGES
+                .iter()
+                .any(|name| package.contains(&format!("#{name}@")) || package.contains(&format!("/{name}#"))),
         });
     }
     Ok(programs)

@@ -52,7 +52,7 @@ static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS,
 /// Set by the daemon before it loads the programs.
 #[unsafe(no_mangle)]
 static CONFIG: Config =
-    Config { fdb_multipliers: [1, 1], fdb_mask: 0, cpus: 1, drop_shard_mask: 0, strip_flags: 0 };
+    Config { fdb_multipliers: [1, 1], fdb_shift: 63, cpus: 1, drop_shard_mask: 0, strip_flags: 0 };
 
 /// The configuration. Read as volatile, so that the compiler does not take the
 /// values above for it; the verifier does know the real ones, and folds them.
@@ -119,7 +119,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn fdb_hash(&self) -> FdbHash {
-        FdbHash { mask: config_field!(fdb_mask), multipliers: config_field!(fdb_multipliers) }
+        FdbHash { shift: config_field!(fdb_shift), multipliers: config_field!(fdb_multipliers) }
     }
 
     #[inline(always)]
@@ -175,8 +175,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
-        // Its count of packets so far, spread over the CPUs, repeats after 65,536 of
-        // them at the earliest.
+        // The target's count of packets on this CPU and the CPU: of all its packets, no
+        // two of 65,536 / CPUs in a row on one CPU are alike.
         let Some(row) = traffic(target) else { return 0 };
         // SAFETY: the row is this CPU's.
         let packets = unsafe { (*row).transmit_packets };

@@ -219,13 +219,14 @@ impl Skb {
     /// that the kernel should keep beside the frame: IP inside, so that a superframe
     /// can be cut.
     #[inline(always)]
-    fn inner_tag(&self, outer_len: u32, inner: &Ethernet) -> Option<[u8; VLAN_TAG_LEN]> {
-        if !inner.ethertype().is_vlan() {
+    fn inner_tag(&self, strip: Strip, inner: &Ethernet) -> Option<[u8; VLAN_TAG_LEN]> {
+        // What stands behind a frame's end is padding, and no tag.
+        if !inner.ethertype().is_vlan() || strip.inner_len < (ETHERNET_LEN + VLAN_TAG_LEN) as u32 {
             return None;
         }
         let mut tag = [0_u8; VLAN_TAG_LEN];
         let to = tag.as_mut_ptr().cast::<c_void>();
-        let at = outer_len + ETHERNET_LEN as u32;
+        let at = strip.outer_len + ETHERNET_LEN as u32;
         // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
         let read = unsafe { bpf_skb_load_bytes(self.skb.cast(), at, to, VLAN_TAG_LEN as u32) };
         let ethertype = EtherType::from_bytes([tag[2], tag[3]]);
@@ -238,13 +239,21 @@ impl Skb {
         if self.segment_size() != 0 {
             return Ok(());
         }
-        let inner_len = if strip.inner_len < MIN_STRIP_LEN { MIN_FRAME_LEN } else { strip.inner_len };
-        let wanted = strip.outer_len + inner_len;
-        if wanted == self.len() {
+        self.resize(strip.outer_len + strip.inner_len)?;
+        if strip.inner_len < MIN_STRIP_LEN {
+            // With zeros: what stood behind the frame was cut off before.
+            self.resize(strip.outer_len + MIN_FRAME_LEN)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn resize(&self, len: u32) -> Result<(), DropReason> {
+        if len == self.len() {
             return Ok(());
         }
         // SAFETY: the pointer is the program's context.
-        check(unsafe { bpf_skb_change_tail(self.skb, wanted, 0) })
+        check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
     }
 }
 
@@ -281,7 +290,7 @@ impl Frame for Skb {
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         let mut inner = self.inner_ethernet(strip.outer_len).ok_or(DropReason::Malformed)?;
-        let tag = self.inner_tag(strip.outer_len, &inner);
+        let tag = self.inner_tag(strip, &inner);
         self.fit(strip)?;
         let mut outer_len = strip.outer_len;
         let mut payload_len = strip.inner_len - ETHERNET_LEN as u32;
@@ -346,12 +355,12 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn drop(&mut self) -> i32 {
-        TC_ACT_SHOT as i32
+        TC_ACT_SHOT
     }
 
     #[inline(always)]
     fn pass(&mut self) -> i32 {
-        TC_ACT_UNSPEC as i32
+        TC_ACT_UNSPEC
     }
 
     #[inline(always)]

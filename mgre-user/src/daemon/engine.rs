@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use mgre_common::target::Target;
 
 use super::Options;
+use super::index::Index;
 use super::names::Names;
 use super::observe::{Stale, refresh};
 use super::store::Store;
@@ -28,6 +29,8 @@ use crate::plan::{Observed, PeerOutcome, PeerStatus, Plan, compile, diff};
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// How often neighbours are asked for again, for kernels that do not keep them by themselves.
 const KEEP_SECONDS: u32 = 15;
 /// An id that is free again is not given out for so long.
@@ -39,6 +42,8 @@ pub(super) struct Engine {
     pub(super) kernel: String,
     pub(super) started: Instant,
     pub(super) state: State,
+    /// Names by id, of `state`.
+    pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
     pub(super) store: Store,
     pub(super) netlink: Netlink,
@@ -84,6 +89,7 @@ impl Engine {
             options: parts.options,
             kernel: parts.kernel,
             started: Instant::now(),
+            index: Index::new(&parts.state),
             state: parts.state,
             promiscuous: parts.promiscuous,
             store: parts.store,
@@ -230,17 +236,23 @@ impl Engine {
         }
         if let Err(error) = refresh(&self.netlink, &self.state, &mut self.observed, stale).await {
             tracing::warn!(%error, "cannot look at the kernel, trying again");
-            self.stale = Stale::ALL;
-            self.gather_until = Some(tokio::time::Instant::now() + Duration::from_secs(1));
+            self.try_again();
             return;
         }
         let (plan, outcomes) = compile(&self.state, &self.observed);
         if let Err(error) = self.carry_out(plan) {
-            tracing::error!("{error:#}");
+            tracing::error!("{error:#}; trying again");
+            self.try_again();
         }
         self.take_outcomes(outcomes);
         self.keep_neighbors(stale.links).await;
         self.fit_interfaces().await;
+    }
+
+    /// Looks at everything again, soon.
+    fn try_again(&mut self) {
+        self.stale = Stale::ALL;
+        self.gather_until = Some(tokio::time::Instant::now() + RETRY);
     }
 
     /// Makes the datapath hold a plan.

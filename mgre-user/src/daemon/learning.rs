@@ -10,6 +10,7 @@ use super::engine::Engine;
 use crate::api::messages::{EventKind, Place};
 use crate::datapath::fdb::Entry;
 use crate::learn::{Decision, Known, Quota, decide};
+use crate::model::Peer;
 
 /// Events taken in one go, before the engine looks at what else there is to do.
 const BATCH: usize = 1024;
@@ -43,7 +44,7 @@ impl Engine {
         };
         let Some(segment) = self.segment_quota(key.segment()) else { return };
         let now = self.datapath.now();
-        let peer = self.peer_quota(source);
+        let peer = self.peer_quota(source).map(|(_, quota)| quota);
         match decide(&mut self.damper, key, source, known, peer, segment, now) {
             Decision::Nothing | Decision::Refuse => {}
             Decision::Damp => tracing::debug!(?key, "moves too often, held"),
@@ -66,7 +67,7 @@ impl Engine {
             return;
         }
         let entry = Entry { key, target, seen: Some(now) };
-        match from.and_then(|from| self.place(from)) {
+        match from.and_then(|from| self.index.place(from)) {
             Some(from) => {
                 self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbMoved { segment, mac, place, from })
             }
@@ -109,59 +110,58 @@ impl Engine {
     }
 
     fn segment_quota(&self, id: u16) -> Option<Quota> {
-        let (_, segment) = self.state.segment_by_id(id)?;
+        let segment = self.state.segments.get(self.index.segment(id)?)?;
         Some(Quota { learned: self.datapath.fdb.learned_in(id), limit: segment.max_macs })
     }
 
-    /// The quota of the peer that an adjacency is of, over all its segments.
-    fn peer_quota(&self, target: Target) -> Option<Quota> {
-        let TargetKind::Adjacency(id) = target.kind() else { return None };
-        let (_, _, peer, _) = self.state.adjacencies().find(|(adjacency, ..)| *adjacency == id)?;
-        Some(self.quota_of(peer))
+    /// The peer that an adjacency is of, and its quota over all its segments.
+    fn peer_quota(&self, target: Target) -> Option<(&Peer, Quota)> {
+        let peer = self.state.peers.get(self.index.peer(target)?)?;
+        let targets = peer.segments.values().map(|id| Target::adjacency(*id));
+        let learned = targets.map(|target| self.datapath.fdb.learned_from(target)).sum();
+        Some((peer, Quota { learned, limit: peer.max_macs }))
     }
 
-    fn quota_of(&self, peer: &crate::model::Peer) -> Quota {
-        let learned =
-            peer.segments.values().map(|id| self.datapath.fdb.learned_from(Target::adjacency(*id))).sum();
-        Quota { learned, limit: peer.max_macs }
+    /// Tells the datapath whether the peer and the segment that an entry was just
+    /// added to may have more.
+    fn update_full_of(&mut self, target: Target, segment: u16) {
+        if let Some((peer, quota)) = self.peer_quota(target) {
+            let targets: Vec<Target> = peer.segments.values().map(|id| Target::adjacency(*id)).collect();
+            for target in targets {
+                self.set_full(target, quota.is_full());
+            }
+        }
+        if let Some(quota) = self.segment_quota(segment) {
+            self.set_segment_full(segment, quota.is_full());
+        }
     }
 
     /// Tells the datapath which peers and segments may have no more addresses learned.
     pub(super) fn update_full(&mut self) {
-        let full: std::collections::BTreeSet<Target> = self
-            .state
-            .peers
-            .values()
-            .filter(|peer| self.quota_of(peer).is_full())
-            .flat_map(|peer| peer.segments.values().map(|id| Target::adjacency(*id)))
-            .collect();
-        for target in full.symmetric_difference(&self.full) {
-            self.datapath.set_full(*target, full.contains(target));
+        let adjacencies: Vec<(u32, u16)> =
+            self.plan.adjacencies.iter().map(|(id, record)| (*id, record.segment)).collect();
+        self.full.retain(|target| self.index.peer(*target).is_some());
+        for (id, segment) in adjacencies {
+            self.update_full_of(Target::adjacency(id), segment);
         }
-        self.full = full;
-        let full_segments: std::collections::BTreeSet<u16> = self
-            .state
-            .segments
-            .values()
-            .filter(|segment| self.datapath.fdb.learned_in(segment.id) >= segment.max_macs)
-            .map(|segment| segment.id)
-            .collect();
-        for id in full_segments.symmetric_difference(&self.full_segments) {
-            self.datapath.set_segment_full(*id, full_segments.contains(id));
+        let segments: Vec<u16> = self.plan.floods.keys().copied().collect();
+        self.full_segments.retain(|id| segments.contains(id));
+        for id in segments {
+            self.update_full_of(Target::NONE, id);
         }
-        self.full_segments = full_segments;
     }
 
-    /// Where a target is, by name.
-    pub(super) fn place(&self, target: Target) -> Option<Place> {
-        match target.kind() {
-            TargetKind::Port(id) => self.state.port_by_id(id).map(|(name, _)| Place::port(name)),
-            TargetKind::Adjacency(id) => self
-                .state
-                .adjacencies()
-                .find(|(adjacency, ..)| *adjacency == id)
-                .map(|(_, name, ..)| Place::peer(name)),
-            TargetKind::None => None,
+    fn set_full(&mut self, target: Target, full: bool) {
+        let changed = if full { self.full.insert(target) } else { self.full.remove(&target) };
+        if changed {
+            self.datapath.set_full(target, full);
+        }
+    }
+
+    fn set_segment_full(&mut self, id: u16, full: bool) {
+        let changed = if full { self.full_segments.insert(id) } else { self.full_segments.remove(&id) };
+        if changed {
+            self.datapath.set_segment_full(id, full);
         }
     }
 
@@ -170,8 +170,8 @@ impl Engine {
         if self.events.receiver_count() == 0 {
             return;
         }
-        let segment = self.state.segment_by_id(entry.key.segment());
-        if let (Some((segment, _)), Some(place)) = (segment, self.place(entry.target)) {
+        let segment = self.index.segment(entry.key.segment());
+        if let (Some(segment), Some(place)) = (segment, self.index.place(entry.target)) {
             self.emit(kind(segment.to_owned(), entry.key.mac(), place));
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
-//! - `learning`: events from the datapath, and ageing;
+//! - `learning`: events from the datapath, and ageing; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `observe`, `names`: the picture of the kernel, and of DNS;
 //! - `store`: the saved state; `system`: what must be there before a start.
 
 mod check;
 mod engine;
+mod index;
 mod learning;
 mod names;
 mod numbers;

@@ -168,8 +168,8 @@ impl Engine {
     }
 
     fn fdb_view(&self, entry: &Entry) -> Option<FdbView> {
-        let (segment, _) = self.state.segment_by_id(entry.key.segment())?;
-        let place = self.place(entry.target)?;
+        let segment = self.index.segment(entry.key.segment())?;
+        let place = self.index.place(entry.target)?;
         let endpoint = place.peer.as_ref().and_then(|peer| self.outcomes.get(peer)?.endpoint);
         let flag = match entry.seen {
             Some(_) => FdbFlag::Learned,

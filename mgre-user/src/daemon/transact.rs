@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::check::{check, warnings};
 use super::engine::Engine;
+use super::index::Index;
 use super::observe::{Stale, refresh};
 use super::store::Saved;
 use crate::api::messages::{Applied, EventKind, Problem};
@@ -58,6 +59,7 @@ impl Engine {
                 return Err(problem);
             }
         }
+        self.index = Index::new(&next);
         let old = std::mem::replace(&mut self.state, next);
         self.clean_up(&old).await;
         self.names.ask_again(&self.state);
@@ -166,16 +168,25 @@ impl Engine {
         self.delete_interfaces(&indices).await;
     }
 
-    /// Gives interfaces that were made the MTU that their segment has now.
+    /// Gives interfaces that were made the MTU that their segment has now, and
+    /// makes ports that came back promiscuous again.
     pub(super) async fn fit_interfaces(&mut self) {
+        let promiscuous = self.promiscuous_for(&self.state);
+        if promiscuous != self.promiscuous {
+            let saved = Saved { state: self.state.clone(), promiscuous: promiscuous.clone() };
+            if let Err(error) = self.store.save(&saved) {
+                tracing::warn!("{error:#}");
+            }
+        }
+        self.set_promiscuous(promiscuous).await;
         for (name, port) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
             let Some(segment) = self.state.segments.get(&port.segment) else { continue };
             let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) else { continue };
             let mtu = segment_mtu(&self.state, &self.observed, segment);
-            if link.mtu != mtu {
-                if let Err(error) = self.netlink.set_mtu(link.index, mtu).await {
-                    tracing::warn!(%error, "cannot set the MTU of {name}");
-                }
+            if link.mtu != mtu
+                && let Err(error) = self.netlink.set_mtu(link.index, mtu).await
+            {
+                tracing::warn!(%error, "cannot set the MTU of {name}");
             }
         }
     }

@@ -6,6 +6,7 @@ use mgre_common::fdb::{Bucket, FdbHash, FdbKey, QUARANTINE_SECONDS, SEEN_STATIC,
 use mgre_common::target::Target;
 
 use super::shared::SharedArray;
+use super::wait_for_programs;
 
 /// There is no room for an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +103,9 @@ impl Fdb {
             if self.entries >= self.capacity {
                 return Err(Full);
             }
+            if self.free_slot(key).is_none() {
+                self.make_room(key)?;
+            }
             self.free_slot(key).ok_or(Full)?.insert(key, target, stamp);
         }
         self.count(&Entry { key, target, seen }, true);
@@ -115,6 +119,34 @@ impl Fdb {
         let free = choices.map(|bucket| self.free_in(bucket).count());
         let bucket = if free[0] >= SLOTS / 2 || free[0] >= free[1] { choices[0] } else { choices[1] };
         self.free_in(bucket).next()
+    }
+
+    /// Makes room in one of a key's buckets when both are full: moves an entry that
+    /// has room in its other bucket. A reader finds it in the one or in the other
+    /// at all times, and its old slot is free once no reader is left that saw it there.
+    fn make_room(&mut self, key: FdbKey) -> Result<(), Full> {
+        let (number, slot, moved, to) = [0, 1]
+            .into_iter()
+            .map(|choice| self.hash.bucket(key, choice))
+            .flat_map(|bucket| {
+                let slots = self.table.get(bucket).map(|bucket| &bucket.slots).into_iter().flatten();
+                slots.enumerate().map(move |(index, slot)| (bucket, slot_number(bucket, index), slot))
+            })
+            .filter(|(_, _, slot)| !slot.holds(FdbKey::EMPTY))
+            .find_map(|(bucket, number, slot)| {
+                let other = [0, 1]
+                    .into_iter()
+                    .map(|choice| self.hash.bucket(slot.key(), choice))
+                    .find(|other| *other != bucket)?;
+                Some((number, slot, slot_entry(slot), self.free_in(other).next()?))
+            })
+            .ok_or(Full)?;
+        to.insert(moved.key, moved.target, moved.seen.unwrap_or(SEEN_STATIC));
+        slot.clear();
+        wait_for_programs();
+        // Nobody reads it any more: it need not rest.
+        self.resting_slots.remove(&number);
+        Ok(())
     }
 
     fn free_in(&self, bucket: u32) -> impl Iterator<Item = &Slot> {
@@ -197,4 +229,127 @@ fn slot_number(bucket: u32, index: usize) -> u64 {
 pub(super) fn slot_entry(slot: &Slot) -> Entry {
     let seen = Some(slot.seen()).filter(|seen| *seen != SEEN_STATIC);
     Entry { key: slot.key(), target: slot.target(), seen }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mgre_common::fdb::{buckets_for, hash_shift};
+    use mgre_common::wire::MacAddr;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fdb(capacity: u32) -> Fdb {
+        let buckets = buckets_for(capacity);
+        let multipliers = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
+        let hash = FdbHash { shift: hash_shift(buckets), multipliers };
+        Fdb::new(SharedArray::anonymous(buckets), hash, capacity)
+    }
+
+    fn key(number: u32) -> FdbKey {
+        let [a, b, c, d] = number.to_be_bytes();
+        FdbKey::new(1 + (number % 3) as u16, MacAddr([2, 0, a, b, c, d]))
+    }
+
+    #[test]
+    fn holds_as_many_as_it_says_and_then_refuses() {
+        let mut fdb = fdb(20_000);
+        for number in 0..20_000 {
+            fdb.set(key(number), Target::port(number), Some(1)).expect("room");
+        }
+        assert_eq!(fdb.set(key(20_000), Target::port(1), Some(1)), Err(Full));
+        assert_eq!((fdb.len(), fdb.iter().count()), (20_000, 20_000));
+        for number in 0..20_000 {
+            assert_eq!(fdb.find(key(number)).map(|entry| entry.target), Some(Target::port(number)));
+        }
+    }
+
+    #[test]
+    fn an_entry_moves_aside_and_is_never_missed() {
+        // As full as it gets: without moves, some of these have no room.
+        let mut fdb = fdb(128 * 1024);
+        let count = fdb.capacity;
+        for number in 0..count {
+            fdb.set(key(number), Target::port(number), None).expect("room");
+        }
+        for number in 0..count {
+            let found = fdb.find(key(number)).map(|entry| (entry.target, entry.seen));
+            assert_eq!(found, Some((Target::port(number), None)));
+        }
+    }
+
+    #[test]
+    fn a_slot_rests_before_it_is_used_again() {
+        let mut fdb = fdb(1);
+        for round in 0..64 {
+            fdb.set(key(round), Target::port(1), Some(round)).expect("room");
+            let used = fdb.slot(key(round)).map(std::ptr::from_ref).expect("there");
+            fdb.remove(key(round), 5).expect("there");
+            // The same key again at once goes elsewhere, while there is elsewhere.
+            if round < 4 {
+                fdb.set(key(round), Target::port(2), Some(round)).expect("room");
+                assert_ne!(fdb.slot(key(round)).map(std::ptr::from_ref), Some(used));
+                fdb.remove(key(round), 5).expect("there");
+            }
+            fdb.wake(5 + QUARANTINE_SECONDS);
+            assert!(fdb.resting.is_empty());
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Set(u32, u32, bool),
+        Remove(u32),
+        RemoveTarget(u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0u32..40, 0u32..4, any::<bool>()).prop_map(|(n, t, s)| Step::Set(n, t, s)),
+            2 => (0u32..40).prop_map(Step::Remove),
+            1 => (0u32..4).prop_map(Step::RemoveTarget),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn does_what_a_map_does(steps in prop::collection::vec(step(), 0..200)) {
+            let mut fdb = fdb(64);
+            let mut model: BTreeMap<FdbKey, Entry> = BTreeMap::new();
+            for (now, step) in steps.into_iter().enumerate() {
+                // Each step is long after the one before.
+                let now = now as u32 * QUARANTINE_SECONDS;
+                fdb.wake(now);
+                match step {
+                    Step::Set(number, target, learned) => {
+                        let entry =
+                            Entry { key: key(number), target: Target::port(target), seen: learned.then_some(now) };
+                        fdb.set(entry.key, entry.target, entry.seen).expect("room");
+                        model.insert(entry.key, entry);
+                    }
+                    Step::Remove(number) => {
+                        prop_assert_eq!(fdb.remove(key(number), now), model.remove(&key(number)));
+                    }
+                    Step::RemoveTarget(target) => {
+                        let target = Target::port(target);
+                        let removed = fdb.remove_where(now, |entry| entry.target == target);
+                        let before = model.len();
+                        model.retain(|_, entry| entry.target != target);
+                        prop_assert_eq!(removed.len(), before - model.len());
+                    }
+                }
+                let mut entries: Vec<Entry> = fdb.iter().collect();
+                entries.sort_by_key(|entry| entry.key);
+                prop_assert_eq!(entries, model.values().copied().collect::<Vec<_>>());
+                prop_assert_eq!(fdb.len() as usize, model.len());
+                for target in (0..4).map(Target::port) {
+                    let learned =
+                        model.values().filter(|entry| entry.target == target && entry.seen.is_some()).count();
+                    prop_assert_eq!(fdb.learned_from(target) as usize, learned);
+                }
+            }
+        }
+    }
 }

@@ -176,3 +176,85 @@ fn write(slots: &SharedArray<FloodSlot>, index: u32, target: Target) {
         slot.0.store(target.to_bits(), Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a datapath program reads in a published list.
+    fn read(slots: &SharedArray<FloodSlot>, list: FloodList) -> Vec<Target> {
+        let count = u32::from(list.ports) + u32::from(list.adjacencies);
+        (list.start..list.start + count).filter_map(|index| slots.get(index)).map(FloodSlot::target).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_published_list_is_always_whole(
+            lists in prop::collection::vec(
+                (1u16..4, prop::collection::btree_set(0u32..6, 0..4), prop::collection::btree_set(0u32..40, 0..30)),
+                1..40,
+            ),
+        ) {
+            let mut floods = Floods::new(SharedArray::anonymous(4096));
+            let published = RefCell::new(std::collections::HashMap::<u16, FloodList>::new());
+            for (now, (segment, ports, adjacencies)) in lists.into_iter().enumerate() {
+                let before: BTreeSet<Target> = published
+                    .borrow()
+                    .get(&segment)
+                    .map(|list| read(&floods.slots, *list).into_iter().collect())
+                    .unwrap_or_default();
+                let targets = FloodTargets {
+                    ports: ports.iter().copied().collect(),
+                    adjacencies: adjacencies.iter().copied().collect(),
+                };
+                let wanted: BTreeSet<Target> = ports
+                    .iter()
+                    .map(|id| Target::port(*id))
+                    .chain(adjacencies.iter().map(|id| Target::adjacency(*id)))
+                    .collect();
+                let steps = Cell::new(0);
+                let now = now as u32 * QUARANTINE_SECONDS;
+                floods.wake(now);
+                floods.set(segment, &targets, now, |list| {
+                    published.borrow_mut().insert(segment, list);
+                    steps.set(steps.get() + 1);
+                }).expect("room");
+                let list = published.borrow()[&segment];
+                let after = read(&floods.slots, list);
+                prop_assert_eq!(after.len(), wanted.len(), "each once");
+                prop_assert_eq!(after.iter().copied().collect::<BTreeSet<_>>(), wanted.clone());
+                prop_assert!(after.iter().take(list.ports.into()).all(|target| !target.is_adjacency()));
+                prop_assert!(steps.get() > 0 || before == wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn slots_come_back() {
+        let mut floods = Floods::new(SharedArray::anonymous(64));
+        for round in 0..200 {
+            let now = round * QUARANTINE_SECONDS;
+            floods.wake(now);
+            let targets = FloodTargets { ports: vec![round], adjacencies: (0..20).collect() };
+            floods.set(1, &targets, now, |_| {}).expect("room");
+        }
+        floods.remove(1, 1000);
+        floods.wake(1000 + QUARANTINE_SECONDS);
+        assert_eq!(floods.free, BTreeMap::from([(0, 64)]));
+    }
+
+    #[test]
+    fn no_room_is_an_error_and_changes_nothing() {
+        let mut floods = Floods::new(SharedArray::anonymous(32));
+        let small = FloodTargets { ports: vec![1], adjacencies: vec![1, 2] };
+        floods.set(1, &small, 0, |_| {}).expect("room");
+        let large = FloodTargets { ports: vec![1], adjacencies: (0..40).collect() };
+        floods.set(1, &large, 0, |_| panic!("published")).expect_err("no room");
+        assert_eq!(floods.lists[&1].adjacencies, [1, 2]);
+    }
+}

@@ -5,7 +5,7 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
-use mgre_common::fdb::{Bucket, FdbHash, buckets_for};
+use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift};
 use mgre_common::map_name;
 use mgre_common::table::{
     Adjacency, Clock, Config, EndpointKey, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, Segment,
@@ -70,7 +70,7 @@ pub struct Loaded {
 impl Loaded {
     /// How the FDB finds a bucket.
     pub fn fdb_hash(&self) -> FdbHash {
-        FdbHash { mask: self.config.fdb_mask, multipliers: self.config.fdb_multipliers }
+        FdbHash { shift: self.config.fdb_shift, multipliers: self.config.fdb_multipliers }
     }
 }
 
@@ -82,7 +82,7 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
     let cpus = possible_cpus()?;
     let mut config = Config {
         fdb_multipliers: random_multipliers()?,
-        fdb_mask: buckets_for(capacity.fdb_entries) - 1,
+        fdb_shift: hash_shift(buckets_for(capacity.fdb_entries)),
         cpus,
         drop_shard_mask: drop_shards(cpus) - 1,
         strip_flags: 0,
@@ -104,7 +104,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config) -> Result<Ebp
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
-        .map_max_entries(map_name::FDB, config.fdb_mask + 1)
+        .map_max_entries(map_name::FDB, buckets_for(capacity.fdb_entries))
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
@@ -117,7 +117,7 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
     const SHIFT: u32 = 7;
     let config = Config {
         fdb_multipliers: [1, 1],
-        fdb_mask: buckets_for(1) - 1,
+        fdb_shift: hash_shift(buckets_for(1)),
         cpus: possible_cpus()?,
         drop_shard_mask: 0,
         strip_flags: 0,

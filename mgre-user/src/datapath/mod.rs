@@ -122,8 +122,11 @@ impl Datapath {
 
     /// Forgets everything learned from a target that is gone, and its numbers.
     fn forget(&mut self, target: Target, removed: &mut Vec<Entry>) {
-        let now = self.now();
-        removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+        // Entries that were given are removed by steps of their own.
+        if self.fdb.learned_from(target) > 0 {
+            let now = self.now();
+            removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+        }
         self.counters().clear(target);
     }
 
@@ -261,7 +264,7 @@ fn set_flag(flags: &std::sync::atomic::AtomicU32, bit: u32, on: bool) {
 /// Returns when every datapath program that runs now has ended: they run inside
 /// RCU read sections, and this command waits for those (membarrier(2), which is
 /// `synchronize_rcu` there).
-fn wait_for_programs() {
+pub(crate) fn wait_for_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

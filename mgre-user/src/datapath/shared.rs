@@ -79,6 +79,18 @@ impl<T: Shared> SharedArray<T> {
         Ok(Self { start: start.cast(), mapped, len, _values: PhantomData })
     }
 
+    /// As many zeroed values in ordinary memory.
+    #[cfg(test)]
+    pub(super) fn anonymous(len: u32) -> Self {
+        let mapped = NonZeroUsize::new((len as usize * Self::STRIDE).next_multiple_of(page_size()))
+            .expect("at least one value");
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { nix::sys::mman::mmap_anonymous(None, mapped, access, MapFlags::MAP_PRIVATE) }
+            .expect("memory");
+        Self { start: start.cast(), mapped, len, _values: PhantomData }
+    }
+
     /// How many values there are.
     pub const fn len(&self) -> u32 {
         self.len

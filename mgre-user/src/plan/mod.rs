@@ -10,6 +10,8 @@
 
 mod compile;
 mod diff;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

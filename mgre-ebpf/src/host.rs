@@ -1,1 +1,0 @@
-//! The pipeline over ordinary memory: frames and tables for tests.

@@ -1,0 +1,206 @@
+//! Tables in vectors.
+
+use core::cell::RefCell;
+use core::sync::atomic::Ordering;
+use std::collections::{BTreeMap, HashMap};
+
+use mgre_common::counters::{SegmentTraffic, Traffic};
+use mgre_common::event::LearnEvent;
+use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
+use mgre_common::reason::{Direction, DropReason};
+use mgre_common::table::{Adjacency, Clock, EndpointKey, FloodSlot, Port, Segment, Template};
+use mgre_common::target::Target;
+
+use super::world::Sink;
+use crate::tables::Tables;
+
+/// Whose frame was dropped, which way it was going, and why.
+pub type Drop = (Target, Direction, DropReason);
+
+/// The daemon's tables, in their real layouts, and everything that was counted.
+#[derive(Debug)]
+pub struct MemoryTables {
+    port_index: HashMap<u32, u32>,
+    ports: Vec<Port>,
+    segments: Vec<Segment>,
+    adjacencies: Vec<Adjacency>,
+    endpoints: HashMap<EndpointKey, u32>,
+    flood: Vec<FloodSlot>,
+    hash: FdbHash,
+    buckets: Vec<Bucket>,
+    /// The daemon's clock.
+    pub clock: Clock,
+    /// Traffic by target.
+    pub traffic: RefCell<BTreeMap<Target, Traffic>>,
+    /// Drops.
+    pub drops: RefCell<BTreeMap<Drop, u64>>,
+    /// Flooding by segment.
+    pub floods: RefCell<BTreeMap<u32, SegmentTraffic>>,
+    /// Everything that was reported.
+    pub reports: RefCell<Vec<LearnEvent>>,
+}
+
+impl Default for MemoryTables {
+    fn default() -> Self {
+        const BUCKETS: u32 = 256;
+        Self {
+            port_index: HashMap::new(),
+            ports: (0..64).map(|_| Port::default()).collect(),
+            segments: (0..64).map(|_| Segment::default()).collect(),
+            adjacencies: (0..600).map(|_| Adjacency::default()).collect(),
+            endpoints: HashMap::new(),
+            flood: (0..2048).map(|_| FloodSlot::default()).collect(),
+            hash: FdbHash {
+                shift: hash_shift(BUCKETS),
+                multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
+            },
+            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            clock: Clock::default(),
+            traffic: RefCell::default(),
+            drops: RefCell::default(),
+            floods: RefCell::default(),
+            reports: RefCell::default(),
+        }
+    }
+}
+
+impl MemoryTables {
+    /// Forgets everything that was counted.
+    pub fn reset_counters(&self) {
+        self.traffic.borrow_mut().clear();
+        self.drops.borrow_mut().clear();
+        self.floods.borrow_mut().clear();
+        self.reports.borrow_mut().clear();
+    }
+
+    /// How often a frame was dropped so.
+    pub fn dropped(&self, target: Target, direction: Direction, reason: DropReason) -> u64 {
+        self.drops.borrow().get(&(target, direction, reason)).copied().unwrap_or(0)
+    }
+
+    /// Every drop there was.
+    pub fn all_dropped(&self) -> u64 {
+        self.drops.borrow().values().sum()
+    }
+
+    /// A target's traffic.
+    pub fn traffic(&self, target: Target) -> Traffic {
+        self.traffic.borrow().get(&target).copied().unwrap_or_default()
+    }
+
+    /// An address's slot.
+    pub fn slot(&self, key: FdbKey) -> Option<&Slot> {
+        self.hash.find(key, |index| self.buckets.get(index as usize))
+    }
+}
+
+impl Sink for MemoryTables {
+    fn port_index(&mut self, ifindex: u32, id: u32) {
+        self.port_index.insert(ifindex, id);
+    }
+
+    fn port(&mut self, id: u32) -> &Port {
+        &self.ports[id as usize]
+    }
+
+    fn segment(&mut self, id: u32) -> &Segment {
+        &self.segments[id as usize]
+    }
+
+    fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency {
+        let adjacency = &mut self.adjacencies[id as usize];
+        // SAFETY: the borrow is exclusive.
+        let index = unsafe { Adjacency::write_idle(&raw mut *adjacency, template) };
+        adjacency.activate(index);
+        adjacency
+    }
+
+    fn endpoint(&mut self, key: EndpointKey, id: u32) {
+        self.endpoints.insert(key, id);
+    }
+
+    fn flood_slot(&mut self, index: u32) -> &FloodSlot {
+        &self.flood[index as usize]
+    }
+
+    fn fdb_hash(&self) -> FdbHash {
+        self.hash
+    }
+
+    fn fdb_bucket(&mut self, index: u32) -> &Bucket {
+        &self.buckets[index as usize]
+    }
+}
+
+impl Tables for MemoryTables {
+    fn port_of(&self, ifindex: u32) -> Option<u32> {
+        self.port_index.get(&ifindex).copied()
+    }
+
+    fn port(&self, id: u32) -> Option<&Port> {
+        self.ports.get(id as usize)
+    }
+
+    fn segment(&self, id: u32) -> Option<&Segment> {
+        self.segments.get(id as usize)
+    }
+
+    fn adjacency(&self, id: u32) -> Option<&Adjacency> {
+        self.adjacencies.get(id as usize)
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<u32> {
+        self.endpoints.get(key).copied()
+    }
+
+    fn flood_slot(&self, index: u32) -> Option<&FloodSlot> {
+        self.flood.get(index as usize)
+    }
+
+    fn fdb_hash(&self) -> FdbHash {
+        self.hash
+    }
+
+    fn fdb_bucket(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.get(index as usize)
+    }
+
+    fn now_seconds(&self) -> u32 {
+        self.clock.seconds.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, target: Target, direction: Direction, bytes: u32) {
+        let mut rows = self.traffic.borrow_mut();
+        let row = rows.entry(target).or_default();
+        match direction {
+            Direction::Receive => {
+                row.receive_packets += 1;
+                row.receive_bytes += u64::from(bytes);
+                row.last_receive_seconds = u64::from(self.now_seconds());
+            }
+            Direction::Transmit => {
+                row.transmit_packets += 1;
+                row.transmit_bytes += u64::from(bytes);
+            }
+        }
+    }
+
+    fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
+        *self.drops.borrow_mut().entry((target, direction, reason)).or_default() += 1;
+    }
+
+    fn count_flood(&self, segment: u32, copies: u32) {
+        let mut rows = self.floods.borrow_mut();
+        let row = rows.entry(segment).or_default();
+        row.flood_frames += 1;
+        row.flood_copies += u64::from(copies);
+    }
+
+    fn packet_id(&self, target: Target) -> u16 {
+        self.traffic(target).transmit_packets as u16
+    }
+
+    fn report(&self, event: &LearnEvent, _source: Target) {
+        self.reports.borrow_mut().push(*event);
+    }
+}

@@ -1,0 +1,113 @@
+//! What frames leave behind in the tables.
+
+use core::sync::atomic::Ordering;
+
+use etherparse::Ipv4Header;
+use mgre_common::fdb::{FdbKey, SEEN_STATIC};
+use mgre_common::target::Target;
+use mgre_common::wire::MacAddr;
+use proptest::prelude::*;
+
+use crate::act;
+use crate::host::frame::HostFrame;
+use crate::host::packet::{Outer, frame, tcp_v4};
+use crate::host::tables::MemoryTables;
+use crate::host::world::{Entry, PEER_A, PeerSpec, PortSpec, World, station};
+
+fn tables() -> MemoryTables {
+    let mut tables = MemoryTables::default();
+    World::standard().install(&mut tables);
+    tables.clock.seconds.store(50, Ordering::Relaxed);
+    tables
+}
+
+fn seen(tables: &MemoryTables, number: u8) -> u32 {
+    tables.slot(FdbKey::new(1, station(number))).expect("it is known").seen()
+}
+
+/// A source is touched where it is known to be, and nothing else is.
+#[test]
+fn ages() {
+    let tables = tables();
+    act::process_port(&mut HostFrame::new(tcp_v4(station(3), station(1), 9)), &tables, 10);
+    assert_eq!((seen(&tables, 1), seen(&tables, 3)), (50, 1));
+
+    let packet = Outer::from_peer(PEER_A, Some(7)).wrap(&tcp_v4(station(1), station(3), 9));
+    act::process_underlay(&mut HostFrame::new(packet), &tables);
+    assert_eq!(seen(&tables, 3), 50);
+
+    // Elsewhere than known: the daemon decides.
+    act::process_port(&mut HostFrame::new(tcp_v4(station(1), station(4), 9)), &tables, 11);
+    assert_eq!(seen(&tables, 4), 1);
+
+    // A static entry has no age.
+    act::process_port(&mut HostFrame::new(tcp_v4(station(1), station(5), 9)), &tables, 11);
+    assert_eq!(seen(&tables, 5), SEEN_STATIC);
+    assert_eq!(tables.traffic(Target::adjacency(0)).last_receive_seconds, 50);
+}
+
+/// RFC 6864 4.1 and 4.2: zero where nobody may fragment the packet, else a number of its own.
+#[test]
+fn identifications() {
+    let world = World {
+        ports: vec![PortSpec::new(0, 1)],
+        peers: vec![PeerSpec { dont_fragment: false, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],
+        segments: vec![(1, 1)],
+        entries: vec![Entry { segment: 1, mac: station(3), target: Target::adjacency(0), seen: 1 }],
+        ..World::default()
+    };
+    let mut tables = MemoryTables::default();
+    world.install(&mut tables);
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..1000 {
+        let mut frame = HostFrame::new(tcp_v4(station(3), station(1), 9));
+        act::process_port(&mut frame, &tables, 10);
+        let (ip, _) = Ipv4Header::from_slice(&frame.bytes()[14..]).expect("IPv4");
+        assert!(!ip.dont_fragment);
+        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+        assert!(ids.insert(ip.identification), "{} twice", ip.identification);
+    }
+}
+
+/// A superframe that does not fit 16 bits says zero, and its checksum is right.
+#[test]
+fn superframes_longer_than_a_packet() {
+    let tables = tables();
+    let bytes = frame(station(3), station(1), 0x0800, 70_000);
+    let mut superframe = HostFrame::new(bytes.clone()).with_segment_size(1000);
+    act::process_port(&mut superframe, &tables, 10);
+    let (_, packet) = &superframe.sent[0];
+    let (ip, _) = Ipv4Header::from_slice(&packet[14..]).expect("IPv4");
+    assert_eq!((ip.total_len, ip.header_checksum), (0, ip.calc_header_checksum()));
+
+    // Its own length counts on the way in.
+    let mut received = packet.clone();
+    received[26..30].copy_from_slice(&PEER_A);
+    received[30..34].copy_from_slice(&crate::host::world::LOCAL);
+    received[42..54].copy_from_slice(&tcp_v4(station(1), station(3), 0)[..12]);
+    let received = crate::host::packet::change_ip(&received, |_| ());
+    let mut superframe = HostFrame::new(received).with_segment_size(1000);
+    act::process_underlay(&mut superframe, &tables);
+    assert_eq!(superframe.sent[0].1[14..], bytes[14..]);
+}
+
+proptest! {
+    /// A frame leaves through ports of the segment that its key names, and no others.
+    #[test]
+    fn segments_never_mix(
+        key in prop_oneof![Just(None), (0_u32..16).prop_map(Some)], number: u8, to in 0_u8..8, group: bool,
+    ) {
+        let world = World::standard();
+        let tables = tables();
+        let destination = if group { MacAddr::BROADCAST } else { station(to) };
+        let inner = frame(destination, station(number), 0x0806, 46);
+        let mut packet = HostFrame::new(Outer::from_peer(PEER_A, key).wrap(&inner));
+        act::process_underlay(&mut packet, &tables);
+        let peer = world.peers.iter().find(|peer| (peer.endpoint, peer.key) == (PEER_A, key));
+        for (egress, _) in &packet.sent {
+            let port = world.ports.iter().find(|port| port.ifindex == egress.ifindex);
+            let port = port.expect("only ports are sent to");
+            prop_assert_eq!(Some(port.segment), peer.map(|peer| peer.segment));
+        }
+    }
+}

@@ -1,0 +1,239 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mgre_common::fdb::FdbKey;
+use mgre_common::table::{EndpointKey, Template, endpoint_kind, template_flag};
+use mgre_common::target::{Target, TargetKind};
+use mgre_common::wire::MacAddr;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Change, Ids, Mode, PeerSettings, SegmentSettings, State};
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn settings(key: Option<u32>) -> SegmentSettings {
+    SegmentSettings { key: key.map(Some), ..SegmentSettings::default() }
+}
+
+fn peer(remote: &str, segments: &[&str]) -> PeerSettings {
+    PeerSettings {
+        remote: Some(remote.to_owned()),
+        segments: Some(segments.iter().map(|segment| (*segment).to_owned()).collect()),
+        ..PeerSettings::default()
+    }
+}
+
+/// Two segments, one port and two peers.
+fn state() -> State {
+    let changes = [
+        Change::AddUnderlay { interface: "wan0".into(), local: address("192.0.2.1"), mode: Mode::Auto },
+        Change::AddSegment { name: "red".into(), settings: settings(Some(7)) },
+        Change::AddSegment { name: "blue".into(), settings: settings(None) },
+        Change::AddPort { segment: "red".into(), interface: "lan0".into(), mode: Mode::Auto },
+        Change::AddPeer { name: "b".into(), settings: peer("192.0.2.2", &["red", "blue"]) },
+        Change::AddPeer { name: "c".into(), settings: peer("198.51.100.3", &["red"]) },
+    ];
+    State::default().apply_all(changes, &Ids::default()).expect("a state")
+}
+
+fn link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+        mtu: 1500,
+        up: true,
+        running: true,
+        ethernet: true,
+        ..Link::default()
+    }
+}
+
+/// b is on the link, c behind a gateway.
+fn observed() -> Observed {
+    let gateway = address("192.0.2.254");
+    let usable = |last| Neighbor { mac: Some(MacAddr([2, 0, 0, 0, 1, last])), usable: true };
+    Observed {
+        links: [link(2, "wan0"), link(3, "lan0")].into_iter().map(|link| (link.index, link)).collect(),
+        routes: [
+            (address("192.0.2.2"), Some(Route { ifindex: 2, ..Route::default() })),
+            (address("198.51.100.3"), Some(Route { ifindex: 2, gateway: Some(gateway), ..Route::default() })),
+        ]
+        .into(),
+        neighbors: [((2, address("192.0.2.2")), usable(2)), ((2, gateway), usable(254))].into(),
+        ..Observed::default()
+    }
+}
+
+#[test]
+fn everything_resolved() {
+    let state = state();
+    let (plan, outcomes) = compile(&state, &observed());
+    assert!(outcomes.values().all(|outcome| matches!(outcome.status, PeerStatus::Up(_))));
+    assert_eq!(outcomes["c"].neighbor, Some((2, address("192.0.2.254"))));
+
+    let hooks: Vec<_> = plan.attachments.keys().copied().collect();
+    assert_eq!(hooks, [(2, Hook::Underlay), (3, Hook::Port)]);
+    let red = &state.segments["red"];
+    assert_eq!((plan.floods[&red.id].ports.len(), plan.floods[&red.id].adjacencies.len()), (1, 2));
+    assert_eq!(plan.floods[&state.segments["blue"].id].adjacencies.len(), 1);
+
+    let c = &plan.adjacencies[&state.peers["c"].segments["red"]].template;
+    assert_eq!(&c.header[..6], [2, 0, 0, 0, 1, 254], "the gateway's MAC");
+    assert_eq!(&c.header[30..34], [198, 51, 100, 3], "the peer's address");
+    assert_eq!((c.ifindex, c.header_len, c.max_frame), (2, 42, 1500 - 28));
+    let blue = &plan.adjacencies[&state.peers["b"].segments["blue"]].template;
+    assert_eq!((blue.header_len, blue.max_frame), (38, 1500 - 24));
+}
+
+#[test]
+fn keyless_and_key_zero_are_different_endpoints() {
+    let state = state();
+    let zero = state
+        .apply(Change::AddSegment { name: "zero".into(), settings: settings(Some(0)) }, &Ids::default())
+        .and_then(|state| {
+            let settings = PeerSettings {
+                segments: Some(vec!["blue".into(), "zero".into()]),
+                ..PeerSettings::default()
+            };
+            state.apply(Change::SetPeer { name: "b".into(), settings }, &Ids::default())
+        })
+        .expect("a state");
+    let (plan, _) = compile(&zero, &observed());
+    let with_kind = |kind| plan.endpoints.keys().filter(|key| key.kind == kind && key.key == 0).count();
+    assert_eq!((with_kind(endpoint_kind::KEYLESS), with_kind(endpoint_kind::KEYED)), (1, 1));
+}
+
+#[test]
+fn what_is_missing_makes_a_peer_unresolved_and_says_why() {
+    let state = state();
+    let resolved = |observed: &Observed| {
+        let (plan, outcomes) = compile(&state, observed);
+        let template = plan.adjacencies[&state.peers["b"].segments["red"]].template;
+        (template.flags & template_flag::RESOLVED != 0, outcomes["b"].status.clone())
+    };
+    let mut no_neighbor = observed();
+    no_neighbor.neighbors.clear();
+    assert!(
+        matches!(resolved(&no_neighbor), (false, PeerStatus::Unresolved(why)) if why.contains("192.0.2.2"))
+    );
+    let mut no_route = observed();
+    no_route.routes.clear();
+    assert!(matches!(resolved(&no_route), (false, PeerStatus::Unresolved(why)) if why == "no route"));
+    let mut down = observed();
+    down.links.get_mut(&2).expect("wan0").running = false;
+    assert!(matches!(resolved(&down), (false, PeerStatus::Unresolved(why)) if why.contains("wan0")));
+    let mut gone = observed();
+    gone.links.remove(&2);
+    assert!(matches!(resolved(&gone), (false, PeerStatus::Down(why)) if why.contains("underlay")));
+}
+
+/// Tables as the steps leave them.
+#[derive(Debug, Default, PartialEq)]
+struct Model {
+    plan: Plan,
+    port_index: BTreeMap<u32, u32>,
+}
+
+impl Model {
+    /// Takes a step; whatever the tables refer to must be there after each.
+    fn take(&mut self, op: Op) {
+        let Self { plan, port_index } = self;
+        match op {
+            Op::Attach { ifindex, interface, hook } => {
+                assert!(plan.attachments.insert((ifindex, hook), interface).is_none());
+                assert!(hook == Hook::Underlay || port_index.contains_key(&ifindex), "{ifindex}");
+            }
+            Op::Detach { ifindex, hook } => assert!(plan.attachments.remove(&(ifindex, hook)).is_some()),
+            Op::SetAdjacency(id, record) => _ = plan.adjacencies.insert(id, record),
+            Op::RemoveAdjacency(id) => assert!(plan.adjacencies.remove(&id).is_some()),
+            Op::SetPort(id, record) => _ = plan.ports.insert(id, record),
+            Op::RemovePort(id) => assert!(plan.ports.remove(&id).is_some()),
+            Op::SetPortIndex(ifindex, id) => _ = port_index.insert(ifindex, id),
+            Op::RemovePortIndex(ifindex) => assert!(port_index.remove(&ifindex).is_some()),
+            Op::SetEndpoint(key, id) => _ = plan.endpoints.insert(key, id),
+            Op::RemoveEndpoint(key) => assert!(plan.endpoints.remove(&key).is_some()),
+            Op::SetFlood(segment, targets) => _ = plan.floods.insert(segment, targets),
+            Op::RemoveSegment(segment) => assert!(plan.floods.remove(&segment).is_some()),
+            Op::SetFixed(key, entry) => _ = plan.fixed.insert(key, entry),
+            Op::RemoveFixed(key) => assert!(plan.fixed.remove(&key).is_some()),
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let Self { plan, port_index } = self;
+        for targets in plan.floods.values() {
+            assert!(targets.ports.iter().all(|id| plan.ports.contains_key(id)));
+            assert!(targets.adjacencies.iter().all(|id| plan.adjacencies.contains_key(id)));
+        }
+        assert!(plan.endpoints.values().all(|id| plan.adjacencies.contains_key(id)));
+        assert!(port_index.values().all(|id| plan.ports.contains_key(id)));
+        assert!(plan.fixed.values().all(|entry| match entry.target.kind() {
+            TargetKind::Port(id) => plan.ports.contains_key(&id),
+            TargetKind::Adjacency(id) => plan.adjacencies.contains_key(&id),
+            TargetKind::None => false,
+        }));
+    }
+}
+
+prop_compose! {
+    /// A plan whose references resolve, over few enough ids that two plans overlap.
+    fn plan()(
+        ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>()), 0..5),
+        adjacencies in prop::collection::btree_map(0u32..6, (1u16..4, 0u32..3), 0..6),
+        underlay in any::<bool>(),
+    ) -> Plan {
+        let mut plan = Plan::default();
+        for segment in 1..4 {
+            plan.floods.insert(segment, FloodTargets::default());
+        }
+        if underlay {
+            plan.attachments.insert((1, Hook::Underlay), "wan0".into());
+        }
+        for (id, (segment, up, host)) in ports {
+            let ifindex = 10 + id;
+            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host });
+            let hook = if host { Hook::HostPort } else { Hook::Port };
+            plan.attachments.insert((ifindex, hook), format!("lan{id}"));
+            plan.floods.entry(segment).or_default().ports.push(id);
+            let entry = FixedEntry { target: Target::port(id), local: host };
+            plan.fixed.insert(FdbKey::new(segment, MacAddr([2, 0, 0, 0, 0, id as u8])), entry);
+        }
+        for (id, (segment, mtu)) in adjacencies {
+            let mut template: Template = bytemuck::Zeroable::zeroed();
+            template.max_frame = mtu;
+            plan.adjacencies.insert(id, AdjacencyRecord { segment, template });
+            plan.floods.entry(segment).or_default().adjacencies.push(id);
+            let key = EndpointKey { remote: [id; 4], local: [0; 4], key: segment.into(), kind: 2 };
+            plan.endpoints.insert(key, id);
+        }
+        plan.floods.retain(|segment, targets| {
+            *segment == 1 || !targets.ports.is_empty() || !targets.adjacencies.is_empty()
+        });
+        plan
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_steps_lead_from_one_plan_to_the_other(old in plan(), new in plan()) {
+        let mut model = Model::default();
+        for op in diff(&Plan::default(), &old) {
+            model.take(op);
+        }
+        prop_assert_eq!(&model.plan, &old);
+        for op in diff(&old, &new) {
+            model.take(op);
+        }
+        prop_assert_eq!(&model.plan, &new);
+        prop_assert!(diff(&new, &new).is_empty());
+        for op in diff(&new, &Plan::default()) {
+            model.take(op);
+        }
+        prop_assert_eq!(model, Model::default());
+    }
+}

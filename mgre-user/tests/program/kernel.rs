@@ -1,0 +1,224 @@
+//! The real programs in the kernel, with tables filled from a described network
+//! and real interfaces to send to, all in a network namespace of their own.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use aya::programs::{ProgramError, TestRun, TestRunOptions};
+use mgre_common::counters::{Drops, Traffic, drop_shards};
+use mgre_common::event::LearnEvent;
+use mgre_common::fdb::{Bucket, FdbHash};
+use mgre_common::reason::{Direction, DropReason};
+use mgre_common::table::{Adjacency, EndpointKey, FloodSlot, Port, Segment, Template};
+use mgre_common::target::Target;
+use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
+use mgre_user::datapath::counters::Counters;
+use mgre_user::datapath::load::{self, Capacity, Loaded, classifier};
+use nix::sched::{CloneFlags, unshare};
+
+/// `TC_ACT_UNSPEC`: on with the next program, or the stack.
+pub(crate) const PASS: i32 = -1;
+/// `TC_ACT_SHOT`.
+pub(crate) const DROP: i32 = 2;
+/// `TC_ACT_REDIRECT`.
+pub(crate) const REDIRECT: i32 = 7;
+
+/// The far end of the port with this id is the interface with this much more.
+pub(crate) const FAR: u32 = 200;
+/// A test run may refuse packets shorter than Ethernet and IPv4 headers.
+const MIN_PACKET: usize = 34;
+/// An interface that is no port.
+pub(crate) const NO_PORT: u32 = 77;
+
+const ADJACENCIES: u32 = 600;
+
+/// The programs and their tables.
+pub(crate) struct Kernel {
+    pub(crate) loaded: Loaded,
+}
+
+/// What a program did to a packet.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) action: i32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Runs a test in a network namespace that lives as long as its thread.
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIP: needs root to load eBPF programs and to make a network namespace");
+        return;
+    }
+    if let Err(missing) = mgre_user::object::object() {
+        println!("SKIP: {missing}");
+        return;
+    }
+    let result = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        test();
+    })
+    .join();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` on lines of commands.
+pub(crate) fn ip(lines: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip refuses:\n{lines}");
+}
+
+/// Makes a pair of interfaces for each port and for the underlay. IPv6 is off, so
+/// that the kernel says nothing of its own.
+pub(crate) fn interfaces(world: &World) {
+    for which in ["all", "default"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+    }
+    let mut indices: Vec<u32> = world.ports.iter().map(|port| port.ifindex).collect();
+    indices.extend([UNDERLAY, NO_PORT]);
+    let lines: String = indices
+        .into_iter()
+        .map(|index| {
+            let far = FAR + index;
+            format!(
+                "link add near{index} index {index} type veth peer name far{index} index {far}\n\
+                 link set near{index} up\nlink set far{index} up\n"
+            )
+        })
+        .collect();
+    ip(&lines);
+}
+
+impl Kernel {
+    /// Loads the programs and fills the tables.
+    pub(crate) fn new(world: &World) -> Self {
+        let object = mgre_user::object::object().unwrap();
+        let capacity = Capacity { fdb_entries: 1000, adjacencies: ADJACENCIES };
+        let mut this = Self { loaded: load::load(object, capacity).unwrap() };
+        world.install(&mut this);
+        this
+    }
+
+    /// Runs a program on a packet as if it had come in on an interface.
+    /// None where the kernel makes no socket buffer of so short a packet.
+    pub(crate) fn run(
+        &mut self,
+        program: &str,
+        ifindex: u32,
+        segment_size: u32,
+        packet: &[u8],
+    ) -> Option<Ran> {
+        // The fields of `struct __sk_buff` that a test run may set.
+        const IFINDEX: usize = 40;
+        const GSO_SIZE: usize = 176;
+        let mut context = [0_u8; 192];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment_size.to_ne_bytes());
+        let mut out = vec![0; 64 * 1024];
+        let result = classifier(&mut self.loaded.programs, program).unwrap().test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        });
+        let result = match result {
+            Ok(result) => result,
+            Err(ProgramError::SyscallError(error))
+                if packet.len() < MIN_PACKET && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                return None;
+            }
+            Err(error) => panic!("{} bytes: {error:?}", packet.len()),
+        };
+        out.truncate(result.data_size_out as usize);
+        Some(Ran { action: result.return_value.cast_signed(), bytes: out })
+    }
+
+    fn counters(&self) -> Counters<'_> {
+        let cpus = self.loaded.config.cpus;
+        Counters::new(&self.loaded.tables, cpus, drop_shards(cpus))
+    }
+
+    /// A target's traffic so far.
+    pub(crate) fn traffic(&self, target: Target) -> Traffic {
+        self.counters().traffic(target)
+    }
+
+    /// A target's drops so far.
+    pub(crate) fn drops(&self, target: Target) -> Drops {
+        self.counters().drops(target)
+    }
+
+    /// Flooded frames and copies in a segment so far.
+    pub(crate) fn flooded(&self, segment: u16) -> (u64, u64) {
+        let traffic = self.counters().segment(segment);
+        (traffic.flood_frames, traffic.flood_copies)
+    }
+
+    /// What was reported since the last call.
+    pub(crate) fn reports(&mut self) -> Vec<LearnEvent> {
+        std::iter::from_fn(|| {
+            self.loaded.events.as_mut()?.next().map(|event| bytemuck::pod_read_unaligned(&event))
+        })
+        .collect()
+    }
+}
+
+/// Every drop that one row of counters has more than another.
+pub(crate) fn drops_between(
+    target: Target,
+    before: &Drops,
+    after: &Drops,
+) -> Vec<(Target, Direction, DropReason)> {
+    let mut drops = Vec::new();
+    for direction in Direction::ALL {
+        for reason in DropReason::ALL {
+            let times = after.get(direction, *reason) - before.get(direction, *reason);
+            drops.extend((0..times).map(|_| (target, direction, *reason)));
+        }
+    }
+    drops
+}
+
+impl Sink for Kernel {
+    fn port_index(&mut self, ifindex: u32, id: u32) {
+        self.loaded.tables.port_index.insert(ifindex, id, 0).unwrap();
+    }
+
+    fn port(&mut self, id: u32) -> &Port {
+        self.loaded.tables.ports.get(id).unwrap()
+    }
+
+    fn segment(&mut self, id: u32) -> &Segment {
+        self.loaded.tables.segments.get(id).unwrap()
+    }
+
+    fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency {
+        let adjacency = self.loaded.tables.adjacencies.ptr(id).unwrap();
+        // SAFETY: the map is alive, and no program runs yet.
+        let index = unsafe { Adjacency::write_idle(adjacency.as_ptr(), template) };
+        let adjacency = self.loaded.tables.adjacencies.get(id).unwrap();
+        adjacency.activate(index);
+        adjacency
+    }
+
+    fn endpoint(&mut self, key: EndpointKey, id: u32) {
+        self.loaded.tables.endpoints.insert(key, id, 0).unwrap();
+    }
+
+    fn flood_slot(&mut self, index: u32) -> &FloodSlot {
+        self.loaded.tables.flood.as_ref().unwrap().get(index).unwrap()
+    }
+
+    fn fdb_hash(&self) -> FdbHash {
+        self.loaded.fdb_hash()
+    }
+
+    fn fdb_bucket(&mut self, index: u32) -> &Bucket {
+        self.loaded.tables.fdb.as_ref().unwrap().get(index).unwrap()
+    }
+}

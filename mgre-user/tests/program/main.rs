@@ -1,0 +1,15 @@
+//! The real programs, in the running kernel.
+//!
+//! - `kernel`: loads them, fills their tables and runs them on packets;
+//! - `capture`: what comes out of interfaces;
+//! - `cases`: the list of cases that the pipeline is tested with on the host;
+//! - `flood`: head-end replication;
+//! - `live`: attached to interfaces, with frames that no test run can make.
+
+#![expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
+
+mod capture;
+mod cases;
+mod flood;
+mod kernel;
+mod live;
