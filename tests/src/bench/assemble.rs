@@ -114,7 +114,7 @@ const fn load_value_address(register: u8, map: RawFd) -> [u64; 2] {
 /// The first payload word goes down as the port goes up, so the UDP checksum stays right.
 pub fn generator(counter: RawFd, ifindex: u32) -> Vec<u64> {
     let [high, low] = load_value_address(R3, counter);
-    let redirect = [set(R1, ifindex as i32), set(R2, 0), call(HELPER_REDIRECT), EXIT];
+    let redirect = redirect(ifindex);
     let work = [
         high,
         low,
@@ -158,6 +158,11 @@ pub fn sink(counter: RawFd) -> Vec<u64> {
     program.extend(work);
     program.extend([set(R0, TCX_NEXT), EXIT]);
     program
+}
+
+/// A TCX program that sends each frame out of an interface.
+pub fn redirect(ifindex: u32) -> Vec<u64> {
+    vec![set(R1, ifindex as i32), set(R2, 0), call(HELPER_REDIRECT), EXIT]
 }
 
 /// An XDP program that does nothing: with one, a veth polls, and takes frames from XDP.

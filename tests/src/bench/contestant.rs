@@ -11,8 +11,13 @@ use std::{io, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
+use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 
+use super::{
+    assemble,
+    bpf::{self, Hook, Link, Program},
+};
 use crate::{
     daemon::{Daemon, Options},
     metrics::Metrics,
@@ -37,13 +42,15 @@ pub enum Kind {
     Bridges,
     /// A bridge at each end, and the kernel's VXLAN.
     Vxlan,
-    /// A veth pair and nothing else: the limit.
+    /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
+    Redirect,
+    /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
     Direct,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Mgre, Self::Bridges, Self::Vxlan, Self::Direct];
+    pub const ALL: [Self; 5] = [Self::Mgre, Self::Bridges, Self::Vxlan, Self::Redirect, Self::Direct];
 
     /// Its name in tables.
     pub const fn title(self) -> &'static str {
@@ -51,6 +58,7 @@ impl Kind {
             Self::Mgre => "mgre (TCX)",
             Self::Bridges => "two bridges, no tunnel",
             Self::Vxlan => "vxlan + bridge",
+            Self::Redirect => "bare TCX redirect",
             Self::Direct => "direct veth",
         }
     }
@@ -61,6 +69,7 @@ impl Kind {
             Self::Mgre => "mgre",
             Self::Bridges => "bridges",
             Self::Vxlan => "vxlan",
+            Self::Redirect => "redirect",
             Self::Direct => "direct",
         }
     }
@@ -73,6 +82,7 @@ pub struct Contestant {
     pub kind: Kind,
     // Before the namespaces, so that they end first.
     daemons: Vec<Daemon>,
+    links: Vec<Link>,
     switches: Vec<Netns>,
     hosts: [Netns; 2],
 }
@@ -85,7 +95,7 @@ impl Contestant {
     pub fn build(kind: Kind) -> Result<Self> {
         let label = |what: &str| format!("{}-{what}", kind.key());
         let hosts = [Netns::new(&label("h1"))?, Netns::new(&label("h2"))?];
-        let mut this = Self { kind, daemons: Vec::new(), switches: Vec::new(), hosts };
+        let mut this = Self { kind, daemons: Vec::new(), links: Vec::new(), switches: Vec::new(), hosts };
         if kind != Kind::Direct {
             this.switches = vec![Netns::new(&label("s1"))?, Netns::new(&label("s2"))?];
         }
@@ -96,6 +106,7 @@ impl Contestant {
                 this.make_bridges("link set wan0 master br0\nlink set wan0 type bridge_slave flood off")?
             }
             Kind::Vxlan => this.make_vxlan()?,
+            Kind::Redirect => this.attach_redirects()?,
             Kind::Direct => {}
         }
         // As on physical interfaces. A veth has it off at first.
@@ -236,6 +247,18 @@ impl Contestant {
         self.make_bridges("link set vxlan0 master br0\nlink set vxlan0 type bridge_slave flood off")
     }
 
+    fn attach_redirects(&mut self) -> Result<()> {
+        for netns in &self.switches {
+            for (from, to) in [("lan0", "wan0"), ("wan0", "lan0")] {
+                self.links.push(netns.enter(|| {
+                    let program = assemble::redirect(if_nametoindex(to)?);
+                    Program::load(bpf::Kind::Classifier, &program)?.attach(Hook::TcxIngress, from)
+                })??);
+            }
+        }
+        Ok(())
+    }
+
     /// Has both hosts' addresses learned by everyone, and says what was flooded so far, so that
     /// [`Contestant::flooded_since`] can tell afterwards that nothing more was.
     ///
@@ -267,7 +290,7 @@ impl Contestant {
                 }
                 Ok(true)
             }
-            Kind::Direct => Ok(true),
+            Kind::Redirect | Kind::Direct => Ok(true),
         }
     }
 
