@@ -5,6 +5,7 @@
 //! - [`daemon`]: the `mgre` daemon in one of them, and its command line;
 //! - [`topology`]: spokes, hosts and an underlay between them;
 //! - [`packet`]: frames to send, and what is in frames that were captured;
+//! - [`bench`]: mgre beside what the kernel offers;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
@@ -13,6 +14,7 @@
 //!
 //! Packets are made and read here and by `etherparse`, never by mgre's own code: a mistake there must not hide itself.
 
+pub mod bench;
 pub mod capture;
 pub mod daemon;
 pub mod metrics;

@@ -6,7 +6,10 @@ mod load;
 mod setup;
 mod test;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -46,6 +49,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Compare mgre with what the kernel offers, in network namespaces
+    Bench {
+        /// Handed to the benchmark: --quick, --only PART, --programs, --rounds N, --json FILE
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Build mgre and run its daemon on an interface of this host until Ctrl-C
     Load(load::Arguments),
 }
@@ -70,16 +79,20 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Check => check::run(root),
         Task::Test { args } => test::run(root, &args),
-        Task::Demo { keep, args } => demo(root, keep, &args),
+        Task::Demo { keep, args } => {
+            let mut demo = in_namespaces(root, "demo")?;
+            host::run(demo.args(keep.then_some("--keep")).args(args))
+        }
+        Task::Bench { args } => host::run(in_namespaces(root, "bench")?.args(args)),
         Task::Load(arguments) => load::run(root, &arguments),
     }
 }
 
-fn demo(root: &Path, keep: bool, args: &[String]) -> Result<()> {
+/// Builds mgre and a program of `mgre-tests`, which makes network namespaces, and returns the command that runs it.
+fn in_namespaces(root: &Path, program: &str) -> Result<Command> {
     setup::run(root, setup::Purpose::Run)?;
     let mgre = host::build_mgre(root)?;
-    host::run(host::cargo(root).args(["build", "--release", "--package", "mgre-tests", "--bin", "demo"]))?;
-    let demo = xtask::target_dir(root).join("release").join("demo");
-    let mut demo = host::privileged(&demo, &[("MGRE_BIN", mgre.as_os_str())])?;
-    host::run(demo.current_dir(root).args(keep.then_some("--keep")).args(args))
+    host::run(host::cargo(root).args(["build", "--release", "--package", "mgre-tests", "--bin", program]))?;
+    let program = xtask::target_dir(root).join("release").join(program);
+    host::privileged(&program, &[("MGRE_BIN", mgre.as_os_str())])
 }
