@@ -3,7 +3,7 @@
 //! - [`skip`]: whether a test can run here;
 //! - [`netns`]: network namespaces that clean up after themselves;
 //! - [`daemon`]: the `mgre` daemon in one of them, and its command line;
-//! - [`topology`]: spokes, hosts and an underlay between them;
+//! - [`topology`]: spokes, hosts and an underlay between them; [`spoke`]: one of them;
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`bench`]: mgre beside what the kernel offers;
 //! - [`capture`]: raw frames to and from an interface;
@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod netns;
 pub mod packet;
 pub mod skip;
+pub mod spoke;
 pub mod tcx;
 pub mod topology;
 pub mod traffic;
