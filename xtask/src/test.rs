@@ -120,6 +120,8 @@ mod tests {
             "\n",
             r#"{"reason":"compiler-artifact","package_id":"path+file:///w/mgre-user#0.1.0","manifest_path":"/w/mgre-user/Cargo.toml","target":{"name":"mgre_user"},"profile":{"test":true},"executable":"/w/target/debug/deps/mgre_user-1"}"#,
             "\n",
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w/xtask#0.1.0","manifest_path":"/w/xtask/Cargo.toml","target":{"name":"xtask"},"profile":{"test":true},"executable":"/w/target/debug/deps/xtask-1"}"#,
+            "\n",
             r#"{"reason":"compiler-artifact","package_id":"path+file:///w/tests#mgre-tests@0.1.0","manifest_path":"/w/tests/Cargo.toml","target":{"name":"overlay"},"profile":{"test":true},"executable":"/w/target/debug/deps/overlay-1"}"#,
             "\n",
             r#"{"reason":"build-finished","success":true}"#,
@@ -129,7 +131,11 @@ mod tests {
             programs.iter().map(|p| (p.target.as_str(), p.folder.as_path(), p.privileged)).collect();
         assert_eq!(
             summary,
-            [("mgre_user", Path::new("/w/mgre-user"), false), ("overlay", Path::new("/w/tests"), true)]
+            [
+                ("mgre_user", Path::new("/w/mgre-user"), true),
+                ("xtask", Path::new("/w/xtask"), false),
+                ("overlay", Path::new("/w/tests"), true),
+            ]
         );
     }
 

@@ -135,8 +135,7 @@ async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyho
     if json {
         return print_json(&applied);
     }
-    let lines = applied.changed.iter().filter(|_| dry_run);
-    print(&lines.map(|line| format!("{line}\n")).collect::<String>())
+    print(&applied.changed.iter().map(|line| format!("{line}\n")).collect::<String>())
 }
 
 fn warn(applied: &Applied) {

@@ -43,7 +43,11 @@ pub(super) fn check(
             return Err(Problem::conflict(format!("there is an interface named {name} already")));
         }
     }
-    for (name, peer) in &new.peers {
+    // What was fine once stays: an address that became local makes its peer unresolved.
+    let changed = |name: &str| {
+        old.peers.get(name).map(|peer| &peer.remote) != new.peers.get(name).map(|peer| &peer.remote)
+    };
+    for (name, peer) in new.peers.iter().filter(|(name, _)| changed(name)) {
         let local = |remote: &IpAddr| addresses.iter().any(|address| address.address == *remote);
         if let Some(remote) = peer.remote_address().filter(local) {
             return Err(Problem::invalid(format!(
