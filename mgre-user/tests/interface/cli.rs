@@ -70,7 +70,8 @@ async fn a_session() {
     std::fs::write(&file, exported.replace("ttl = 9", "ttl = 8")).expect("writes");
     let dry = mgre(&daemon, &format!("apply {} --dry-run", file.display())).await;
     assert_eq!((dry.code, dry.out.as_str()), (Some(0), "peer b changed\n"));
-    quiet(&daemon, &format!("apply {}", file.display())).await;
+    let applied = mgre(&daemon, &format!("apply {}", file.display())).await;
+    assert_eq!((applied.code, applied.out.as_str()), (Some(0), "peer b changed\n"));
     std::fs::remove_file(&file).expect("removes");
     assert!(mgre(&daemon, "export").await.out.contains("ttl = 8"));
 
