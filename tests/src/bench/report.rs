@@ -39,7 +39,7 @@ pub fn text(outcome: &Outcome) -> String {
     for (kind, spread) in beyond_direct(outcome) {
         let name = format!("ns a frame beyond direct, {}", kind.key());
         let range = format!("{:.0} .. {:.0}", spread.min, spread.max);
-        text += &format!("  {name:<33} {:>4.0}  {range}\n", spread.median);
+        text += &format!("  {name:<34} {:>4.0}  {range}\n", spread.median);
     }
     text
 }
