@@ -103,6 +103,15 @@ impl Outcome {
         let pairs = self.of(Kind::Mgre)?.iter().zip(self.of(other)?);
         Spread::of(pairs.map(|(mgre, other)| mgre.value / other.value))
     }
+
+    /// What one frame costs on a contestant's way beyond what it costs on the direct one, in ns; of frames alone.
+    pub fn beyond_direct_ns(&self, kind: Kind) -> Option<Spread> {
+        if self.part != Part::Frames {
+            return None;
+        }
+        let pairs = self.of(kind)?.iter().zip(self.of(Kind::Direct)?);
+        Spread::of(pairs.map(|(one, direct)| 1e3 / one.value - 1e3 / direct.value))
+    }
 }
 
 /// Measures a part, and tells of each step on standard error.

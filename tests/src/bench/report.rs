@@ -36,6 +36,11 @@ pub fn text(outcome: &Outcome) -> String {
         let range = format!("{:.2} .. {:.2}", spread.min, spread.max);
         text += &format!("  {name:<31} {:>6.2}  {range}\n", spread.median);
     }
+    for (kind, spread) in beyond_direct(outcome) {
+        let name = format!("ns a frame beyond direct, {}", kind.key());
+        let range = format!("{:.0} .. {:.0}", spread.min, spread.max);
+        text += &format!("  {name:<34} {:>4.0}  {range}\n", spread.median);
+    }
     text
 }
 
@@ -64,6 +69,11 @@ fn ratios(outcome: &Outcome) -> impl Iterator<Item = (Kind, Spread)> + '_ {
     others.filter_map(|kind| Some((kind, outcome.ratio_to(kind)?)))
 }
 
+fn beyond_direct(outcome: &Outcome) -> impl Iterator<Item = (Kind, Spread)> + '_ {
+    let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Direct);
+    others.filter_map(|kind| Some((kind, outcome.beyond_direct_ns(kind)?)))
+}
+
 /// A part for programs: every round, and the ratios.
 pub fn json(outcome: &Outcome) -> Value {
     let rounds = |samples: &[Sample]| -> Value {
@@ -78,12 +88,14 @@ pub fn json(outcome: &Outcome) -> Value {
     let samples = outcome.samples.iter().map(|(kind, samples)| (kind.key().to_owned(), rounds(samples)));
     let spread = |spread: Spread| json!({ "median": spread.median, "min": spread.min, "max": spread.max });
     let ratios = ratios(outcome).map(|(kind, ratio)| (kind.key().to_owned(), spread(ratio)));
+    let beyond = beyond_direct(outcome).map(|(kind, cost)| (kind.key().to_owned(), spread(cost)));
     json!({
         "part": outcome.part.key(),
         "title": outcome.part.title(),
         "unit": outcome.part.unit(),
         "rounds": samples.collect::<Map<_, _>>(),
         "mgre_over": ratios.collect::<Map<_, _>>(),
+        "ns_beyond_direct": beyond.collect::<Map<_, _>>(),
     })
 }
 
