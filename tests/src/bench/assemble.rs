@@ -109,12 +109,13 @@ const fn load_value_address(register: u8, map: RawFd) -> [u64; 2] {
     [instruction(0x18, register, PSEUDO_MAP_VALUE, 0, map), 0]
 }
 
-/// An XDP program that sends each frame out of an interface, counts it, and gives it one of [`FLOWS`] source ports.
+/// An XDP program that counts each frame, gives it one of [`FLOWS`] source ports, and hands it to the kernel as one
+/// that its interface received.
 ///
 /// The first payload word goes down as the port goes up, so the UDP checksum stays right.
-pub fn generator(counter: RawFd, ifindex: u32) -> Vec<u64> {
+pub fn generator(counter: RawFd) -> Vec<u64> {
     let [high, low] = load_value_address(R3, counter);
-    let redirect = redirect(ifindex);
+    let pass = pass();
     let work = [
         high,
         low,
@@ -133,10 +134,10 @@ pub fn generator(counter: RawFd, ifindex: u32) -> Vec<u64> {
         load_u32(R3, R1, XDP_DATA[1]),
         copy(R4, R2),
         add(R4, FRAME_LEN as i32),
-        jump_if_greater(R4, R3, (work.len() + redirect.len()) as i16),
+        jump_if_greater(R4, R3, (work.len() + pass.len()) as i16),
     ];
     program.extend(work);
-    program.extend(redirect);
+    program.extend(pass);
     program.extend([set(R0, XDP_ABORTED), EXIT]);
     program
 }
@@ -185,7 +186,7 @@ mod tests {
 
     #[test]
     fn jumps_end_in_the_programs() {
-        for program in [generator(3, 7), sink(3)] {
+        for program in [generator(3), sink(3)] {
             for (at, word) in program.iter().enumerate() {
                 let [opcode, _, low, high, ..] = word.to_ne_bytes();
                 if opcode == 0x2d || opcode == 0x55 {

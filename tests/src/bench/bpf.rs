@@ -194,7 +194,7 @@ impl Program {
     ///
     /// # Errors
     /// The kernel refuses, or a signal came between.
-    pub fn run_live(&self, frame: &[u8], count: u32, batch: u32) -> io::Result<()> {
+    pub fn run_live(&self, frame: &[u8], ifindex: u32, count: u32, batch: u32) -> io::Result<()> {
         #[repr(C)]
         #[derive(Default)]
         struct Attribute {
@@ -215,8 +215,13 @@ impl Program {
             batch: u32,
             padding: u32,
         }
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let context: &[u8] = bytemuck::cast_slice(&context);
         let mut attribute = Attribute {
             program: descriptor(&self.0),
+            context_in_len: context.len() as u32,
+            context_in: address(context),
             data_in_len: frame.len() as u32,
             data_in: address(frame),
             repeat: count,

@@ -42,6 +42,10 @@ pub enum Kind {
     Bridges,
     /// A bridge at each end, and the kernel's VXLAN.
     Vxlan,
+    /// The bridges as the kernel makes them, going through netfilter where it has that built in.
+    BridgesDefault,
+    /// The same for bridges and VXLAN.
+    VxlanDefault,
     /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
     Redirect,
     /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
@@ -50,7 +54,15 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Mgre, Self::Bridges, Self::Vxlan, Self::Redirect, Self::Direct];
+    pub const ALL: [Self; 7] = [
+        Self::Mgre,
+        Self::Bridges,
+        Self::Vxlan,
+        Self::BridgesDefault,
+        Self::VxlanDefault,
+        Self::Redirect,
+        Self::Direct,
+    ];
 
     /// Its name in tables.
     pub const fn title(self) -> &'static str {
@@ -58,6 +70,8 @@ impl Kind {
             Self::Mgre => "mgre (TCX)",
             Self::Bridges => "two bridges, no tunnel",
             Self::Vxlan => "vxlan + bridge",
+            Self::BridgesDefault => "two bridges, netfilter",
+            Self::VxlanDefault => "vxlan + bridge, netfilter",
             Self::Redirect => "bare TCX redirect",
             Self::Direct => "direct veth",
         }
@@ -69,6 +83,8 @@ impl Kind {
             Self::Mgre => "mgre",
             Self::Bridges => "bridges",
             Self::Vxlan => "vxlan",
+            Self::BridgesDefault => "bridges-nf",
+            Self::VxlanDefault => "vxlan-nf",
             Self::Redirect => "redirect",
             Self::Direct => "direct",
         }
@@ -102,10 +118,10 @@ impl Contestant {
         this.wire()?;
         match kind {
             Kind::Mgre => this.start_mgre()?,
-            Kind::Bridges => {
+            Kind::Bridges | Kind::BridgesDefault => {
                 this.make_bridges("link set wan0 master br0\nlink set wan0 type bridge_slave flood off")?
             }
-            Kind::Vxlan => this.make_vxlan()?,
+            Kind::Vxlan | Kind::VxlanDefault => this.make_vxlan()?,
             Kind::Redirect => this.attach_redirects()?,
             Kind::Direct => {}
         }
@@ -154,7 +170,7 @@ impl Contestant {
         let mut interfaces: Vec<_> = hosts.collect();
         for netns in &self.switches {
             interfaces.extend([(netns, "lan0"), (netns, "wan0")]);
-            if self.kind == Kind::Vxlan {
+            if matches!(self.kind, Kind::Vxlan | Kind::VxlanDefault) {
                 interfaces.push((netns, "vxlan0"));
             }
         }
@@ -226,7 +242,9 @@ impl Contestant {
     fn make_bridges(&self, uplink: &str) -> Result<()> {
         for netns in &self.switches {
             // Bridges without netfilter are faster. Not there is as good as off.
-            for family in ["iptables", "ip6tables", "arptables"] {
+            let bare = matches!(self.kind, Kind::Bridges | Kind::Vxlan);
+            let families: &[&str] = if bare { &["iptables", "ip6tables", "arptables"] } else { &[] };
+            for family in families {
                 netns.sysctl(&format!("bridge/bridge-nf-call-{family}"), "0").or_else(absent)?;
             }
             netns.ip(&format!(
@@ -280,7 +298,7 @@ impl Contestant {
                 let tables = self.daemons.iter().map(|daemon| daemon.list(&["fdb", "show"]));
                 Ok(tables.collect::<Result<Vec<_>>>()?.iter().all(|table| knows(table)))
             }
-            Kind::Bridges | Kind::Vxlan => {
+            Kind::Bridges | Kind::Vxlan | Kind::BridgesDefault | Kind::VxlanDefault => {
                 for netns in &self.switches {
                     let table: Vec<Value> =
                         serde_json::from_str(&netns.run(&["bridge", "-json", "fdb", "show", "br", "br0"])?)?;

@@ -1,6 +1,6 @@
 //! 64-byte frames: how many a second arrive, from a generator on one CPU.
 //!
-//! The generator's frames leave h1 as XDP frames do and become socket buffers where they arrive at the next interface.
+//! The generator hands the kernel frames as if the interface that h1 is plugged into had received them, as a driver does.
 //! The kernel then carries each batch the whole way on the generator's CPU before the next one, so this measures what a
 //! frame costs, end to end; no second CPU helps.
 //!
@@ -8,6 +8,7 @@
 
 use std::{
     io::ErrorKind,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -26,10 +27,15 @@ use super::{
 
 /// How many frames the kernel handles at once; a driver's usual NAPI budget.
 const BATCH: u32 = 64;
-/// How many are sent between looks at the clock.
-const CHUNK: u32 = 256 * BATCH;
+/// How long one call of the generator takes at least: to begin and to end one costs the kernel some 20 ms, in which it
+/// waits and nothing is sent.
+const CALL: Duration = Duration::from_millis(400);
+/// Frames of the first call; each further one sends twice as many, until it takes long enough.
+const FIRST_CALL: u32 = 256 * BATCH;
 /// The most in one round, should the clock stand still.
 const MAX_FRAMES: u64 = 1 << 28;
+/// Long enough for a call to be as long as it should.
+const WARM_UP: Duration = Duration::from_millis(1200);
 /// How long the last frames may be under way.
 const DRAIN: Duration = Duration::from_millis(50);
 
@@ -42,6 +48,8 @@ pub struct Probe {
     _sink: Link,
     _entrance: Link,
     frame: Vec<u8>,
+    /// Frames of one call.
+    call: AtomicU32,
 }
 
 impl Probe {
@@ -51,10 +59,7 @@ impl Probe {
     /// The kernel refuses.
     pub fn new(contestant: &Contestant) -> Result<Self> {
         let (sent, delivered) = (Counter::new()?, Counter::new()?);
-        let generator = contestant.host(1).enter(|| -> Result<Program> {
-            let ifindex = if_nametoindex("eth0")?;
-            Program::load(Kind::Xdp, &assemble::generator(sent.fd(), ifindex))
-        })??;
+        let generator = Program::load(Kind::Xdp, &assemble::generator(sent.fd()))?;
         let sink = contestant.host(2).enter(|| -> Result<Link> {
             Program::load(Kind::Classifier, &assemble::sink(delivered.fd()))?.attach(Hook::TcxIngress, "eth0")
         })??;
@@ -69,6 +74,7 @@ impl Probe {
             _sink: sink,
             _entrance: entrance,
             frame: frame::frame(host(1), host(2))?,
+            call: AtomicU32::new(FIRST_CALL),
         })
     }
 
@@ -79,10 +85,10 @@ impl Probe {
     pub fn measure(&self, contestant: &Contestant, time: Duration) -> Result<Sample> {
         let flooded = contestant.teach()?;
         // The first frames warm the caches, and the kernel's pages.
-        contestant.host(1).enter(|| self.send(Duration::from_millis(100)))??;
+        self.send_into(contestant, WARM_UP)?;
         thread::sleep(DRAIN);
         let before = (self.sent.read()?, self.delivered.read()?);
-        let elapsed = contestant.host(1).enter(|| self.send(time))??;
+        let elapsed = self.send_into(contestant, time)?;
         let sent = self.sent.read()? - before.0;
         thread::sleep(DRAIN);
         let delivered = self.delivered.read()? - before.1;
@@ -92,18 +98,28 @@ impl Probe {
         Ok(Sample { value: millions(delivered), sent: Some(millions(sent)), bytes_per_packet: None })
     }
 
+    /// Sends for a while into the interface that h1 is plugged into.
+    fn send_into(&self, contestant: &Contestant, time: Duration) -> Result<Duration> {
+        let (netns, interface) = contestant.beside_h1();
+        netns.enter(|| self.send(if_nametoindex(interface)?, time))?
+    }
+
     /// Sends for a while, on one CPU, and says how long that was.
-    fn send(&self, time: Duration) -> Result<Duration> {
+    fn send(&self, ifindex: u32, time: Duration) -> Result<Duration> {
         machine::claim(machine::busy_cpu())?;
         let start = Instant::now();
-        let mut chunks = MAX_FRAMES / u64::from(CHUNK);
-        while start.elapsed() < time && chunks > 0 {
+        let mut left = MAX_FRAMES;
+        while start.elapsed() < time && left > 0 {
             stop::check()?;
-            match self.generator.run_live(&self.frame, CHUNK, BATCH) {
+            let (call, frames) = (Instant::now(), self.call.load(Ordering::Relaxed));
+            match self.generator.run_live(&self.frame, ifindex, frames, BATCH) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => other.context("cannot generate frames")?,
             }
-            chunks -= 1;
+            left = left.saturating_sub(frames.into());
+            if call.elapsed() < CALL {
+                self.call.store(frames * 2, Ordering::Relaxed);
+            }
         }
         Ok(start.elapsed())
     }
