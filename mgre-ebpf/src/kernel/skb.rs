@@ -18,7 +18,7 @@ use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Step, Strip};
+use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Step, Strip};
 
 use super::maps::config;
 
@@ -137,7 +137,7 @@ impl Skb {
         Err(DropReason::Headroom)
     }
 
-    /// The common case of [`Frame::encapsulate`]: no tag, and a header length known
+    /// The common case of [`Resize::encapsulate`]: no tag, and a header length known
     /// to the compiler.
     #[inline(always)]
     fn encapsulate_by<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
@@ -165,7 +165,7 @@ impl Skb {
         self.write(OUTER, inner)
     }
 
-    /// [`Frame::encapsulate`] for a frame with a tag beside it, which goes inside.
+    /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
     #[inline(always)]
     fn encapsulate_tagged<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
         let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
@@ -258,8 +258,6 @@ impl Skb {
 }
 
 impl Frame for Skb {
-    type Action = i32;
-
     #[inline(always)]
     fn len(&self) -> u32 {
         field!(self.len)
@@ -286,6 +284,10 @@ impl Frame for Skb {
     fn has_tag_beside(&self) -> bool {
         field!(self.vlan_present) != 0
     }
+}
+
+impl Resize for Skb {
+    type Action = i32;
 
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
@@ -330,27 +332,9 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
-        match template.header_len {
-            38 => self.readdress_by::<38>(template, id),
-            42 => self.readdress_by::<42>(template, id),
-            _ => Err(DropReason::Internal),
-        }
-    }
-
-    #[inline(always)]
     fn redirect(&mut self, egress: Egress) -> i32 {
         // SAFETY: no pointer is passed.
         unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 }
-    }
-
-    #[inline(always)]
-    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
-        // SAFETY: the pointer is the program's context.
-        match unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) } {
-            0 => Ok(()),
-            _ => Err(DropReason::RedirectFailed),
-        }
     }
 
     #[inline(always)]
@@ -361,6 +345,26 @@ impl Frame for Skb {
     #[inline(always)]
     fn pass(&mut self) -> i32 {
         TC_ACT_UNSPEC
+    }
+}
+
+impl Replicate for Skb {
+    #[inline(always)]
+    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+        match template.header_len {
+            38 => self.readdress_by::<38>(template, id),
+            42 => self.readdress_by::<42>(template, id),
+            _ => Err(DropReason::Internal),
+        }
+    }
+
+    #[inline(always)]
+    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
+        // SAFETY: the pointer is the program's context.
+        match unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
     }
 
     #[inline(always)]
