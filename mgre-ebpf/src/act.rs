@@ -85,15 +85,17 @@ fn forward<F: Resize, T: Tables>(
                 frame.strip(strip)?;
             }
             let egress = port_egress(frame, port)?;
+            let action = frame.redirect(egress)?;
             tables.count(to, Direction::Transmit, bytes);
-            Ok(frame.redirect(egress))
+            Ok(action)
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
             let egress = adjacency_egress(template, wire_len(frame))?;
             frame.encapsulate(template, packet_id(tables, template, to))?;
+            let action = frame.redirect(egress)?;
             tables.count(to, Direction::Transmit, bytes);
-            Ok(frame.redirect(egress))
+            Ok(action)
         }
         TargetKind::None => Err(DropReason::Internal),
     }

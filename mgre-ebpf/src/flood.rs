@@ -165,8 +165,15 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             self.tables.count_flood(segment, self.copies);
             return self.frame.drop();
         }
-        self.sent(to);
+        let sent = self.frame.redirect(self.egress);
+        match &sent {
+            Ok(_) => self.sent(to),
+            Err(reason) => {
+                let (target, direction) = blame(self.source, to);
+                self.tables.count_drop(target, direction, *reason);
+            }
+        }
         self.tables.count_flood(segment, self.copies);
-        self.frame.redirect(self.egress)
+        sent.unwrap_or_else(|_| self.frame.drop())
     }
 }

@@ -110,7 +110,10 @@ pub trait Resize: Frame {
     fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
 
     /// Sends the frame, which is then gone.
-    fn redirect(&mut self, egress: Egress) -> Self::Action;
+    ///
+    /// # Errors
+    /// The hook cannot send there; the frame must then be dropped.
+    fn redirect(&mut self, egress: Egress) -> Result<Self::Action, DropReason>;
 
     /// Ends it: not forwarded.
     fn drop(&mut self) -> Self::Action;

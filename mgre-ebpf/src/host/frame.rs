@@ -147,9 +147,9 @@ impl Resize for HostFrame {
         Ok(())
     }
 
-    fn redirect(&mut self, egress: Egress) -> HostAction {
+    fn redirect(&mut self, egress: Egress) -> Result<HostAction, DropReason> {
         self.send(egress);
-        HostAction::Sent(egress)
+        Ok(HostAction::Sent(egress))
     }
 
     fn drop(&mut self) -> HostAction {

@@ -7,7 +7,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
@@ -20,10 +20,14 @@ use mgre_common::table::{
 use mgre_common::target::Target;
 use mgre_ebpf::tables::Tables;
 
+use super::wire::opaque;
+
 const SHARED: u32 = BPF_F_MMAPABLE;
 
 #[map(name = "mgre_port_idx")]
 static PORT_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map(name = "mgre_devices")]
+pub(super) static DEVICES: DevMapHash = DevMapHash::with_max_entries(2 * MAX_PORTS, 0);
 #[map(name = "mgre_ports")]
 static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, SHARED);
 #[map(name = "mgre_segments")]
@@ -208,16 +212,6 @@ impl Tables for Maps {
         recent.tag = tag;
         recent.reported_ns = now;
     }
-}
-
-/// A number that the compiler knows nothing of, so that it keeps a check which the
-/// verifier needs: the compiler knows an enum's range, the verifier sees a byte.
-#[inline(always)]
-fn opaque(number: usize) -> usize {
-    let mut number = number;
-    // SAFETY: the instruction does nothing.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
-    number
 }
 
 /// Adds one to a counter that other CPUs write too. The target's `AtomicU64` has

@@ -14,13 +14,13 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
-use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Step, Strip};
 
 use super::maps::config;
+use super::wire::{ipv4_lengths, words};
 
 /// Kernel 6.2 (commit d219df60a70e): sets the buffer's protocol when headers come off.
 const DECAP_L3_IPV4: u64 = 1 << 7;
@@ -332,9 +332,9 @@ impl Resize for Skb {
     }
 
     #[inline(always)]
-    fn redirect(&mut self, egress: Egress) -> i32 {
+    fn redirect(&mut self, egress: Egress) -> Result<i32, DropReason> {
         // SAFETY: no pointer is passed.
-        unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 }
+        Ok(unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 })
     }
 
     #[inline(always)]
@@ -387,23 +387,6 @@ fn redirect_flags(egress: Egress) -> u64 {
 #[inline(always)]
 fn check(result: i64) -> Result<(), DropReason> {
     if result == 0 { Ok(()) } else { Err(DropReason::Headroom) }
-}
-
-/// The first words of a template's header.
-#[inline(always)]
-fn words<const N: usize>(template: &Template) -> [u64; N] {
-    const { assert!(N * 8 <= mgre_common::table::TEMPLATE_HEADER_LEN) };
-    // SAFETY: the header is long enough, and aligned as the template is.
-    unsafe { (&raw const template.header).cast::<[u64; N]>().read() }
-}
-
-/// Total length and header checksum of the outer IPv4 packet in a frame of this length.
-/// A superframe that does not fit 16 bits says zero, as the kernel's own do.
-#[inline(always)]
-fn ipv4_lengths(template: &Template, packet_len: u32, id: u16) -> (u16, u16) {
-    let total = packet_len - ETHERNET_LEN as u32;
-    let total = if total > 0xffff { 0 } else { total as u16 };
-    (total, checksum::finish_ipv4(template.checksum_base, total, id))
 }
 
 /// Which of the flags for taking headers off the kernel knows: each is tried on the test packet.
