@@ -37,6 +37,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub mod map_name {
     /// Hash: underlay or port ifindex to port id.
     pub const PORT_INDEX: &str = "mgre_port_idx";
+    /// Devmap: ifindex of every interface that XDP may redirect to.
+    pub const DEVICES: &str = "mgre_devices";
     /// Array: port id to [`crate::table::Port`].
     pub const PORTS: &str = "mgre_ports";
     /// Array: segment id to [`crate::table::Segment`].

@@ -51,6 +51,8 @@ pub mod port_flag {
     pub const HOST: u32 = 1 << 2;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
+    /// Its interface takes frames that XDP redirects to it.
+    pub const EXPRESS: u32 = 1 << 4;
 }
 
 /// A local interface in a segment.
@@ -126,6 +128,8 @@ pub mod template_flag {
     pub const RESOLVED: u8 = 1 << 0;
     /// The outer packet may be fragmented, so each one needs its own identification (RFC 6864).
     pub const NEEDS_ID: u8 = 1 << 1;
+    /// The interface takes frames that XDP redirects to it.
+    pub const EXPRESS: u8 = 1 << 2;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,

@@ -6,29 +6,29 @@ use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Port, Template, port_flag, template_flag};
 use mgre_common::target::{Target, TargetKind};
 
-use crate::decide::{self, Verdict};
+use crate::decide::{self, Last, Verdict};
 use crate::flood;
-use crate::frame::{Egress, Frame, Strip, wire_len};
+use crate::frame::{Egress, Frame, Replicate, Resize, Strip, wire_len};
 use crate::tables::Tables;
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
-pub fn process_port<F: Frame, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
-    let verdict = decide::from_port(frame, tables, ifindex);
+pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
+    let verdict = decide::from_port::<Last, F, T>(frame, tables, ifindex);
     act(frame, tables, verdict)
 }
 
 /// The whole way of a packet from the underlay.
 #[inline(always)]
-pub fn process_underlay<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
-    let verdict = decide::from_underlay(frame, tables);
+pub fn process_underlay<F: Replicate, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
+    let verdict = decide::from_underlay::<Last, F, T>(frame, tables);
     act(frame, tables, verdict)
 }
 
 #[inline(always)]
-fn act<F: Frame, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::Action {
+fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::Action {
     match verdict {
-        Verdict::Pass => frame.pass(),
+        Verdict::Pass | Verdict::Defer => frame.pass(),
         Verdict::PassCounted(reason) => {
             tables.count_drop(Target::NONE, Direction::Receive, reason);
             frame.pass()
@@ -71,7 +71,7 @@ fn inner_len<F: Frame>(frame: &F, strip: Option<Strip>) -> u32 {
 }
 
 #[inline(always)]
-fn forward<F: Frame, T: Tables>(
+fn forward<F: Resize, T: Tables>(
     frame: &mut F,
     tables: &T,
     to: Target,
@@ -85,15 +85,17 @@ fn forward<F: Frame, T: Tables>(
                 frame.strip(strip)?;
             }
             let egress = port_egress(frame, port)?;
+            let action = frame.redirect(egress)?;
             tables.count(to, Direction::Transmit, bytes);
-            Ok(frame.redirect(egress))
+            Ok(action)
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
             let egress = adjacency_egress(template, wire_len(frame))?;
             frame.encapsulate(template, packet_id(tables, template, to))?;
+            let action = frame.redirect(egress)?;
             tables.count(to, Direction::Transmit, bytes);
-            Ok(frame.redirect(egress))
+            Ok(action)
         }
         TargetKind::None => Err(DropReason::Internal),
     }

@@ -1,4 +1,9 @@
 //! From a frame and the tables to a verdict.
+//!
+//! A hook is the last one, or an early one that leaves to the last what it cannot
+//! finish. The last one counts a frame as received and reports its source while it
+//! decides; an early one does neither before it knows that it will finish the frame.
+//! The age of an address is noted by both: to write that twice is to write it once.
 
 use core::sync::atomic::Ordering;
 
@@ -34,6 +39,8 @@ pub enum Verdict {
         /// Outer headers to take off first.
         strip: Option<Strip>,
     },
+    /// It is the next hook's to decide.
+    Defer,
     /// It is not for us.
     Pass,
     /// The kernel handles it, and that is counted.
@@ -49,6 +56,28 @@ pub enum Verdict {
     },
 }
 
+/// Which hook decides.
+pub trait Stage {
+    /// Whether another hook comes after it.
+    const EARLY: bool;
+}
+
+/// The hook that every frame can be finished at: TC.
+#[derive(Clone, Copy, Debug)]
+pub struct Last;
+
+/// A hook before that, for known unicast: XDP.
+#[derive(Clone, Copy, Debug)]
+pub struct Early;
+
+impl Stage for Last {
+    const EARLY: bool = false;
+}
+
+impl Stage for Early {
+    const EARLY: bool = true;
+}
+
 impl Verdict {
     #[inline(always)]
     const fn refuse(target: Target, reason: DropReason) -> Self {
@@ -58,7 +87,7 @@ impl Verdict {
 
 /// A frame that a local interface gave us.
 #[inline(always)]
-pub fn from_port<F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32) -> Verdict {
+pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32) -> Verdict {
     let Some(id) = tables.port_of(ifindex) else { return Verdict::Pass };
     let source = Target::port(id);
     let Some(port) = tables.port(id) else { return Verdict::refuse(source, DropReason::Internal) };
@@ -75,13 +104,12 @@ pub fn from_port<F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32) -> Ve
         full: flags & port_flag::FULL != 0,
         strip: None,
     };
-    tables.count(source, Direction::Receive, frame.len());
-    arrival.switch(tables, &ethernet)
+    arrival.decide::<S, T>(tables, &ethernet, frame.len())
 }
 
 /// A packet that the underlay gave us.
 #[inline(always)]
-pub fn from_underlay<F: Frame, T: Tables>(frame: &F, tables: &T) -> Verdict {
+pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T) -> Verdict {
     let (id, strip) = match outer::parse(frame, tables) {
         Outer::From { adjacency, strip } => (adjacency, strip),
         Outer::Foreign => return Verdict::Pass,
@@ -111,8 +139,7 @@ pub fn from_underlay<F: Frame, T: Tables>(frame: &F, tables: &T) -> Verdict {
         full: flags & adjacency_flag::FULL != 0,
         strip: Some(strip),
     };
-    tables.count(source, Direction::Receive, strip.inner_len);
-    arrival.switch(tables, &ethernet)
+    arrival.decide::<S, T>(tables, &ethernet, strip.inner_len)
 }
 
 const _: () = assert!(ETHERNET_LEN + 20 + 4 == 38);
@@ -128,10 +155,21 @@ struct Arrival {
 
 impl Arrival {
     #[inline(always)]
-    fn switch<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
-        if let Err(reason) = self.admit(tables, ethernet) {
-            return Verdict::refuse(self.source, reason);
+    fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet, bytes: u32) -> Verdict {
+        if !S::EARLY {
+            tables.count(self.source, Direction::Receive, bytes);
         }
+        match self.admit(tables, ethernet) {
+            Ok(None) => {}
+            Ok(Some(_)) if S::EARLY => return Verdict::Defer,
+            Ok(Some(event)) => tables.report(&event, self.source),
+            Err(reason) => return Verdict::refuse(self.source, reason),
+        }
+        self.switch(tables, ethernet)
+    }
+
+    #[inline(always)]
+    fn switch<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
         let Self { source, segment, strip, .. } = *self;
         let flood = Verdict::Flood { source, segment, strip };
         if ethernet.is_to_group() {
@@ -152,9 +190,9 @@ impl Arrival {
         Verdict::Forward { source, to, strip }
     }
 
-    /// Checks the source address, and has it learned if it is new here.
+    /// Checks the source address; says what to report if it is new here.
     #[inline(always)]
-    fn admit<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Result<(), DropReason> {
+    fn admit<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Result<Option<LearnEvent>, DropReason> {
         if !ethernet.is_from_station() {
             return Err(DropReason::SourceMacInvalid);
         }
@@ -164,7 +202,7 @@ impl Arrival {
             known = slot.target();
             if known == self.source {
                 slot.touch(tables.now_seconds());
-                return Ok(());
+                return Ok(None);
             }
             if slot.seen() == SEEN_STATIC {
                 return Err(DropReason::StaticMacMoved);
@@ -173,9 +211,7 @@ impl Arrival {
         if known.is_none() && (self.full || self.segment_full(tables)) {
             return Err(DropReason::MacLimit);
         }
-        let event = LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() };
-        tables.report(&event, self.source);
-        Ok(())
+        Ok(Some(LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() }))
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@ use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
 use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{adjacency_egress, blame, packet_id, port_egress};
-use crate::frame::{Egress, Frame, Step, wire_len};
+use crate::frame::{Egress, Replicate, Step, wire_len};
 use crate::tables::Tables;
 
 struct Flood<'a, F, T> {
@@ -39,7 +39,7 @@ struct Flood<'a, F, T> {
 
 /// Sends a frame, already stripped, to all of a segment; each copy counts for so many bytes.
 #[inline(always)]
-pub fn flood<F: Frame, T: Tables>(
+pub fn flood<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
     source: Target,
@@ -72,7 +72,7 @@ pub fn flood<F: Frame, T: Tables>(
     flood.finish(segment)
 }
 
-impl<F: Frame, T: Tables> Step for Flood<'_, F, T> {
+impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
         let Some(slot) = self.tables.flood_slot(self.start + index) else { return false };
@@ -89,7 +89,7 @@ impl<F: Frame, T: Tables> Step for Flood<'_, F, T> {
     }
 }
 
-impl<F: Frame, T: Tables> Flood<'_, F, T> {
+impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     /// Makes the frame ready for a target, once the one before has its copy.
     #[inline(always)]
     fn send(&mut self, to: Target) -> Result<(), DropReason> {
@@ -165,8 +165,15 @@ impl<F: Frame, T: Tables> Flood<'_, F, T> {
             self.tables.count_flood(segment, self.copies);
             return self.frame.drop();
         }
-        self.sent(to);
+        let sent = self.frame.redirect(self.egress);
+        match &sent {
+            Ok(_) => self.sent(to),
+            Err(reason) => {
+                let (target, direction) = blame(self.source, to);
+                self.tables.count_drop(target, direction, *reason);
+            }
+        }
         self.tables.count_flood(segment, self.copies);
-        self.frame.redirect(self.egress)
+        sent.unwrap_or_else(|_| self.frame.drop())
     }
 }

@@ -71,12 +71,8 @@ pub struct Strip {
     pub inner_len: u32,
 }
 
-/// A frame that can be read, resized and sent. All offsets are from the
-/// Ethernet header's first byte.
+/// A frame that can be read. All offsets are from the Ethernet header's first byte.
 pub trait Frame {
-    /// What the program returns to the kernel.
-    type Action;
-
     /// Bytes in the frame. A tag that the kernel keeps beside it is not in them.
     fn len(&self) -> u32;
 
@@ -93,6 +89,12 @@ pub trait Frame {
 
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame.
     fn has_tag_beside(&self) -> bool;
+}
+
+/// A frame that can be resized and sent.
+pub trait Resize: Frame {
+    /// What the program returns to the kernel.
+    type Action;
 
     /// Takes the outer headers off.
     ///
@@ -107,15 +109,27 @@ pub trait Frame {
     /// The kernel could not; the frame must then be dropped.
     fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
 
-    /// Replaces the outer header that [`Frame::encapsulate`] put on. The caller sees
+    /// Sends the frame, which is then gone.
+    ///
+    /// # Errors
+    /// The hook cannot send there; the frame must then be dropped.
+    fn redirect(&mut self, egress: Egress) -> Result<Self::Action, DropReason>;
+
+    /// Ends it: not forwarded.
+    fn drop(&mut self) -> Self::Action;
+
+    /// Leaves it, untouched, to the kernel.
+    fn pass(&mut self) -> Self::Action;
+}
+
+/// A frame that copies can be made of.
+pub trait Replicate: Resize {
+    /// Replaces the outer header that [`Resize::encapsulate`] put on. The caller sees
     /// to it that the new one is as long as the old one.
     ///
     /// # Errors
     /// The kernel could not.
     fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
-
-    /// Sends the frame, which is then gone.
-    fn redirect(&mut self, egress: Egress) -> Self::Action;
 
     /// Sends a copy.
     ///
@@ -123,17 +137,11 @@ pub trait Frame {
     /// The kernel did not take it.
     fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason>;
 
-    /// Ends it: not forwarded.
-    fn drop(&mut self) -> Self::Action;
-
-    /// Leaves it, untouched, to the kernel.
-    fn pass(&mut self) -> Self::Action;
-
     /// Runs `step` for 0, 1, ... below `count`, as long as it says to go on.
     fn repeat<S: Step>(count: u32, step: &mut S);
 }
 
-/// One round of [`Frame::repeat`].
+/// One round of [`Replicate::repeat`].
 pub trait Step {
     /// Does the round with this number; says whether to go on.
     fn step(&mut self, index: u32) -> bool;

@@ -10,7 +10,8 @@
 //! - [`outer`]: parses and validates the headers outside;
 //! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
 //! - [`act`]: carries a verdict out;
-//! - [`flood`]: head-end replication.
+//! - [`flood`]: head-end replication;
+//! - [`express`]: the short way of known unicast through an early hook.
 //!
 //! The programs in `main.rs` bind the two traits to a socket buffer and to maps.
 
@@ -18,6 +19,7 @@
 
 pub mod act;
 pub mod decide;
+pub mod express;
 pub mod flood;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]

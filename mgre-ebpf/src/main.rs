@@ -9,10 +9,10 @@
 
 mod kernel;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-use kernel::{Maps, Skb};
-use mgre_ebpf::act;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use kernel::{Maps, Skb, Xdp};
+use mgre_ebpf::{act, express};
 
 /// A frame from a port: TCX ingress of an interface, or egress of one that the host uses.
 #[classifier]
@@ -27,6 +27,34 @@ fn mgre_port(context: TcContext) -> i32 {
 fn mgre_underlay(context: TcContext) -> i32 {
     let mut frame = Skb::new(&context);
     act::process_underlay(&mut frame, &Maps)
+}
+
+/// A frame from a port that is a physical interface: known unicast, before a socket buffer is made.
+#[xdp]
+fn mgre_xport(context: XdpContext) -> u32 {
+    let mut frame = Xdp::<false>::new(&context);
+    let ifindex = frame.ifindex();
+    express::process_port(&mut frame, &Maps, ifindex)
+}
+
+/// The same where frames may be longer than a page (multi-buffer XDP).
+#[xdp(frags)]
+fn mgre_xport_mb(context: XdpContext) -> u32 {
+    let mut frame = Xdp::<true>::new(&context);
+    let ifindex = frame.ifindex();
+    express::process_port(&mut frame, &Maps, ifindex)
+}
+
+/// A packet from the underlay, before a socket buffer is made.
+#[xdp]
+fn mgre_xunder(context: XdpContext) -> u32 {
+    express::process_underlay(&mut Xdp::<false>::new(&context), &Maps)
+}
+
+/// The same where packets may be longer than a page.
+#[xdp(frags)]
+fn mgre_xunder_mb(context: XdpContext) -> u32 {
+    express::process_underlay(&mut Xdp::<true>::new(&context), &Maps)
 }
 
 /// Tries, on a test packet of at least 100 bytes, which flags the kernel knows

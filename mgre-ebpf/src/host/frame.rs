@@ -6,7 +6,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, IPV4_LEN, VLAN_TAG_LEN};
 
-use crate::frame::{Egress, Frame, Step, Strip};
+use crate::frame::{Egress, Frame, Replicate, Resize, Step, Strip};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,11 @@ pub enum HostAction {
 /// Operations that are to fail.
 #[derive(Clone, Debug, Default)]
 pub struct Failures {
-    /// [`Frame::strip`] fails.
+    /// [`Resize::strip`] fails.
     pub strip: bool,
-    /// [`Frame::encapsulate`] fails.
+    /// [`Resize::encapsulate`] fails.
     pub encapsulate: bool,
-    /// [`Frame::copy_to`] fails for these interfaces.
+    /// [`Replicate::copy_to`] fails for these interfaces.
     pub copy_to: Vec<u32>,
 }
 
@@ -96,8 +96,6 @@ impl HostFrame {
 }
 
 impl Frame for HostFrame {
-    type Action = HostAction;
-
     fn len(&self) -> u32 {
         self.bytes.len() as u32
     }
@@ -114,6 +112,10 @@ impl Frame for HostFrame {
     fn has_tag_beside(&self) -> bool {
         self.tag.is_some()
     }
+}
+
+impl Resize for HostFrame {
+    type Action = HostAction;
 
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         if self.failures.strip {
@@ -145,25 +147,9 @@ impl Frame for HostFrame {
         Ok(())
     }
 
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
-        assert_ne!(self.outer_len, 0, "not encapsulated");
-        assert_eq!(usize::from(template.header_len), self.outer_len, "a header of another length");
-        let header = outer_header(template, self.bytes.len() - self.outer_len, id);
-        self.bytes[..self.outer_len].copy_from_slice(&header);
-        Ok(())
-    }
-
-    fn redirect(&mut self, egress: Egress) -> HostAction {
+    fn redirect(&mut self, egress: Egress) -> Result<HostAction, DropReason> {
         self.send(egress);
-        HostAction::Sent(egress)
-    }
-
-    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
-        if self.failures.copy_to.contains(&egress.ifindex) {
-            return Err(DropReason::RedirectFailed);
-        }
-        self.send(egress);
-        Ok(())
+        Ok(HostAction::Sent(egress))
     }
 
     fn drop(&mut self) -> HostAction {
@@ -173,6 +159,24 @@ impl Frame for HostFrame {
     fn pass(&mut self) -> HostAction {
         assert!(!self.touched, "the kernel was handed a frame that had been changed");
         HostAction::Passed
+    }
+}
+
+impl Replicate for HostFrame {
+    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+        assert_ne!(self.outer_len, 0, "not encapsulated");
+        assert_eq!(usize::from(template.header_len), self.outer_len, "a header of another length");
+        let header = outer_header(template, self.bytes.len() - self.outer_len, id);
+        self.bytes[..self.outer_len].copy_from_slice(&header);
+        Ok(())
+    }
+
+    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
+        if self.failures.copy_to.contains(&egress.ifindex) {
+            return Err(DropReason::RedirectFailed);
+        }
+        self.send(egress);
+        Ok(())
     }
 
     fn repeat<S: Step>(count: u32, step: &mut S) {

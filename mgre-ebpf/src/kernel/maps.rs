@@ -7,7 +7,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
@@ -20,10 +20,14 @@ use mgre_common::table::{
 use mgre_common::target::Target;
 use mgre_ebpf::tables::Tables;
 
+use super::wire::opaque;
+
 const SHARED: u32 = BPF_F_MMAPABLE;
 
 #[map(name = "mgre_port_idx")]
 static PORT_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map(name = "mgre_devices")]
+pub(super) static DEVICES: DevMapHash = DevMapHash::with_max_entries(2 * MAX_PORTS, 0);
 #[map(name = "mgre_ports")]
 static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, SHARED);
 #[map(name = "mgre_segments")]
@@ -158,7 +162,10 @@ impl Tables for Maps {
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
         let mask = config_field!(drop_shard_mask);
         let Some(row) = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + (cpu() & mask)) else { return };
-        let index = direction as usize * REASON_SLOTS + reason.index();
+        let index = opaque(direction as usize * REASON_SLOTS + reason.index());
+        if index >= 2 * REASON_SLOTS {
+            return;
+        }
         // SAFETY: `index` is within the row's two times REASON_SLOTS counters.
         unsafe { atomic_increment(row.cast::<u64>().add(index)) };
     }

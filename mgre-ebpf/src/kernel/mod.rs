@@ -1,7 +1,10 @@
-//! Binds the pipeline's traits to the kernel: [`Maps`] is the tables, [`Skb`] a frame.
+//! Binds the pipeline's traits to the kernel: [`Maps`] is the tables, [`Skb`] and [`Xdp`] are frames.
 
 mod maps;
 mod skb;
+mod wire;
+mod xdp;
 
 pub(crate) use maps::Maps;
 pub(crate) use skb::{Skb, probe_strip_flags};
+pub(crate) use xdp::Xdp;

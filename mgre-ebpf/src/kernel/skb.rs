@@ -14,13 +14,13 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
-use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Step, Strip};
+use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Step, Strip};
 
 use super::maps::config;
+use super::wire::{ipv4_lengths, words};
 
 /// Kernel 6.2 (commit d219df60a70e): sets the buffer's protocol when headers come off.
 const DECAP_L3_IPV4: u64 = 1 << 7;
@@ -137,7 +137,7 @@ impl Skb {
         Err(DropReason::Headroom)
     }
 
-    /// The common case of [`Frame::encapsulate`]: no tag, and a header length known
+    /// The common case of [`Resize::encapsulate`]: no tag, and a header length known
     /// to the compiler.
     #[inline(always)]
     fn encapsulate_by<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
@@ -165,7 +165,7 @@ impl Skb {
         self.write(OUTER, inner)
     }
 
-    /// [`Frame::encapsulate`] for a frame with a tag beside it, which goes inside.
+    /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
     #[inline(always)]
     fn encapsulate_tagged<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
         let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
@@ -258,8 +258,6 @@ impl Skb {
 }
 
 impl Frame for Skb {
-    type Action = i32;
-
     #[inline(always)]
     fn len(&self) -> u32 {
         field!(self.len)
@@ -286,6 +284,10 @@ impl Frame for Skb {
     fn has_tag_beside(&self) -> bool {
         field!(self.vlan_present) != 0
     }
+}
+
+impl Resize for Skb {
+    type Action = i32;
 
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
@@ -330,27 +332,9 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
-        match template.header_len {
-            38 => self.readdress_by::<38>(template, id),
-            42 => self.readdress_by::<42>(template, id),
-            _ => Err(DropReason::Internal),
-        }
-    }
-
-    #[inline(always)]
-    fn redirect(&mut self, egress: Egress) -> i32 {
+    fn redirect(&mut self, egress: Egress) -> Result<i32, DropReason> {
         // SAFETY: no pointer is passed.
-        unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 }
-    }
-
-    #[inline(always)]
-    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
-        // SAFETY: the pointer is the program's context.
-        match unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) } {
-            0 => Ok(()),
-            _ => Err(DropReason::RedirectFailed),
-        }
+        Ok(unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 })
     }
 
     #[inline(always)]
@@ -361,6 +345,26 @@ impl Frame for Skb {
     #[inline(always)]
     fn pass(&mut self) -> i32 {
         TC_ACT_UNSPEC
+    }
+}
+
+impl Replicate for Skb {
+    #[inline(always)]
+    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+        match template.header_len {
+            38 => self.readdress_by::<38>(template, id),
+            42 => self.readdress_by::<42>(template, id),
+            _ => Err(DropReason::Internal),
+        }
+    }
+
+    #[inline(always)]
+    fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
+        // SAFETY: the pointer is the program's context.
+        match unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
     }
 
     #[inline(always)]
@@ -383,23 +387,6 @@ fn redirect_flags(egress: Egress) -> u64 {
 #[inline(always)]
 fn check(result: i64) -> Result<(), DropReason> {
     if result == 0 { Ok(()) } else { Err(DropReason::Headroom) }
-}
-
-/// The first words of a template's header.
-#[inline(always)]
-fn words<const N: usize>(template: &Template) -> [u64; N] {
-    const { assert!(N * 8 <= mgre_common::table::TEMPLATE_HEADER_LEN) };
-    // SAFETY: the header is long enough, and aligned as the template is.
-    unsafe { (&raw const template.header).cast::<[u64; N]>().read() }
-}
-
-/// Total length and header checksum of the outer IPv4 packet in a frame of this length.
-/// A superframe that does not fit 16 bits says zero, as the kernel's own do.
-#[inline(always)]
-fn ipv4_lengths(template: &Template, packet_len: u32, id: u16) -> (u16, u16) {
-    let total = packet_len - ETHERNET_LEN as u32;
-    let total = if total > 0xffff { 0 } else { total as u16 };
-    (total, checksum::finish_ipv4(template.checksum_base, total, id))
 }
 
 /// Which of the flags for taking headers off the kernel knows: each is tried on the test packet.

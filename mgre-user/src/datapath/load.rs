@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift};
@@ -17,6 +17,10 @@ use super::shared::{Shared, SharedArray};
 pub const PORT_PROGRAM: &str = "mgre_port";
 /// Name of the program for packets from the underlay.
 pub const UNDERLAY_PROGRAM: &str = "mgre_underlay";
+/// Names of the XDP programs for frames from ports: for buffers of one page, and of several.
+pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
+/// Names of the XDP programs for packets from the underlay: for buffers of one page, and of several.
+pub const XDP_UNDERLAY_PROGRAMS: [&str; 2] = ["mgre_xunder", "mgre_xunder_mb"];
 const PROBE_PROGRAM: &str = "mgre_probe";
 
 /// How much an instance has room for.
@@ -92,6 +96,9 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
     for name in [PORT_PROGRAM, UNDERLAY_PROGRAM] {
         classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
     }
+    for name in XDP_PORT_PROGRAMS.into_iter().chain(XDP_UNDERLAY_PROGRAMS) {
+        xdp(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
+    }
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     Ok(Loaded { programs, tables, events, config })
@@ -142,6 +149,17 @@ pub fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut Sche
     match programs.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => bail!("the eBPF object has no TC program {name}"),
+    }
+}
+
+/// An XDP program by name.
+///
+/// # Errors
+/// The object has no such program.
+pub fn xdp<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    match programs.program_mut(name) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => bail!("the eBPF object has no XDP program {name}"),
     }
 }
 

@@ -1,0 +1,156 @@
+//! An XDP buffer as the pipeline's frame.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::programs::XdpContext;
+use bytemuck::AnyBitPattern;
+use mgre_common::reason::DropReason;
+use mgre_common::table::Template;
+use mgre_common::wire::ETHERNET_LEN;
+use mgre_ebpf::frame::{Egress, Frame, Resize, Strip};
+
+use super::maps::DEVICES;
+use super::wire::{ipv4_lengths, opaque, words};
+
+/// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
+pub(crate) struct Xdp<const FRAGS: bool> {
+    context: *mut xdp_md,
+}
+
+impl<const FRAGS: bool> Xdp<FRAGS> {
+    /// The program's frame.
+    #[inline(always)]
+    pub(crate) fn new(context: &XdpContext) -> Self {
+        Self { context: context.ctx }
+    }
+
+    /// The interface whose hook this is.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the pointer is the program's context.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: the pointer is the program's context.
+        unsafe { (*self.context).data as usize }
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: the pointer is the program's context.
+        unsafe { (*self.context).data_end as usize }
+    }
+
+    /// Writes a value into the linear part.
+    #[inline(always)]
+    fn write<T>(&self, offset: usize, value: T) -> Result<(), DropReason> {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
+            return Err(DropReason::Headroom);
+        }
+        // SAFETY: the bytes are within the packet, as just checked; see `read` for alignment.
+        unsafe { (start as *mut T).write(value) };
+        Ok(())
+    }
+
+    /// [`Resize::encapsulate`] with a header of 32 bytes and a `Rest`. Not a byte behind
+    /// the header is written: the inner frame stays where it is.
+    #[inline(always)]
+    fn encapsulate_by<const OUTER: usize, Rest: AnyBitPattern>(
+        &self,
+        template: &Template,
+        id: u16,
+    ) -> Result<(), DropReason> {
+        const { assert!(32 + size_of::<Rest>() == OUTER) };
+        let packet_len = OUTER as u32 + self.len();
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_xdp_adjust_head(self.context, -(OUTER as i32)) })?;
+        self.write::<[u64; 4]>(0, words(template))?;
+        // SAFETY: the header is that long, and any bits are a `Rest`.
+        self.write::<Rest>(32, unsafe { template.header.as_ptr().add(32).cast::<Rest>().read() })?;
+        let (length, checksum) = ipv4_lengths(template, packet_len, id);
+        self.write(ETHERNET_LEN + 2, [length.to_be(), id.to_be()])?;
+        self.write(ETHERNET_LEN + 10, checksum.to_be())
+    }
+}
+
+impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        if FRAGS {
+            // SAFETY: the pointer is the program's context.
+            unsafe { bpf_xdp_get_buff_len(self.context) as u32 }
+        } else {
+            opaque(self.data_end() - self.data()) as u32
+        }
+    }
+
+    #[inline(always)]
+    fn read<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: the bytes are within the packet, as just checked, and any are a `T`.
+        // A load from a packet need not be aligned: on machines where it must be, the
+        // verifier refuses the program.
+        Some(unsafe { (start as *const T).read() })
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn has_tag_beside(&self) -> bool {
+        false
+    }
+}
+
+impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
+    type Action = u32;
+
+    #[inline(always)]
+    fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
+        let padding = self.len() - (strip.outer_len + strip.inner_len);
+        if padding > 0 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_xdp_adjust_tail(self.context, -(padding as i32)) })?;
+        }
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_xdp_adjust_head(self.context, strip.outer_len as i32) })
+    }
+
+    #[inline(always)]
+    fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+        match template.header_len {
+            38 => self.encapsulate_by::<38, [u16; 3]>(template, id),
+            42 => self.encapsulate_by::<42, [u16; 5]>(template, id),
+            _ => Err(DropReason::Internal),
+        }
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, egress: Egress) -> Result<u32, DropReason> {
+        // The map has every interface that the tables say takes frames from here.
+        DEVICES.redirect(egress.ifindex, 0).map_err(|_| DropReason::RedirectFailed)
+    }
+
+    #[inline(always)]
+    fn drop(&mut self) -> u32 {
+        xdp_action::XDP_DROP
+    }
+
+    #[inline(always)]
+    fn pass(&mut self) -> u32 {
+        xdp_action::XDP_PASS
+    }
+}
+
+#[inline(always)]
+fn check(result: i64) -> Result<(), DropReason> {
+    if result == 0 { Ok(()) } else { Err(DropReason::Headroom) }
+}
