@@ -53,6 +53,8 @@ pub mod port_flag {
     pub const FULL: u32 = 1 << 3;
     /// Its interface takes frames that XDP redirects to it.
     pub const EXPRESS: u32 = 1 << 4;
+    /// Its interface is a veth whose other end is in another network namespace.
+    pub const PEER: u32 = 1 << 5;
 }
 
 /// A local interface in a segment.

@@ -8,7 +8,7 @@ use mgre_common::target::{Target, TargetKind};
 
 use crate::decide::{self, Last, Verdict};
 use crate::flood;
-use crate::frame::{Egress, Frame, Replicate, Resize, Strip, wire_len};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Strip, wire_len};
 use crate::tables::Tables;
 
 /// The whole way of a frame from a local interface.
@@ -112,7 +112,12 @@ pub(crate) fn port_egress<F: Frame>(frame: &F, port: &Port) -> Result<Egress, Dr
     if frame.segment_size() == 0 && frame.len() > port.max_frame.load(Ordering::Relaxed) {
         return Err(DropReason::TooBig);
     }
-    Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), receive: flags & port_flag::HOST != 0 })
+    let side = match flags & (port_flag::HOST | port_flag::PEER) {
+        0 => Side::Out,
+        port_flag::PEER => Side::Peer,
+        _ => Side::Receive,
+    };
+    Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), side })
 }
 
 /// Where a frame of this length on the wire goes through a template, if it may.
@@ -124,7 +129,7 @@ pub(crate) fn adjacency_egress(template: &Template, frame_len: u32) -> Result<Eg
     if frame_len > template.max_frame {
         return Err(DropReason::TooBig);
     }
-    Ok(Egress { ifindex: template.ifindex, receive: false })
+    Ok(Egress { ifindex: template.ifindex, side: Side::Out })
 }
 
 /// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).

@@ -13,7 +13,7 @@ use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{blame, packet_id};
 use crate::decide::{self, Early, Verdict};
-use crate::frame::{Egress, Resize, Strip};
+use crate::frame::{Egress, Resize, Side, Strip};
 use crate::tables::Tables;
 
 /// The way of a frame from a local interface.
@@ -89,7 +89,7 @@ fn port_way<'a>(port: &Port, bytes: u32) -> Option<Way<'a>> {
     let fits = port.flags.load(Ordering::Relaxed) & needed == needed
         && bytes <= port.max_frame.load(Ordering::Relaxed);
     let ifindex = port.ifindex.load(Ordering::Relaxed);
-    fits.then_some(Way::Port(Egress { ifindex, receive: false }))
+    fits.then_some(Way::Port(Egress { ifindex, side: Side::Out }))
 }
 
 #[inline(always)]
@@ -109,7 +109,7 @@ fn send<F: Resize, T: Tables>(
         }
         Way::Adjacency(template) => {
             frame.encapsulate(template, packet_id(tables, template, to))?;
-            frame.redirect(Egress { ifindex: template.ifindex, receive: false })
+            frame.redirect(Egress { ifindex: template.ifindex, side: Side::Out })
         }
     }
 }

@@ -13,7 +13,7 @@ use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
 use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{adjacency_egress, blame, packet_id, port_egress};
-use crate::frame::{Egress, Replicate, Step, wire_len};
+use crate::frame::{Egress, Replicate, Side, Step, wire_len};
 use crate::tables::Tables;
 
 struct Flood<'a, F, T> {
@@ -62,7 +62,7 @@ pub fn flood<F: Replicate, T: Tables>(
         source,
         start: list.start,
         pending: Target::NONE,
-        egress: Egress { ifindex: 0, receive: false },
+        egress: Egress { ifindex: 0, side: Side::Out },
         copies: 0,
         outer_len: 0,
         damaged: false,

@@ -52,14 +52,25 @@ impl Ethernet {
     }
 }
 
+/// Which side of an interface a frame is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Out of it.
+    Out,
+    /// Into its receive path, as if it had come from outside.
+    Receive,
+    /// Into the receive path of its other end, which is in another network
+    /// namespace. Where a hook cannot, it sends as for [`Side::Out`].
+    Peer,
+}
+
 /// Where a frame is sent: an interface, and which side of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Egress {
     /// The interface.
     pub ifindex: u32,
-    /// Into the interface's receive path, as if it had come from outside,
-    /// instead of out of it.
-    pub receive: bool,
+    /// The side.
+    pub side: Side,
 }
 
 /// What to take off the front of a received packet.

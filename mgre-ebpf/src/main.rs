@@ -17,7 +17,8 @@ use mgre_ebpf::{act, express};
 /// A frame from a port: TCX ingress of an interface, or egress of one that the host uses.
 #[classifier]
 fn mgre_port(context: TcContext) -> i32 {
-    let mut frame = Skb::new(&context);
+    // The hook may be an egress one.
+    let mut frame = Skb::<false>::new(&context);
     let ifindex = frame.ifindex();
     act::process_port(&mut frame, &Maps, ifindex)
 }
@@ -25,8 +26,7 @@ fn mgre_port(context: TcContext) -> i32 {
 /// A packet from the underlay: TCX ingress of its interface.
 #[classifier]
 fn mgre_underlay(context: TcContext) -> i32 {
-    let mut frame = Skb::new(&context);
-    act::process_underlay(&mut frame, &Maps)
+    act::process_underlay(&mut Skb::<true>::new(&context), &Maps)
 }
 
 /// A frame from a port that is a physical interface: known unicast, before a socket buffer is made.
@@ -61,7 +61,7 @@ fn mgre_xunder_mb(context: XdpContext) -> u32 {
 /// for taking headers off. Returns them, shifted right by 7, below which there are none.
 #[classifier]
 fn mgre_probe(context: TcContext) -> i32 {
-    kernel::probe_strip_flags(&Skb::new(&context))
+    kernel::probe_strip_flags(&Skb::<true>::new(&context))
 }
 
 #[panic_handler]

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
     bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     bpf_skb_vlan_push,
 };
@@ -17,7 +17,7 @@ use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Step, Strip};
+use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Step, Strip};
 
 use super::maps::config;
 use super::wire::{ipv4_lengths, words};
@@ -43,8 +43,8 @@ const MIN_STRIP_LEN: u32 = 14 + 4 + 20;
 /// Tags taken from beside a frame; the kernel puts the next one there each time.
 const MAX_TAGS: usize = 2;
 
-/// A socket buffer.
-pub(crate) struct Skb {
+/// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
+pub(crate) struct Skb<const INGRESS: bool> {
     skb: *mut __sk_buff,
 }
 
@@ -55,7 +55,7 @@ macro_rules! field {
     };
 }
 
-impl Skb {
+impl<const INGRESS: bool> Skb<INGRESS> {
     /// The program's frame, with its headers in linear memory.
     #[inline(always)]
     pub(crate) fn new(context: &TcContext) -> Self {
@@ -81,6 +81,14 @@ impl Skb {
     fn is_ip(&self) -> bool {
         let protocol = field!(self.protocol) as u16;
         protocol == EtherType::IPV4.to_word() || protocol == EtherType::IPV6.to_word()
+    }
+
+    /// Whether the kernel knows what the frame carries. After headers came off it may
+    /// still take the frame for what was outside; a device that gets it looks anew, but
+    /// a veth's other end, reached without crossing the pair, does not.
+    #[inline(always)]
+    fn protocol_is_told(&self) -> bool {
+        self.read::<u16>(12) == Some(field!(self.protocol) as u16)
     }
 
     #[inline(always)]
@@ -257,7 +265,7 @@ impl Skb {
     }
 }
 
-impl Frame for Skb {
+impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     #[inline(always)]
     fn len(&self) -> u32 {
         field!(self.len)
@@ -286,7 +294,7 @@ impl Frame for Skb {
     }
 }
 
-impl Resize for Skb {
+impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     type Action = i32;
 
     #[inline(always)]
@@ -333,6 +341,10 @@ impl Resize for Skb {
 
     #[inline(always)]
     fn redirect(&mut self, egress: Egress) -> Result<i32, DropReason> {
+        if INGRESS && egress.side == Side::Peer && self.protocol_is_told() {
+            // SAFETY: no pointer is passed.
+            return Ok(unsafe { bpf_redirect_peer(egress.ifindex, 0) as i32 });
+        }
         // SAFETY: no pointer is passed.
         Ok(unsafe { bpf_redirect(egress.ifindex, redirect_flags(egress)) as i32 })
     }
@@ -348,7 +360,7 @@ impl Resize for Skb {
     }
 }
 
-impl Replicate for Skb {
+impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
     #[inline(always)]
     fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
         match template.header_len {
@@ -381,7 +393,7 @@ impl Replicate for Skb {
 
 #[inline(always)]
 fn redirect_flags(egress: Egress) -> u64 {
-    if egress.receive { u64::from(BPF_F_INGRESS) } else { 0 }
+    if egress.side == Side::Receive { u64::from(BPF_F_INGRESS) } else { 0 }
 }
 
 #[inline(always)]
@@ -390,7 +402,7 @@ fn check(result: i64) -> Result<(), DropReason> {
 }
 
 /// Which of the flags for taking headers off the kernel knows: each is tried on the test packet.
-pub(crate) fn probe_strip_flags(skb: &Skb) -> i32 {
+pub(crate) fn probe_strip_flags(skb: &Skb<true>) -> i32 {
     let mut known = 0;
     for flags in [DECAP_L3_IPV4, DECAP_L3_IPV6, DECAP_L4_GRE] {
         if skb.adjust_room(-4, flags | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)).is_ok() {

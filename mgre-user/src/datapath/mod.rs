@@ -157,7 +157,9 @@ impl Datapath {
         port.segment.store(record.segment.into(), Ordering::Relaxed);
         port.max_frame.store(record.max_frame, Ordering::Relaxed);
         let mut flags = port_flag::VALID;
-        for (on, bit) in [(record.up, port_flag::UP), (record.host, port_flag::HOST)] {
+        for (on, bit) in
+            [(record.up, port_flag::UP), (record.host, port_flag::HOST), (record.peer, port_flag::PEER)]
+        {
             flags |= if on { bit } else { 0 };
         }
         port.flags.store(flags, Ordering::Release);

@@ -110,7 +110,9 @@ impl<'a> Compiler<'a> {
         // The kernel lets a tagged frame be longer by its tag (is_skb_forwardable).
         let max_frame = link.mtu + ETHERNET_LEN as u32 + 4;
         let up = link.up && link.running;
-        let record = PortRecord { ifindex: link.index, segment: segment.id, max_frame, up, host };
+        // An end in this namespace would have an index here.
+        let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
+        let record = PortRecord { ifindex: link.index, segment: segment.id, max_frame, up, host, peer };
         self.plan.ports.insert(port.id, record);
         self.plan.floods.entry(segment.id).or_default().ports.push(port.id);
         if let Some(mac) = link.mac.filter(|mac| host && mac.is_station()) {

@@ -69,6 +69,8 @@ pub struct PortRecord {
     pub up: bool,
     /// Whether it is an interface made for the host.
     pub host: bool,
+    /// Whether it is a veth whose other end is in another network namespace.
+    pub peer: bool,
 }
 
 /// An adjacency's record.

@@ -196,7 +196,7 @@ prop_compose! {
         }
         for (id, (segment, up, host)) in ports {
             let ifindex = 10 + id;
-            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host });
+            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up });
             let hook = if host { Hook::HostPort } else { Hook::Port };
             plan.attachments.insert((ifindex, hook), format!("lan{id}"));
             plan.floods.entry(segment).or_default().ports.push(id);

@@ -21,7 +21,7 @@ use super::packet::Outer;
 use super::tables::{Drop, MemoryTables};
 use super::world::{UNDERLAY, World};
 use crate::act;
-use crate::frame::Egress;
+use crate::frame::{Egress, Side};
 
 /// Which program a frame goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,12 +168,16 @@ impl Case {
 
     /// A copy goes out of a port.
     fn out_of_port(self, id: u32, bytes: &[u8]) -> Self {
-        self.send(Target::port(id), Egress { ifindex: id + 10, receive: id == 12 }, bytes.to_vec())
+        self.send(
+            Target::port(id),
+            Egress { ifindex: id + 10, side: if id == 12 { Side::Receive } else { Side::Out } },
+            bytes.to_vec(),
+        )
     }
 
     /// A copy goes to a peer.
     fn into_tunnel(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
-        let egress = Egress { ifindex: UNDERLAY, receive: false };
+        let egress = Egress { ifindex: UNDERLAY, side: Side::Out };
         // The identification is zero and DF set, as `etherparse` makes them too.
         let bytes = Outer::to_peer(endpoint, key).wrap(inner);
         self.send(Target::adjacency(id), egress, bytes)
