@@ -5,7 +5,7 @@
 //! - [`daemon`]: the `mgre` daemon in one of them, and its command line;
 //! - [`topology`]: spokes, hosts and an underlay between them; [`spoke`]: one of them;
 //! - [`packet`]: frames to send, and what is in frames that were captured;
-//! - [`bench`]: mgre beside what the kernel offers;
+//! - [`mod@bench`]: mgre beside what the kernel offers;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;

@@ -60,16 +60,25 @@ pub(super) fn check(
 
 /// The interface with this name, if programs can be attached to it.
 fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link, Problem> {
-    if matches!(mode, Mode::Native | Mode::Generic) {
-        return Err(Problem::invalid(format!(
-            "{name}: XDP is not in this version: use --mode auto or --mode tc"
-        )));
-    }
     let link = observed
         .link(name)
         .ok_or_else(|| Problem::not_found(format!("there is no interface named {name}")))?;
     if link.loopback || !link.ethernet {
         return Err(Problem::invalid(format!("{name} is not an Ethernet interface")));
+    }
+    if matches!(mode, Mode::Native | Mode::Generic)
+        && let Some(id) = observed.foreign_xdp(link)
+    {
+        let owner = program_name(id).map_or_else(String::new, |name| format!(" {name}"));
+        return Err(Problem::conflict(format!(
+            "{name} has an XDP program{owner} (id {id}) that is not mgre's: take it off, or use --mode tc"
+        )));
+    }
+    let features = observed.features.get(&link.index).copied().unwrap_or_default();
+    if mode == Mode::Native && !features.runs_programs() {
+        return Err(Problem::invalid(format!(
+            "the driver of {name} does not run XDP programs: use --mode auto, generic or tc"
+        )));
     }
     Ok(link)
 }
@@ -102,6 +111,13 @@ pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses:
         }
     }
     warnings
+}
+
+/// The name of a loaded program.
+fn program_name(id: u32) -> Option<String> {
+    let program = aya::programs::loaded_programs()
+        .find(|program| program.as_ref().is_ok_and(|program| program.id() == id))?;
+    program.ok()?.name_as_str().map(str::to_owned)
 }
 
 fn is_link_local(address: IpAddr) -> bool {

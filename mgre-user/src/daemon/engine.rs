@@ -21,11 +21,12 @@ use super::observe::{Stale, refresh};
 use super::store::Store;
 use crate::api::messages::{Event, EventKind, PeerState, Request};
 use crate::datapath::Datapath;
+use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
 use crate::learn::Damper;
 use crate::model::{Ids, State};
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Observed, PeerOutcome, PeerStatus, Plan, compile, diff};
+use crate::plan::{Choice, Compiled, Hook, Observed, PeerOutcome, PeerStatus, Plan, compile, diff};
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
@@ -50,6 +51,7 @@ pub(super) struct Engine {
     pub(super) observed: Observed,
     pub(super) plan: Plan,
     pub(super) outcomes: BTreeMap<String, PeerOutcome>,
+    pub(super) hooks: BTreeMap<String, Choice>,
     pub(super) datapath: Datapath,
     pub(super) damper: Damper,
     pub(super) full: BTreeSet<Target>,
@@ -97,6 +99,7 @@ impl Engine {
             observed: Observed::default(),
             plan: Plan::default(),
             outcomes: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             datapath: parts.datapath,
             damper: Damper::default(),
             full: BTreeSet::new(),
@@ -126,13 +129,19 @@ impl Engine {
             tracing::warn!("{problem}");
         }
         refresh(&self.netlink, &self.state, &mut self.observed, Stale::ALL).await?;
-        let (plan, outcomes) = compile(&self.state, &self.observed);
+        self.observed.own_xdp = Attachments::left_behind(&self.options.pins())?
+            .into_iter()
+            .filter(|(_, hook)| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort))
+            .map(|(ifindex, _)| ifindex)
+            .collect();
+        let Compiled { plan, peers, hooks } = compile(&self.state, &self.observed);
+        self.hooks = hooks;
         if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
             tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
         }
         self.carry_out(plan)?;
         self.datapath.detach_unused()?;
-        self.take_outcomes(outcomes);
+        self.take_outcomes(peers);
         self.names.ask_again(&self.state);
         self.keep_neighbors(true).await;
         self.fit_interfaces().await;
@@ -239,12 +248,13 @@ impl Engine {
             self.try_again();
             return;
         }
-        let (plan, outcomes) = compile(&self.state, &self.observed);
+        let Compiled { plan, peers, hooks } = compile(&self.state, &self.observed);
+        self.hooks = hooks;
         if let Err(error) = self.carry_out(plan) {
             tracing::error!("{error:#}; trying again");
             self.try_again();
         }
-        self.take_outcomes(outcomes);
+        self.take_outcomes(peers);
         self.keep_neighbors(stale.links).await;
         self.fit_interfaces().await;
     }
@@ -279,6 +289,7 @@ impl Engine {
         }
         self.rest_ids(&plan);
         self.plan = plan;
+        self.observed.own_xdp = self.datapath.xdp_interfaces().collect();
         self.report_removed(&removed);
         self.update_full();
         Ok(())
@@ -360,8 +371,22 @@ impl Engine {
         self.damper.forget(now);
         self.age(now);
         self.names.ask_again(&self.state);
+        self.watch_features().await;
         if now.is_multiple_of(KEEP_SECONDS) {
             self.keep_neighbors(true).await;
+        }
+    }
+
+    /// Looks whether interfaces became, or ceased to be, targets for XDP: a veth does
+    /// when its other end does something, and nobody is told.
+    async fn watch_features(&mut self) {
+        if self.observed.own_xdp.is_empty() {
+            return;
+        }
+        match self.netlink.xdp_features().await {
+            Ok(features) if features != self.observed.features => self.note(Change::Links),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot tell what interfaces can do with XDP"),
         }
     }
 

@@ -40,6 +40,7 @@ pub(super) async fn refresh(
 ) -> Result<()> {
     if stale.links {
         observed.links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        observed.features = netlink.xdp_features().await?;
     }
     if stale.routes {
         let mut routes = HashMap::new();

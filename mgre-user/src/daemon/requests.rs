@@ -57,11 +57,13 @@ impl Engine {
         if !self.plan.attachments.contains_key(&(link.index, hook)) {
             return (None, Some("not attached".to_owned()));
         }
-        let reason = match hook {
-            Hook::HostPort => "an interface of the host: TCX on its transmit path",
-            Hook::Underlay | Hook::Port => "XDP is not in this version",
-        };
-        (Some("tcx".to_owned()), Some(reason.to_owned()))
+        match self.hooks.get(name) {
+            Some(choice) => (Some(choice.hook().to_owned()), Some(choice.reason.clone())),
+            None => {
+                let reason = "an interface of the host: TCX on its transmit path";
+                (Some("tcx".to_owned()), Some(reason.to_owned()))
+            }
+        }
     }
 
     fn segment_views(&self) -> Vec<SegmentView> {

@@ -10,7 +10,7 @@ use super::store::Saved;
 use crate::api::messages::{Applied, EventKind, Problem};
 use crate::model::{Change, HostInterface, State, differences};
 use crate::netlink::{self, Link};
-use crate::plan::{compile, segment_mtu};
+use crate::plan::{Compiled, compile, segment_mtu};
 
 /// The other end of a host's interface is named by this and the interface's index.
 const PEER_PREFIX: &str = "mgre";
@@ -72,7 +72,7 @@ impl Engine {
     async fn put_in_force(&mut self, next: &State) -> Result<(), Problem> {
         refresh(&self.netlink, next, &mut self.observed, Stale::ALL).await.map_err(kernel)?;
         let before = self.plan.clone();
-        let (plan, outcomes) = compile(next, &self.observed);
+        let Compiled { plan, peers, hooks } = compile(next, &self.observed);
         self.carry_out(plan).map_err(|error| Problem::internal(format!("{error:#}")))?;
         let promiscuous = self.promiscuous_for(next);
         let saved = Saved { state: next.clone(), promiscuous: promiscuous.clone() };
@@ -83,7 +83,8 @@ impl Engine {
             return Err(Problem::internal(format!("{error:#}")));
         }
         self.set_promiscuous(promiscuous).await;
-        self.take_outcomes(outcomes);
+        self.hooks = hooks;
+        self.take_outcomes(peers);
         Ok(())
     }
 

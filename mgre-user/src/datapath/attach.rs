@@ -1,6 +1,6 @@
 //! Attaches programs to interfaces.
 //!
-//! A TCX link is pinned as soon as it is made, so that frames go on flowing when
+//! A link is pinned as soon as it is made, so that frames go on flowing when
 //! the daemon is gone. The next daemon finds the pin and swaps its own program in,
 //! which the kernel does between two frames.
 
@@ -15,9 +15,12 @@ use aya::programs::LinkOrder;
 use aya::programs::TcAttachType;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::xdp::XdpLink;
 
-use super::load::{PORT_PROGRAM, UNDERLAY_PROGRAM, classifier};
-use crate::plan::Hook;
+use super::load::{
+    PORT_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
+};
+use crate::plan::{Attachment, Hook, XdpMode};
 
 /// The programs' attachments.
 #[derive(Debug)]
@@ -26,20 +29,24 @@ pub struct Attachments {
     links: BTreeMap<(u32, Hook), PinnedLink>,
 }
 
+/// A hook's program and place.
+enum Place {
+    Tc(&'static str, TcAttachType),
+    /// For packets of one page, and of several.
+    Xdp([&'static str; 2]),
+}
+
 impl Hook {
-    const ALL: [Self; 3] = [Self::Underlay, Self::Port, Self::HostPort];
+    const ALL: [Self; 5] = [Self::Underlay, Self::Port, Self::HostPort, Self::XdpUnderlay, Self::XdpPort];
 
-    const fn program(self) -> &'static str {
+    /// Which program it is, and where it sits.
+    const fn place(self) -> Place {
         match self {
-            Self::Underlay => UNDERLAY_PROGRAM,
-            Self::Port | Self::HostPort => PORT_PROGRAM,
-        }
-    }
-
-    const fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Underlay | Self::Port => TcAttachType::Ingress,
-            Self::HostPort => TcAttachType::Egress,
+            Self::Underlay => Place::Tc(UNDERLAY_PROGRAM, TcAttachType::Ingress),
+            Self::Port => Place::Tc(PORT_PROGRAM, TcAttachType::Ingress),
+            Self::HostPort => Place::Tc(PORT_PROGRAM, TcAttachType::Egress),
+            Self::XdpUnderlay => Place::Xdp(XDP_UNDERLAY_PROGRAMS),
+            Self::XdpPort => Place::Xdp(XDP_PORT_PROGRAMS),
         }
     }
 
@@ -48,6 +55,8 @@ impl Hook {
             Self::Underlay => "underlay",
             Self::Port => "port",
             Self::HostPort => "host-port",
+            Self::XdpUnderlay => "xdp-underlay",
+            Self::XdpPort => "xdp-port",
         }
     }
 }
@@ -106,28 +115,38 @@ impl Attachments {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn attach(&mut self, programs: &mut Ebpf, ifindex: u32, interface: &str, hook: Hook) -> Result<()> {
+    pub fn attach(
+        &mut self,
+        programs: &mut Ebpf,
+        ifindex: u32,
+        hook: Hook,
+        attachment: &Attachment,
+    ) -> Result<()> {
         let pin = self.pin(ifindex, hook);
-        let program = classifier(programs, hook.program())?;
-        let taken_over = match open_pin(&pin)? {
-            Some(link) => program.attach_to_link(link).ok(),
-            None => None,
-        };
-        if let Some(id) = taken_over {
-            // The kernel's link is the pinned one; the file stays.
-            program.take_link(id)?;
-            self.links.insert((ifindex, hook), PinnedLink::from_pin(&pin)?);
-            return Ok(());
+        let old = open_pin(&pin)?;
+        let link = match hook.place() {
+            Place::Tc(name, attach_type) => {
+                attach_tc(programs, name, attach_type, &attachment.interface, old)
+            }
+            Place::Xdp(names) => attach_xdp(programs, names, ifindex, attachment, old),
         }
-        remove_file(&pin)?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(interface, hook.attach_type(), options)
-            .with_context(|| format!("cannot attach to {interface}"))?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        let pinned = link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        .with_context(|| format!("cannot attach to {}", attachment.interface))?;
+        let pinned = match link {
+            // The kernel's link is the pinned one; the file stays.
+            Attached::TakenOver => PinnedLink::from_pin(&pin)?,
+            Attached::New(link) => {
+                remove_file(&pin)?;
+                link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?
+            }
+        };
         self.links.insert((ifindex, hook), pinned);
         Ok(())
+    }
+
+    /// Interfaces that have an XDP program of ours.
+    pub fn xdp_interfaces(&self) -> impl Iterator<Item = u32> {
+        let early = |hook: &Hook| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort);
+        self.links.keys().filter(move |(_, hook)| early(hook)).map(|(ifindex, _)| *ifindex)
     }
 
     /// Takes a program off an interface.
@@ -182,12 +201,61 @@ fn remove_directories(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_pin(pin: &Path) -> Result<Option<SchedClassifierLink>> {
+/// What came of attaching.
+enum Attached {
+    /// The program was swapped into the link that was there.
+    TakenOver,
+    /// A new link.
+    New(FdLink),
+}
+
+fn attach_tc(
+    programs: &mut Ebpf,
+    name: &str,
+    attach_type: TcAttachType,
+    interface: &str,
+    old: Option<FdLink>,
+) -> Result<Attached> {
+    let program = classifier(programs, name)?;
+    if let Some(old) = old.and_then(|old| SchedClassifierLink::try_from(old).ok())
+        && let Ok(id) = program.attach_to_link(old)
+    {
+        program.take_link(id)?;
+        return Ok(Attached::TakenOver);
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(interface, attach_type, options)?;
+    Ok(Attached::New(program.take_link(id)?.try_into()?))
+}
+
+fn attach_xdp(
+    programs: &mut Ebpf,
+    names: [&str; 2],
+    ifindex: u32,
+    attachment: &Attachment,
+    old: Option<FdLink>,
+) -> Result<Attached> {
+    let hook = attachment.xdp.context("no XDP mode")?;
+    let program = xdp(programs, names[usize::from(hook.several_pages)])?;
+    if let Some(old) = old.and_then(|old| XdpLink::try_from(old).ok())
+        && let Ok(id) = program.attach_to_link(old)
+    {
+        program.take_link(id)?;
+        return Ok(Attached::TakenOver);
+    }
+    let mode = match hook.mode {
+        XdpMode::Native => aya::programs::XdpMode::Driver,
+        XdpMode::Generic => aya::programs::XdpMode::Skb,
+    };
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    let link = program.take_link(id)?;
+    // One made by netlink is no link that could be pinned.
+    Ok(Attached::New(link.try_into().context("the kernel made no link for the XDP program")?))
+}
+
+fn open_pin(pin: &Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(pin) {
-        Ok(pinned) => {
-            let link = FdLink::from(pinned);
-            Ok(SchedClassifierLink::try_from(link).ok())
-        }
+        Ok(pinned) => Ok(Some(FdLink::from(pinned))),
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => bail!("cannot open {}: {error}", pin.display()),
     }
@@ -211,7 +279,7 @@ mod tests {
         for hook in Hook::ALL {
             assert_eq!(parse_pin_name(&pin_name(7, hook)), Some((7, hook)));
         }
-        assert_eq!(parse_pin_name("7-xdp"), None);
+        assert_eq!(parse_pin_name("7-xdp-else"), None);
         assert_eq!(parse_pin_name("seven-port"), None);
     }
 }

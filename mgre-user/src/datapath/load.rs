@@ -1,6 +1,9 @@
 //! Loads the programs and maps into the kernel.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail};
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -33,7 +36,6 @@ pub struct Capacity {
 }
 
 /// The maps, opened and mapped.
-#[derive(Debug)]
 pub struct Tables {
     /// [`map_name::PORTS`].
     pub ports: SharedArray<Port>,
@@ -53,6 +55,8 @@ pub struct Tables {
     pub drops: SharedArray<Drops>,
     /// [`map_name::SEGMENT_TRAFFIC`].
     pub segment_traffic: SharedArray<SegmentTraffic>,
+    /// [`map_name::DEVICES`].
+    pub devices: DevMapHash<MapData>,
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
     /// [`map_name::ENDPOINTS`].
@@ -174,6 +178,12 @@ fn shared<T: Shared>(programs: &mut Ebpf, name: &str) -> Result<SharedArray<T>> 
     }
 }
 
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables").finish_non_exhaustive()
+    }
+}
+
 impl Tables {
     fn take(programs: &mut Ebpf) -> Result<Self> {
         Ok(Self {
@@ -186,6 +196,7 @@ impl Tables {
             traffic: shared(programs, map_name::TRAFFIC)?,
             drops: shared(programs, map_name::DROPS)?,
             segment_traffic: shared(programs, map_name::SEGMENT_TRAFFIC)?,
+            devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
             endpoints: HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?,
         })

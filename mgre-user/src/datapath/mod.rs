@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
+use aya::maps::MapError;
 use mgre_common::table::{Adjacency, FloodList, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
 
@@ -88,9 +89,12 @@ impl Datapath {
     pub fn apply(&mut self, op: &Op, removed: &mut Vec<Entry>) -> Result<()> {
         let now = self.now();
         match op {
-            Op::Attach { ifindex, interface, hook } => {
-                self.attachments.attach(&mut self.programs, *ifindex, interface, *hook)?;
+            Op::Attach { ifindex, hook, attachment } => {
+                self.attachments.attach(&mut self.programs, *ifindex, *hook, attachment)?;
             }
+            Op::AddDevice(ifindex) => self.tables.devices.insert(*ifindex, *ifindex, None, 0)?,
+            // An interface that is gone took its entry with it.
+            Op::RemoveDevice(ifindex) => self.tables.devices.remove(*ifindex).or_else(not_there)?,
             Op::Detach { ifindex, hook } => self.attachments.detach(*ifindex, *hook)?,
             Op::SetAdjacency(id, record) => self.set_adjacency(*id, record)?,
             Op::RemoveAdjacency(id) => {
@@ -157,9 +161,12 @@ impl Datapath {
         port.segment.store(record.segment.into(), Ordering::Relaxed);
         port.max_frame.store(record.max_frame, Ordering::Relaxed);
         let mut flags = port_flag::VALID;
-        for (on, bit) in
-            [(record.up, port_flag::UP), (record.host, port_flag::HOST), (record.peer, port_flag::PEER)]
-        {
+        for (on, bit) in [
+            (record.up, port_flag::UP),
+            (record.host, port_flag::HOST),
+            (record.peer, port_flag::PEER),
+            (record.express, port_flag::EXPRESS),
+        ] {
             flags |= if on { bit } else { 0 };
         }
         port.flags.store(flags, Ordering::Release);
@@ -238,6 +245,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// Interfaces that have an XDP program of ours.
+    pub fn xdp_interfaces(&self) -> impl Iterator<Item = u32> {
+        self.attachments.xdp_interfaces()
+    }
+
     /// Swaps out what an earlier daemon left attached and is not wanted any more.
     ///
     /// # Errors
@@ -252,6 +264,14 @@ impl Datapath {
     /// A pin cannot be removed.
     pub fn detach_all(&mut self) -> Result<()> {
         self.attachments.detach_all()
+    }
+}
+
+fn not_there(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::KeyNotFound => Ok(()),
+        MapError::SyscallError(error) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        error => Err(error),
     }
 }
 

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use libc::{
     AF_INET, AF_INET6, ARPHRD_ETHER, IFF_LOOPBACK, IFF_LOWER_UP, IFF_PROMISC, IFF_RUNNING, IFF_UP,
     IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, NTF_EXT_LEARNED, NUD_DELAY, NUD_NOARP, NUD_PERMANENT, NUD_PROBE, NUD_REACHABLE,
-    NUD_STALE, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_VIA, RTN_ANYCAST, RTN_LOCAL, RTN_UNICAST,
+    IFLA_MASTER, IFLA_MTU, IFLA_XDP, NTF_EXT_LEARNED, NUD_DELAY, NUD_NOARP, NUD_PERMANENT, NUD_PROBE,
+    NUD_REACHABLE, NUD_STALE, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_VIA, RTN_ANYCAST,
+    RTN_LOCAL, RTN_UNICAST,
 };
 use mgre_common::wire::MacAddr;
 use netlink_packet_core::NlasIterator;
@@ -16,6 +17,8 @@ use super::{Address, Link, Neighbor, Route};
 
 /// `RTAX_MTU` of include/uapi/linux/rtnetlink.h.
 const RTAX_MTU: u16 = 2;
+/// `IFLA_XDP_PROG_ID` of include/uapi/linux/if_link.h.
+const XDP_PROGRAM_ID: u16 = 4;
 /// Of include/uapi/linux/neighbour.h.
 const NDA_PROTOCOL: u16 = 12;
 /// Of include/uapi/linux/neighbour.h, since Linux 5.16.
@@ -84,6 +87,10 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
             IFLA_MASTER => link.controller = number(value).filter(|index| *index != 0),
             IFLA_LINK => link.peer_index = number(value).filter(|index| *index != 0),
             IFLA_LINK_NETNSID => elsewhere = true,
+            IFLA_XDP => {
+                link.xdp_program =
+                    attributes(value).find(|(kind, _)| *kind == XDP_PROGRAM_ID).and_then(|(_, v)| number(v));
+            }
             IFLA_LINKINFO => {
                 link.kind =
                     attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).and_then(|(_, v)| text(v));

@@ -59,6 +59,8 @@ fn a_veth_with_everything() {
         controller: Some(9),
         loopback: false,
         ethernet: true,
+        xdp_program: None,
+        vlan_offload: false,
     };
     assert_eq!(link(&bytes), Some(expected));
 }

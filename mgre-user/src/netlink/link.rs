@@ -9,10 +9,10 @@ use netlink_packet_route::link::{
 };
 use nix::errno::Errno;
 
-use super::decode;
 use super::error::Failure;
 use super::socket::Socket;
 use super::{Error, Link, Netlink, Result};
+use super::{decode, ethtool};
 
 impl Netlink {
     /// All interfaces of the network namespace.
@@ -24,6 +24,12 @@ impl Netlink {
                 .iter()
                 .filter(|message| message.kind == libc::RTM_NEWLINK)
                 .filter_map(|message| decode::link(&message.payload))
+                .map(|link| {
+                    // Only physical interfaces have it done before the kernel sees the frame.
+                    let vlan_offload =
+                        link.kind.is_none() && !link.loopback && ethtool::takes_tags_off(&link.name);
+                    Link { vlan_offload, ..link }
+                })
                 .collect())
         })
         .await

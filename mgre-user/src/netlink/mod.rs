@@ -14,6 +14,8 @@
 
 mod decode;
 mod error;
+mod ethtool;
+mod features;
 mod link;
 mod monitor;
 mod neighbor;
@@ -27,6 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mgre_common::wire::MacAddr;
 
 pub use self::error::{Error, Result};
+pub use self::features::XdpFeatures;
 pub use self::monitor::{Change, Monitor};
 use self::socket::Socket;
 
@@ -60,6 +63,10 @@ pub struct Link {
     pub loopback: bool,
     /// Whether it carries Ethernet frames (`ARPHRD_ETHER`).
     pub ethernet: bool,
+    /// Id of the XDP program that runs on it, if one does.
+    pub xdp_program: Option<u32>,
+    /// Whether it takes 802.1Q tags off received frames, as physical interfaces may.
+    pub vlan_offload: bool,
 }
 
 /// An IP address of an interface.

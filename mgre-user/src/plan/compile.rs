@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{EndpointKey, Template, endpoint_kind, mapped_v4};
+use mgre_common::table::{EndpointKey, Template, endpoint_kind, mapped_v4, template_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{self, OuterV4};
 use mgre_common::wire::ETHERNET_LEN;
 
-use super::{AdjacencyRecord, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord};
-use crate::model::{Df, Mtu, Peer, Port, Segment, State, StaticTarget};
+use super::{
+    AdjacencyRecord, Attachment, Choice, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose,
+};
+use crate::model::{Df, Mode, Mtu, Peer, Port, Segment, State, StaticTarget};
+use crate::netlink::Link;
 use crate::netlink::resolve::{NextHop, next_hop_address, resolve};
 
 /// The MTU of an underlay that is not known (yet).
@@ -38,13 +41,24 @@ pub struct PeerOutcome {
     pub neighbor: Option<(u32, IpAddr)>,
 }
 
-/// Works out the plan, and for each peer by name what comes of it.
-pub fn compile(state: &State, observed: &Observed) -> (Plan, BTreeMap<String, PeerOutcome>) {
+/// What comes of a state and of what the kernel has.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// What the datapath is to hold.
+    pub plan: Plan,
+    /// For each peer by name, how it can be reached.
+    pub peers: BTreeMap<String, PeerOutcome>,
+    /// For each interface by name, which hooks it gets.
+    pub hooks: BTreeMap<String, Choice>,
+}
+
+/// Works it out.
+pub fn compile(state: &State, observed: &Observed) -> Compiled {
     let mut compiler = Compiler::new(state, observed);
     compiler.segments_and_ports();
-    let outcomes = state.peers.iter().map(|(name, peer)| (name.clone(), compiler.peer(peer))).collect();
+    let peers = state.peers.iter().map(|(name, peer)| (name.clone(), compiler.peer(peer))).collect();
     compiler.fixed_entries();
-    (compiler.plan, outcomes)
+    Compiled { plan: compiler.plan, peers, hooks: compiler.hooks }
 }
 
 /// The MTU of interfaces in a segment: what it was told, or what the smallest
@@ -64,6 +78,7 @@ struct Compiler<'a> {
     state: &'a State,
     observed: &'a Observed,
     plan: Plan,
+    hooks: BTreeMap<String, Choice>,
     /// Interfaces that outer packets may leave by.
     underlays: Vec<u32>,
     /// Addresses that outer packets may be for.
@@ -72,24 +87,53 @@ struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     fn new(state: &'a State, observed: &'a Observed) -> Self {
-        let mut plan = Plan::default();
-        let mut underlays = Vec::new();
-        let mut locals = BTreeSet::new();
+        let mut this = Self {
+            state,
+            observed,
+            plan: Plan::default(),
+            hooks: BTreeMap::new(),
+            underlays: Vec::new(),
+            locals: BTreeSet::new(),
+        };
         for (name, underlay) in &state.underlays {
             if let IpAddr::V4(local) = underlay.local {
-                locals.insert(local);
+                this.locals.insert(local);
             }
             if let Some(link) = observed.link(name) {
-                underlays.push(link.index);
-                plan.attachments.insert((link.index, Hook::Underlay), name.clone());
+                this.underlays.push(link.index);
+                this.attach(link, Hook::Underlay, Some((underlay.mode, Hook::XdpUnderlay)));
             }
         }
-        for local in &locals {
+        for local in &this.locals {
             let key =
                 EndpointKey { remote: [0; 4], local: mapped(*local), key: 0, kind: endpoint_kind::LOCAL };
-            plan.endpoints.insert(key, 0);
+            this.plan.endpoints.insert(key, 0);
         }
-        Self { state, observed, plan, underlays, locals }
+        this
+    }
+
+    /// Attaches to an interface: at TC, and at XDP if its mode says so.
+    fn attach(&mut self, link: &Link, hook: Hook, early: Option<(Mode, Hook)>) {
+        let interface = link.name.clone();
+        if let Some((mode, hook)) = early {
+            let features = self.observed.features.get(&link.index).copied().unwrap_or_default();
+            let choice = choose(link, features, mode, self.observed.foreign_xdp(link));
+            if choice.xdp.is_some() {
+                let attachment = Attachment { interface: interface.clone(), xdp: choice.xdp };
+                self.plan.attachments.insert((link.index, hook), attachment);
+            }
+            self.hooks.insert(interface.clone(), choice);
+        }
+        self.plan.attachments.insert((link.index, hook), Attachment { interface, xdp: None });
+    }
+
+    /// Whether XDP may redirect to an interface; if so, it is one of its devices.
+    fn express(&mut self, ifindex: u32) -> bool {
+        let target = self.observed.features.get(&ifindex).is_some_and(|features| features.is_target());
+        if target {
+            self.plan.devices.insert(ifindex);
+        }
+        target
     }
 
     fn segments_and_ports(&mut self) {
@@ -105,19 +149,24 @@ impl<'a> Compiler<'a> {
         let Some(segment) = self.state.segments.get(&port.segment) else { return };
         let Some(link) = self.observed.link(name) else { return };
         let host = port.created.is_some();
-        let hook = if host { Hook::HostPort } else { Hook::Port };
-        self.plan.attachments.insert((link.index, hook), name.to_owned());
+        if host {
+            self.attach(link, Hook::HostPort, None);
+        } else {
+            self.attach(link, Hook::Port, Some((port.mode, Hook::XdpPort)));
+        }
         // The kernel lets a tagged frame be longer by its tag (is_skb_forwardable).
         let max_frame = link.mtu + ETHERNET_LEN as u32 + 4;
         let up = link.up && link.running;
         // An end in this namespace would have an index here.
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
-        let record = PortRecord { ifindex: link.index, segment: segment.id, max_frame, up, host, peer };
+        let express = !host && self.express(link.index);
+        let (ifindex, segment) = (link.index, segment.id);
+        let record = PortRecord { ifindex, segment, max_frame, up, host, peer, express };
         self.plan.ports.insert(port.id, record);
-        self.plan.floods.entry(segment.id).or_default().ports.push(port.id);
+        self.plan.floods.entry(segment).or_default().ports.push(port.id);
         if let Some(mac) = link.mac.filter(|mac| host && mac.is_station()) {
             let entry = FixedEntry { target: Target::port(port.id), local: true };
-            self.plan.fixed.insert(FdbKey::new(segment.id, mac), entry);
+            self.plan.fixed.insert(FdbKey::new(segment, mac), entry);
         }
     }
 
@@ -187,6 +236,9 @@ impl<'a> Compiler<'a> {
             mtu: next_hop.mtu,
         });
         let mut template = Template::gre_v4(&outer, link.as_ref());
+        if template.flags & template_flag::RESOLVED != 0 && self.express(template.ifindex) {
+            template.flags |= template_flag::EXPRESS;
+        }
         if let Mtu::Fixed(mtu) = peer.mtu {
             template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);
         }

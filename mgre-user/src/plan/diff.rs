@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mgre_common::fdb::FdbKey;
 use mgre_common::table::EndpointKey;
 
-use super::{AdjacencyRecord, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
+use super::{AdjacencyRecord, Attachment, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,10 +14,10 @@ pub enum Op {
     Attach {
         /// The interface.
         ifindex: u32,
-        /// Its name.
-        interface: String,
         /// Which program, and where.
         hook: Hook,
+        /// How.
+        attachment: Attachment,
     },
     /// Take a program off an interface.
     Detach {
@@ -26,6 +26,10 @@ pub enum Op {
         /// Which program.
         hook: Hook,
     },
+    /// Let XDP redirect to an interface.
+    AddDevice(u32),
+    /// Let it no more.
+    RemoveDevice(u32),
     /// Write an adjacency.
     SetAdjacency(u32, AdjacencyRecord),
     /// Clear an adjacency, and forget what was learned from it.
@@ -57,9 +61,14 @@ pub enum Op {
 /// they need is there.
 pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
-    for (ifindex, hook) in gone(&old.attachments, &new.attachments) {
-        ops.push(Op::Detach { ifindex: *ifindex, hook: *hook });
+    for ((ifindex, hook), attachment) in &old.attachments {
+        // A new name is no new attachment.
+        let stays = new.attachments.get(&(*ifindex, *hook)).is_some_and(|new| new.xdp == attachment.xdp);
+        if !stays {
+            ops.push(Op::Detach { ifindex: *ifindex, hook: *hook });
+        }
     }
+    ops.extend(new.devices.difference(&old.devices).map(|ifindex| Op::AddDevice(*ifindex)));
     for (id, record) in changed(&old.adjacencies, &new.adjacencies) {
         ops.push(Op::SetAdjacency(*id, *record));
     }
@@ -83,11 +92,12 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     ops.extend(gone(&old_index, &new_index).map(|ifindex| Op::RemovePortIndex(*ifindex)));
     ops.extend(gone(&old.ports, &new.ports).map(|id| Op::RemovePort(*id)));
     ops.extend(gone(&old.adjacencies, &new.adjacencies).map(|id| Op::RemoveAdjacency(*id)));
-    for ((ifindex, hook), interface) in changed(&old.attachments, &new.attachments) {
-        // A new name is no new attachment.
-        if !old.attachments.contains_key(&(*ifindex, *hook)) {
+    ops.extend(old.devices.difference(&new.devices).map(|ifindex| Op::RemoveDevice(*ifindex)));
+    for ((ifindex, hook), attachment) in &new.attachments {
+        let was = old.attachments.get(&(*ifindex, *hook)).is_some_and(|old| old.xdp == attachment.xdp);
+        if !was {
             let (ifindex, hook) = (*ifindex, *hook);
-            ops.push(Op::Attach { ifindex, interface: interface.clone(), hook });
+            ops.push(Op::Attach { ifindex, hook, attachment: attachment.clone() });
         }
     }
     ops

@@ -10,26 +10,32 @@
 
 mod compile;
 mod diff;
+mod hooks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use mgre_common::fdb::FdbKey;
 use mgre_common::table::{EndpointKey, Template};
 use mgre_common::target::Target;
 
-pub use compile::{PeerOutcome, PeerStatus, compile, segment_mtu};
+pub use compile::{Compiled, PeerOutcome, PeerStatus, compile, segment_mtu};
 pub use diff::{Op, diff};
+pub use hooks::{Choice, XdpHook, XdpMode, choose};
 
-use crate::netlink::{Link, Neighbor, Route};
+use crate::netlink::{Link, Neighbor, Route, XdpFeatures};
 
 /// What the kernel has, as far as it matters.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// All interfaces by index.
     pub links: HashMap<u32, Link>,
+    /// What interfaces can do with XDP, by index.
+    pub features: HashMap<u32, XdpFeatures>,
+    /// Interfaces on which the XDP program is this instance's own.
+    pub own_xdp: BTreeSet<u32>,
     /// Endpoints of peers by the name that they were given as; those not resolved are missing.
     pub endpoints: HashMap<String, IpAddr>,
     /// Routes to the endpoints; no route is `None`.
@@ -39,6 +45,11 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The id of an XDP program on an interface that is not ours.
+    pub fn foreign_xdp(&self, link: &Link) -> Option<u32> {
+        link.xdp_program.filter(|_| !self.own_xdp.contains(&link.index))
+    }
+
     /// An interface by name.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
@@ -54,6 +65,19 @@ pub enum Hook {
     Port,
     /// Frames that the host sends through an interface made for it.
     HostPort,
+    /// Packets that an underlay interface receives, before TC.
+    XdpUnderlay,
+    /// Frames that a port's interface receives, before TC.
+    XdpPort,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The interface's name.
+    pub interface: String,
+    /// How, if it is an XDP program.
+    pub xdp: Option<XdpHook>,
 }
 
 /// A port's record.
@@ -71,6 +95,8 @@ pub struct PortRecord {
     pub host: bool,
     /// Whether it is a veth whose other end is in another network namespace.
     pub peer: bool,
+    /// Whether XDP may redirect to it.
+    pub express: bool,
 }
 
 /// An adjacency's record.
@@ -103,8 +129,10 @@ pub struct FixedEntry {
 /// Everything that the datapath is to hold, but for what it learns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// By interface index and hook: the interface's name.
-    pub attachments: BTreeMap<(u32, Hook), String>,
+    /// By interface index and hook.
+    pub attachments: BTreeMap<(u32, Hook), Attachment>,
+    /// Interfaces that XDP may redirect to.
+    pub devices: BTreeSet<u32>,
     /// By port id.
     pub ports: BTreeMap<u32, PortRecord>,
     /// By adjacency id.

@@ -71,7 +71,7 @@ fn observed() -> Observed {
 #[test]
 fn everything_resolved() {
     let state = state();
-    let (plan, outcomes) = compile(&state, &observed());
+    let Compiled { plan, peers: outcomes, .. } = compile(&state, &observed());
     assert!(outcomes.values().all(|outcome| matches!(outcome.status, PeerStatus::Up(_))));
     assert_eq!(outcomes["c"].neighbor, Some((2, address("192.0.2.254"))));
 
@@ -102,7 +102,7 @@ fn keyless_and_key_zero_are_different_endpoints() {
             state.apply(Change::SetPeer { name: "b".into(), settings }, &Ids::default())
         })
         .expect("a state");
-    let (plan, _) = compile(&zero, &observed());
+    let Compiled { plan, .. } = compile(&zero, &observed());
     let with_kind = |kind| plan.endpoints.keys().filter(|key| key.kind == kind && key.key == 0).count();
     assert_eq!((with_kind(endpoint_kind::KEYLESS), with_kind(endpoint_kind::KEYED)), (1, 1));
 }
@@ -111,7 +111,7 @@ fn keyless_and_key_zero_are_different_endpoints() {
 fn what_is_missing_makes_a_peer_unresolved_and_says_why() {
     let state = state();
     let resolved = |observed: &Observed| {
-        let (plan, outcomes) = compile(&state, observed);
+        let Compiled { plan, peers: outcomes, .. } = compile(&state, observed);
         let template = plan.adjacencies[&state.peers["b"].segments["red"]].template;
         (template.flags & template_flag::RESOLVED != 0, outcomes["b"].status.clone())
     };
@@ -143,8 +143,10 @@ impl Model {
     fn take(&mut self, op: Op) {
         let Self { plan, port_index } = self;
         match op {
-            Op::Attach { ifindex, interface, hook } => {
-                assert!(plan.attachments.insert((ifindex, hook), interface).is_none());
+            Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex)),
+            Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex)),
+            Op::Attach { ifindex, hook, attachment } => {
+                assert!(plan.attachments.insert((ifindex, hook), attachment).is_none());
                 assert!(hook == Hook::Underlay || port_index.contains_key(&ifindex), "{ifindex}");
             }
             Op::Detach { ifindex, hook } => assert!(plan.attachments.remove(&(ifindex, hook)).is_some()),
@@ -192,13 +194,16 @@ prop_compose! {
             plan.floods.insert(segment, FloodTargets::default());
         }
         if underlay {
-            plan.attachments.insert((1, Hook::Underlay), "wan0".into());
+            plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None });
         }
         for (id, (segment, up, host)) in ports {
             let ifindex = 10 + id;
-            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up });
+            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up, express: up });
             let hook = if host { Hook::HostPort } else { Hook::Port };
-            plan.attachments.insert((ifindex, hook), format!("lan{id}"));
+            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{id}"), xdp: None });
+            if up {
+                plan.devices.insert(ifindex);
+            }
             plan.floods.entry(segment).or_default().ports.push(id);
             let entry = FixedEntry { target: Target::port(id), local: host };
             plan.fixed.insert(FdbKey::new(segment, MacAddr([2, 0, 0, 0, 0, id as u8])), entry);

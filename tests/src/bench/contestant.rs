@@ -278,7 +278,7 @@ impl Contestant {
     }
 
     /// Has both hosts' addresses learned by everyone, and says what was flooded so far, so that
-    /// [`Contestant::flooded_since`] can tell afterwards that nothing more was.
+    /// [`Contestant::check_unicast`] can tell afterwards that nothing more was.
     ///
     /// # Errors
     /// They are not learned.

@@ -1,0 +1,177 @@
+//! What interfaces can do with XDP, by the kernel's own word (generic netlink family `netdev`, since Linux 6.3).
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_core::NetlinkBuffer;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::decode::attributes;
+use super::socket::{messages, receive};
+use super::{Error, Netlink, Result};
+
+/// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY` and its attributes (include/uapi/linux/genetlink.h).
+const CONTROL: u16 = 0x10;
+const GET_FAMILY: u8 = 3;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+/// `NETDEV_CMD_DEV_GET` and its attributes (include/uapi/linux/netdev.h).
+const GET_DEVICE: u8 = 1;
+const DEVICE_IFINDEX: u16 = 1;
+const DEVICE_XDP_FEATURES: u16 = 3;
+
+const DUMP: u16 = libc::NLM_F_DUMP as u16;
+const TIMEOUT_SECONDS: i64 = 5;
+const BUFFER: usize = 64 * 1024;
+
+/// What an interface can do with XDP (`enum netdev_xdp_act`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFeatures(u64);
+
+impl XdpFeatures {
+    /// It runs programs in its driver.
+    pub const BASIC: u64 = 1;
+    /// It sends on what a program redirects.
+    pub const REDIRECT: u64 = 2;
+    /// Others may redirect to it. A veth says so while its other end polls: with GRO on, or a program of its own.
+    pub const TARGET: u64 = 4;
+
+    /// From the kernel's bits.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Whether programs can run in its driver and redirect.
+    pub const fn runs_programs(self) -> bool {
+        self.0 & (Self::BASIC | Self::REDIRECT) == Self::BASIC | Self::REDIRECT
+    }
+
+    /// Whether frames may be redirected to it.
+    pub const fn is_target(self) -> bool {
+        self.0 & Self::TARGET != 0
+    }
+}
+
+impl Netlink {
+    /// What the namespace's interfaces can do with XDP. Nothing, on a kernel that does not tell.
+    pub async fn xdp_features(&self) -> Result<HashMap<u32, XdpFeatures>> {
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| transport(std::io::Error::other(error)))?
+            .map_err(|errno| transport(errno.into()))
+    }
+}
+
+fn transport(source: std::io::Error) -> Error {
+    Error::Transport { action: "read XDP features".into(), source }
+}
+
+fn read() -> nix::Result<HashMap<u32, XdpFeatures>> {
+    let fd =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkGeneric)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))?;
+    let name = attribute(FAMILY_NAME, b"netdev\0");
+    let mut family = None;
+    match ask(&fd, CONTROL, GET_FAMILY, libc::NLM_F_ACK as u16, &name, |payload| {
+        family = family
+            .or(attributes(payload).find(|(kind, _)| *kind == FAMILY_ID).and_then(|(_, value)| short(value)));
+    }) {
+        Err(Errno::ENOENT) => return Ok(HashMap::new()),
+        other => other?,
+    }
+    let mut found = HashMap::new();
+    if let Some(family) = family {
+        ask(&fd, family, GET_DEVICE, DUMP, &[], |payload| found.extend(device(payload)))?;
+    }
+    Ok(found)
+}
+
+/// An interface's index and features, from the attributes of a device.
+fn device(payload: &[u8]) -> Option<(u32, XdpFeatures)> {
+    let (mut ifindex, mut features) = (None, None);
+    for (kind, value) in attributes(payload) {
+        match kind {
+            DEVICE_IFINDEX => ifindex = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)),
+            DEVICE_XDP_FEATURES => features = value.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)),
+            _ => {}
+        }
+    }
+    Some((ifindex?, XdpFeatures(features?)))
+}
+
+fn short(value: &[u8]) -> Option<u16> {
+    value.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+}
+
+/// An attribute with its header, padded.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// Sends a request and hands over the payload of each message of the answer, without its generic header.
+fn ask(
+    fd: &OwnedFd,
+    family: u16,
+    command: u8,
+    flags: u16,
+    body: &[u8],
+    mut take: impl FnMut(&[u8]),
+) -> nix::Result<()> {
+    const HEADERS: usize = 16 + 4;
+    let mut request = ((HEADERS + body.len()) as u32).to_ne_bytes().to_vec();
+    request.extend(family.to_ne_bytes());
+    request.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([command, 1, 0, 0]);
+    request.extend(body);
+    send(fd.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = receive(fd, &mut buffer)?;
+        for message in messages(&buffer[..length]) {
+            let message = message.map_err(|_| Errno::EBADMSG)?;
+            if let Some(result) = end(&message) {
+                return result;
+            }
+            take(message.payload().get(4..).unwrap_or_default());
+        }
+    }
+}
+
+/// Whether a message ends an answer, and how.
+fn end(message: &NetlinkBuffer<&[u8]>) -> Option<nix::Result<()>> {
+    match i32::from(message.message_type()) {
+        libc::NLMSG_DONE => Some(Ok(())),
+        libc::NLMSG_ERROR => {
+            let code = message.payload().first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+            Some(if code == 0 { Ok(()) } else { Err(Errno::from_raw(code.wrapping_neg())) })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_read_from_a_device() {
+        let mut payload = attribute(DEVICE_IFINDEX, &7_u32.to_ne_bytes());
+        payload.extend(attribute(DEVICE_XDP_FEATURES, &0x7_u64.to_ne_bytes()));
+        let (ifindex, features) = device(&payload).expect("a device");
+        assert_eq!(ifindex, 7);
+        assert!(features.runs_programs() && features.is_target());
+        assert!(!XdpFeatures::from_bits(1).runs_programs() && !XdpFeatures::default().is_target());
+        assert_eq!(device(&payload[..8]), None);
+    }
+}

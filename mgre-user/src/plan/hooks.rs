@@ -1,0 +1,108 @@
+//! Which hooks an interface gets, and why.
+
+use crate::model::Mode;
+use crate::netlink::{Link, XdpFeatures};
+
+/// Above this MTU a packet may take more than one page, and needs a program that knows of several.
+const ONE_PAGE_MTU: u32 = 3400;
+
+/// How an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, before there is a socket buffer.
+    Native,
+    /// In the stack, on socket buffers.
+    Generic,
+}
+
+/// An XDP program for an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpHook {
+    /// How it runs.
+    pub mode: XdpMode,
+    /// Whether it must know of packets of several pages.
+    pub several_pages: bool,
+}
+
+/// What was chosen for an interface beside TCX, which it gets in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The XDP program, if any.
+    pub xdp: Option<XdpHook>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Choice {
+    /// What `status` says the interface is attached to.
+    pub fn hook(&self) -> &'static str {
+        match self.xdp.map(|hook| hook.mode) {
+            None => "tcx",
+            Some(XdpMode::Native) => "xdp+tcx",
+            Some(XdpMode::Generic) => "xdp-generic+tcx",
+        }
+    }
+}
+
+/// Chooses. `foreign` is the id of an XDP program on the interface that is not ours.
+///
+/// By itself this takes XDP for physical interfaces only. A virtual one carries frames whose checksums are
+/// unfinished, and superframes: XDP loses the first and forbids the second.
+pub fn choose(link: &Link, features: XdpFeatures, mode: Mode, foreign: Option<u32>) -> Choice {
+    let tc = |reason: String| Choice { xdp: None, reason };
+    let xdp = |mode, reason: &str| Choice {
+        xdp: Some(XdpHook { mode, several_pages: link.mtu > ONE_PAGE_MTU }),
+        reason: reason.to_owned(),
+    };
+    match (mode, &link.kind, foreign) {
+        (Mode::Tc, ..) => tc("asked for".to_owned()),
+        (_, _, Some(id)) => tc(format!("another's XDP program is on it (id {id})")),
+        (Mode::Native, ..) => xdp(XdpMode::Native, "asked for"),
+        (Mode::Generic, ..) => xdp(XdpMode::Generic, "asked for"),
+        (Mode::Auto, Some(kind), None) => {
+            tc(format!("a {kind}: XDP would lose unfinished checksums and superframes"))
+        }
+        (Mode::Auto, None, None) if !features.runs_programs() => {
+            tc("its driver does not run XDP programs".to_owned())
+        }
+        (Mode::Auto, None, None) if link.vlan_offload => {
+            tc(format!("it takes VLAN tags off before XDP sees them (ethtool -K {} rxvlan off)", link.name))
+        }
+        (Mode::Auto, None, None) => xdp(XdpMode::Native, "its driver runs XDP programs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPABLE: XdpFeatures = XdpFeatures::from_bits(XdpFeatures::BASIC | XdpFeatures::REDIRECT);
+
+    fn link(kind: Option<&str>, mtu: u32) -> Link {
+        Link { name: "x".into(), kind: kind.map(str::to_owned), mtu, ..Link::default() }
+    }
+
+    #[test]
+    fn physical_interfaces_get_xdp_by_themselves_and_virtual_ones_do_not() {
+        let hook = |link: &Link, features| choose(link, features, Mode::Auto, None).hook();
+        assert_eq!(hook(&link(None, 1500), CAPABLE), "xdp+tcx");
+        assert_eq!(hook(&link(None, 1500), XdpFeatures::default()), "tcx");
+        for kind in ["veth", "tun", "bridge", "bond"] {
+            assert_eq!(hook(&link(Some(kind), 1500), CAPABLE), "tcx", "{kind}");
+        }
+        let tags = Link { vlan_offload: true, ..link(None, 1500) };
+        let choice = choose(&tags, CAPABLE, Mode::Auto, None);
+        assert!(choice.xdp.is_none() && choice.reason.contains("rxvlan off"));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_done_but_nobody_is_pushed_aside() {
+        let veth = link(Some("veth"), 9000);
+        let native = choose(&veth, CAPABLE, Mode::Native, None);
+        assert_eq!(native.xdp, Some(XdpHook { mode: XdpMode::Native, several_pages: true }));
+        assert_eq!(choose(&veth, CAPABLE, Mode::Generic, None).hook(), "xdp-generic+tcx");
+        assert_eq!(choose(&link(None, 1500), CAPABLE, Mode::Tc, None).hook(), "tcx");
+        let taken = choose(&link(None, 1500), CAPABLE, Mode::Native, Some(42));
+        assert!(taken.xdp.is_none() && taken.reason.contains("42"));
+    }
+}

@@ -1,0 +1,176 @@
+//! XDP beside TCX: known unicast goes through it, the rest through TCX, and both are one switch.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mgre_tests::{
+    netns::Netns,
+    skip::skipped,
+    topology::{SEGMENT, Spoke, Spokes, Underlay},
+    traffic, wait,
+};
+use serde_json::Value;
+
+/// How long the daemon may take to see that an interface became a target.
+const FEATURES_LIMIT: Duration = Duration::from_secs(4);
+
+/// Packets that a program on an interface redirected, by the driver's count.
+fn redirected(netns: &Netns, interface: &str) -> Result<u64> {
+    let statistics = netns.run(&["ethtool", "-S", interface])?;
+    let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+    Ok(counts
+        .filter(|(name, _)| name.ends_with("xdp_redirect"))
+        .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
+        .sum())
+}
+
+/// What `status` and `port show` say of wan0 and lan0.
+fn hooks(spoke: &Spoke) -> Result<(String, String)> {
+    let status = spoke.daemon.json(&["status"])?;
+    let ports = spoke.daemon.list(&["port", "show"])?;
+    let text = |value: &Value| value["hook"].as_str().unwrap_or_default().to_owned();
+    Ok((text(&status["underlays"][0]), ports.first().map(text).unwrap_or_default()))
+}
+
+/// The underlay address of a spoke of a switched underlay.
+fn local(spoke: &Spoke) -> String {
+    format!("10.0.0.{}", spoke.number)
+}
+
+/// Underlay and port of each spoke in a mode. Each interface's other end polls, so that it can be redirected to, and
+/// hosts and core finish checksums, as a cable would have them.
+fn with_mode(mode: &str) -> Result<Spokes> {
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    for spoke in spokes.iter() {
+        spoke.host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "on"])?;
+        spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
+        let local = local(spoke);
+        for arguments in [
+            &["underlay", "del", "wan0"] as &[&str],
+            &["underlay", "add", "wan0", "--local", &local, "--mode", mode],
+            &["port", "del", "lan0"],
+            &["port", "add", SEGMENT, "lan0", "--mode", mode],
+        ] {
+            spoke.daemon.mgre(arguments)?;
+        }
+    }
+    spokes.wait_up()?;
+    Ok(spokes)
+}
+
+fn reach_both_ways(spokes: &Spokes) -> Result<()> {
+    for (from, to) in [(1, 2), (2, 1)] {
+        let (from, to) = (spokes.spoke(from), spokes.spoke(to));
+        assert!(traffic::reaches(&from.host, &to.host_ip())?, "{} to {}", from.number, to.number);
+    }
+    Ok(())
+}
+
+#[test]
+fn by_itself_a_veth_gets_no_xdp() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = with_mode("auto")?;
+    let spoke = spokes.spoke(1);
+    assert_eq!(hooks(spoke)?, ("tcx".to_owned(), "tcx".to_owned()));
+    let status = spoke.daemon.json(&["status"])?;
+    let reason = status["underlays"][0]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("veth"), "{reason}");
+    Ok(())
+}
+
+#[test]
+fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
+    const PINGS: u64 = 50;
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = with_mode("native")?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert_eq!(hooks(one)?, ("xdp+tcx".to_owned(), "xdp+tcx".to_owned()));
+    // lan0 can be redirected to now: the host's end polls.
+    reach_both_ways(&spokes)?;
+    wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
+        let before = redirected(&two.netns, "wan0")?;
+        traffic::reaches(&one.host, &two.host_ip())?;
+        Ok(redirected(&two.netns, "wan0")? > before)
+    })?;
+    let peer = |spoke: &Spoke| -> Result<(u64, u64)> {
+        let peers = spoke.daemon.list(&["peer", "show"])?;
+        let number = |key: &str| peers[0][key].as_u64().unwrap_or_default();
+        Ok((number("rx_packets"), number("tx_packets")))
+    };
+    let before = (peer(one)?, peer(two)?, redirected(&two.netns, "wan0")?);
+    let pings =
+        traffic::ping(&one.host, &["-q", "-c", &PINGS.to_string(), "-i", "0.01", "-W", "1", &two.host_ip()])?;
+    assert!(pings.all_came_back(), "{pings:?}");
+    let after = (peer(one)?, peer(two)?, redirected(&two.netns, "wan0")?);
+    assert!(after.2 - before.2 >= PINGS, "{before:?} {after:?}");
+    // Each ping and each answer once at each end, and little else.
+    for (was, is) in [(before.0, after.0), (before.1, after.1)] {
+        for (was, is) in [(was.0, is.0), (was.1, is.1)] {
+            assert!((PINGS..PINGS + 10).contains(&(is - was)), "{before:?} {after:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_xdp_cannot_finish_goes_through_tcx() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    for mode in ["native", "generic"] {
+        let spokes = with_mode(mode)?;
+        // Broadcast (ARP), then unicast; then addresses are forgotten, and unknown unicast is flooded.
+        reach_both_ways(&spokes)?;
+        for spoke in spokes.iter() {
+            spoke.daemon.mgre(&["fdb", "flush"])?;
+        }
+        reach_both_ways(&spokes)?;
+        let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+        let sent = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[])?;
+        assert!(sent.bits_per_second > 1e6, "{mode}: {sent:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn detach_takes_xdp_off_and_a_restart_keeps_it() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = with_mode("native")?;
+    let has_program = |spoke: &Spoke| -> Result<bool> {
+        Ok(spoke.netns.run(&["ip", "link", "show", "wan0"])?.contains("prog/xdp"))
+    };
+    let spoke = spokes.spoke_mut(1);
+    spoke.daemon.stop()?;
+    assert!(has_program(spoke)?, "it goes on without the daemon");
+    spoke.daemon.start_again()?;
+    assert!(has_program(spoke)?);
+    assert_eq!(hooks(spoke)?.0, "xdp+tcx");
+    reach_both_ways(&spokes)?;
+    let spoke = spokes.spoke(1);
+    spoke.daemon.mgre(&["detach"])?;
+    assert!(!has_program(spoke)?);
+    Ok(())
+}
+
+#[test]
+fn another_ones_program_is_left_alone() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = with_mode("native")?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    // A second instance on the first one's interface: to it, that program is somebody else's.
+    let other = mgre_tests::daemon::Daemon::start(&one.netns, mgre_tests::daemon::Options::default())?;
+    let local = local(one);
+    let refused = other.outcome(&["underlay", "add", "wan0", "--local", &local, "--mode", "native"])?;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("mgre_xunder") && refused.stderr.contains("id "), "{refused:?}");
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    Ok(())
+}
