@@ -165,6 +165,8 @@ fn links_and_addresses() {
             controller: None,
             loopback: false,
             ethernet: true,
+            xdp_program: None,
+            vlan_offload: false,
         };
         assert_eq!(a, expected);
         assert_eq!(

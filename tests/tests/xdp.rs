@@ -40,8 +40,17 @@ fn local(spoke: &Spoke) -> String {
 /// Underlay and port of each spoke in a mode. Each interface's other end polls, so that it can be redirected to, and
 /// hosts and core finish checksums, as a cable would have them.
 fn with_mode(mode: &str) -> Result<Spokes> {
+    with_mode_and_mtu(mode, None)
+}
+
+fn with_mode_and_mtu(mode: &str, mtu: Option<u32>) -> Result<Spokes> {
     let spokes = Spokes::new(2, Underlay::Switched)?;
     for spoke in spokes.iter() {
+        if let Some(mtu) = mtu {
+            spokes.core.ip(&format!("link set s{} mtu {mtu}", spoke.number))?;
+            spoke.netns.ip(&format!("link set wan0 mtu {mtu}\nlink set lan0 mtu {mtu}"))?;
+            spoke.host.ip(&format!("link set eth0 mtu {}", mtu - 42))?;
+        }
         spoke.host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "on"])?;
         spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
         let local = local(spoke);
@@ -133,6 +142,28 @@ fn what_xdp_cannot_finish_goes_through_tcx() -> Result<()> {
         let sent = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[])?;
         assert!(sent.bits_per_second > 1e6, "{mode}: {sent:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = with_mode_and_mtu("native", Some(9000))?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    reach_both_ways(&spokes)?;
+    wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
+        let before = redirected(&two.netns, "wan0")?;
+        traffic::reaches(&one.host, &two.host_ip())?;
+        Ok(redirected(&two.netns, "wan0")? > before)
+    })?;
+    let before = redirected(&two.netns, "wan0")?;
+    // 8958 bytes of IP packet: the largest that fits.
+    let largest = ["-q", "-c", "20", "-i", "0.02", "-W", "1", "-M", "do", "-s", "8930", &two.host_ip()];
+    let pings = traffic::ping(&one.host, &largest)?;
+    assert!(pings.all_came_back(), "{pings:?}");
+    assert!(redirected(&two.netns, "wan0")? >= before + 20);
     Ok(())
 }
 
