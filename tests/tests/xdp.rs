@@ -75,6 +75,16 @@ fn reach_both_ways(spokes: &Spokes) -> Result<()> {
     Ok(())
 }
 
+/// Waits until frames for the second spoke's host are redirected by XDP.
+fn wait_short_way(one: &Spoke, two: &Spoke) -> Result<()> {
+    wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
+        let before = redirected(&two.netns, "wan0")?;
+        traffic::reaches(&one.host, &two.host_ip())?;
+        Ok(redirected(&two.netns, "wan0")? > before)
+    })
+    .map(|_| ())
+}
+
 #[test]
 fn by_itself_a_veth_gets_no_xdp() -> Result<()> {
     if skipped() {
@@ -100,11 +110,7 @@ fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
     assert_eq!(hooks(one)?, ("xdp+tcx".to_owned(), "xdp+tcx".to_owned()));
     // lan0 can be redirected to now: the host's end polls.
     reach_both_ways(&spokes)?;
-    wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
-        let before = redirected(&two.netns, "wan0")?;
-        traffic::reaches(&one.host, &two.host_ip())?;
-        Ok(redirected(&two.netns, "wan0")? > before)
-    })?;
+    wait_short_way(one, two)?;
     let peer = |spoke: &Spoke| -> Result<(u64, u64)> {
         let peers = spoke.daemon.list(&["peer", "show"])?;
         let number = |key: &str| peers[0][key].as_u64().unwrap_or_default();
@@ -153,11 +159,7 @@ fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
     let spokes = with_mode_and_mtu("native", Some(9000))?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     reach_both_ways(&spokes)?;
-    wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
-        let before = redirected(&two.netns, "wan0")?;
-        traffic::reaches(&one.host, &two.host_ip())?;
-        Ok(redirected(&two.netns, "wan0")? > before)
-    })?;
+    wait_short_way(one, two)?;
     let before = redirected(&two.netns, "wan0")?;
     // 8958 bytes of IP packet: the largest that fits.
     let largest = ["-q", "-c", "20", "-i", "0.02", "-W", "1", "-M", "do", "-s", "8930", &two.host_ip()];
