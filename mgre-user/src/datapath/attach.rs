@@ -27,6 +27,8 @@ use crate::plan::{Attachment, Hook, XdpMode};
 pub struct Attachments {
     directory: PathBuf,
     links: BTreeMap<(u32, Hook), PinnedLink>,
+    /// Optional ones that the kernel refused, and its reason.
+    refused: BTreeMap<(u32, Hook), String>,
 }
 
 /// A hook's program and place.
@@ -78,7 +80,7 @@ impl Attachments {
     /// The directory cannot be made.
     pub fn new(directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { directory, links: BTreeMap::new() })
+        Ok(Self { directory, links: BTreeMap::new(), refused: BTreeMap::new() })
     }
 
     /// What an earlier daemon attached and pinned.
@@ -114,8 +116,26 @@ impl Attachments {
     /// daemon left a link, makes a new link otherwise.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses, and the interface cannot do without.
     pub fn attach(
+        &mut self,
+        programs: &mut Ebpf,
+        ifindex: u32,
+        hook: Hook,
+        attachment: &Attachment,
+    ) -> Result<()> {
+        match self.attach_required(programs, ifindex, hook, attachment) {
+            Err(error) if attachment.optional => {
+                // A driver may lack queues, or want an offload turned off first.
+                tracing::warn!("{}: the driver refuses XDP, using TC: {error:#}", attachment.interface);
+                self.refused.insert((ifindex, hook), format!("{:#}", error.root_cause()));
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn attach_required(
         &mut self,
         programs: &mut Ebpf,
         ifindex: u32,
@@ -143,6 +163,11 @@ impl Attachments {
         Ok(())
     }
 
+    /// Why the kernel refused a program that the interface does without.
+    pub fn refusal(&self, ifindex: u32, hook: Hook) -> Option<&str> {
+        self.refused.get(&(ifindex, hook)).map(String::as_str)
+    }
+
     /// Interfaces that have an XDP program of ours.
     pub fn xdp_interfaces(&self) -> impl Iterator<Item = u32> {
         let early = |hook: &Hook| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort);
@@ -155,6 +180,7 @@ impl Attachments {
     /// The pin cannot be removed.
     pub fn detach(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
         self.links.remove(&(ifindex, hook));
+        self.refused.remove(&(ifindex, hook));
         remove_file(&self.pin(ifindex, hook))
     }
 

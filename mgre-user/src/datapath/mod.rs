@@ -24,7 +24,7 @@ use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
 use self::handover::Predecessor;
 use self::load::{Loaded, Tables};
-use crate::plan::{AdjacencyRecord, FloodTargets, Op, Plan, PortRecord};
+use crate::plan::{AdjacencyRecord, FloodTargets, Hook, Op, Plan, PortRecord};
 
 /// The datapath of one instance.
 #[derive(Debug)]
@@ -243,6 +243,11 @@ impl Datapath {
         }
         plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment));
         Ok(())
+    }
+
+    /// Why the kernel refused a program that an interface does without.
+    pub fn refusal(&self, ifindex: u32, hook: Hook) -> Option<&str> {
+        self.attachments.refusal(ifindex, hook)
     }
 
     /// Interfaces that have an XDP program of ours.

@@ -119,12 +119,15 @@ impl<'a> Compiler<'a> {
             let features = self.observed.features.get(&link.index).copied().unwrap_or_default();
             let choice = choose(link, features, mode, self.observed.foreign_xdp(link));
             if choice.xdp.is_some() {
-                let attachment = Attachment { interface: interface.clone(), xdp: choice.xdp };
+                let optional = mode == Mode::Auto;
+                let attachment = Attachment { interface: interface.clone(), xdp: choice.xdp, optional };
                 self.plan.attachments.insert((link.index, hook), attachment);
             }
             self.hooks.insert(interface.clone(), choice);
         }
-        self.plan.attachments.insert((link.index, hook), Attachment { interface, xdp: None });
+        self.plan
+            .attachments
+            .insert((link.index, hook), Attachment { interface, xdp: None, optional: false });
     }
 
     /// Whether XDP may redirect to an interface; if so, it is one of its devices.

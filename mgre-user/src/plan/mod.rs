@@ -78,6 +78,8 @@ pub struct Attachment {
     pub interface: String,
     /// How, if it is an XDP program.
     pub xdp: Option<XdpHook>,
+    /// Whether the interface may do without it, should the kernel refuse.
+    pub optional: bool,
 }
 
 /// A port's record.

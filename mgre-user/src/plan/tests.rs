@@ -194,13 +194,13 @@ prop_compose! {
             plan.floods.insert(segment, FloodTargets::default());
         }
         if underlay {
-            plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None });
+            plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None, optional: false });
         }
         for (id, (segment, up, host)) in ports {
             let ifindex = 10 + id;
             plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up, express: up });
             let hook = if host { Hook::HostPort } else { Hook::Port };
-            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{id}"), xdp: None });
+            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{id}"), xdp: None, optional: false });
             if up {
                 plan.devices.insert(ifindex);
             }

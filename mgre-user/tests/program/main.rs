@@ -1,5 +1,6 @@
 //! The real programs, in the running kernel.
 //!
+//! - `attach`: what an interface gets when its driver refuses XDP;
 //! - `kernel`: loads them, fills their tables and runs them on packets;
 //! - `capture`: what comes out of interfaces;
 //! - `cases`: the list of cases that the pipeline is tested with on the host;
@@ -8,6 +9,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 
+mod attach;
 mod capture;
 mod cases;
 mod flood;
