@@ -183,6 +183,44 @@ fn a_damaged_state_is_not_overwritten() -> Result<()> {
 }
 
 #[test]
+fn a_change_that_cannot_be_saved_changes_and_loses_nothing() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    let daemon = &one.daemon;
+    let received =
+        || -> Result<u64> { Ok(daemon.list(&["peer", "show"])?[0]["rx_packets"].as_u64().unwrap_or(0)) };
+    let before = (daemon.mgre(&["export"])?, daemon.list(&["fdb", "show"])?.len(), received()?);
+    assert!(before.1 >= 2 && before.2 > 0, "{before:?}");
+    // A directory where the new file is to be written: as good as a full disk, and root cannot write there either.
+    let state = fs::read_dir(daemon.path().join("state"))?.next().expect("a state file")?.path();
+    let obstacle = state.with_extension("json.new");
+    fs::create_dir(&obstacle)?;
+    for change in [
+        &["peer", "del", "spoke2"] as &[&str],
+        &["port", "del", "lan0"],
+        &["port", "create", SEGMENT, "mg0"],
+        &["segment", "set", SEGMENT, "--key", "99"],
+    ] {
+        let refused = daemon.outcome(change)?;
+        assert_eq!(refused.code, Some(1), "{change:?}: {refused:?}");
+        assert!(refused.stderr.contains("cannot save") && refused.stderr.lines().count() == 1, "{refused:?}");
+    }
+    assert_eq!(daemon.mgre(&["export"])?, before.0);
+    assert!(daemon.list(&["fdb", "show"])?.len() >= before.1, "addresses were forgotten");
+    assert!(received()? >= before.2, "counters were cleared");
+    assert!(!one.netns.run(&["ip", "-br", "link"])?.contains("mg0"), "an interface was left");
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    fs::remove_dir(&obstacle)?;
+    daemon.mgre(&["peer", "del", "spoke2"])?;
+    assert!(daemon.list(&["peer", "show"])?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn commands_at_the_same_time_are_taken_one_by_one() -> Result<()> {
     const MANY: usize = 40;
     if skipped() {

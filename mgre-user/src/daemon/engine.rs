@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -46,7 +47,7 @@ pub(super) struct Engine {
     /// Names by id, of `state`.
     pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
-    pub(super) store: Store,
+    pub(super) store: Arc<Store>,
     pub(super) netlink: Netlink,
     pub(super) observed: Observed,
     pub(super) plan: Plan,
@@ -57,6 +58,8 @@ pub(super) struct Engine {
     pub(super) full: BTreeSet<Target>,
     pub(super) full_segments: BTreeSet<u16>,
     pub(super) learn_events: u64,
+    /// Addresses since the last tick that the FDB had no room for.
+    pub(super) unlearned: u64,
     pub(super) moves: HashMap<u16, u64>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
@@ -94,7 +97,7 @@ impl Engine {
             index: Index::new(&parts.state),
             state: parts.state,
             promiscuous: parts.promiscuous,
-            store: parts.store,
+            store: Arc::new(parts.store),
             netlink: parts.netlink,
             observed: Observed::default(),
             plan: Plan::default(),
@@ -105,6 +108,7 @@ impl Engine {
             full: BTreeSet::new(),
             full_segments: BTreeSet::new(),
             learn_events: 0,
+            unlearned: 0,
             moves: HashMap::new(),
             events: parts.events,
             names: Names::new(),
@@ -369,6 +373,9 @@ impl Engine {
         self.datapath.set_clock(now);
         self.resting.retain(|(since, _)| now.saturating_sub(*since) < REST_SECONDS);
         self.damper.forget(now);
+        if std::mem::take(&mut self.unlearned) > 0 {
+            tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
+        }
         self.age(now);
         self.names.ask_again(&self.state);
         self.watch_features().await;

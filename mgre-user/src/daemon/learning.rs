@@ -62,8 +62,9 @@ impl Engine {
 
     fn set_learned(&mut self, key: FdbKey, target: Target, from: Option<Target>) {
         let now = self.datapath.now();
-        if let Err(error) = self.datapath.fdb.set(key, target, Some(now)) {
-            tracing::warn!("{error}: {} is not learned", key.mac());
+        if self.datapath.fdb.set(key, target, Some(now)).is_err() {
+            // Said once a second: there may be thousands.
+            self.unlearned += 1;
             return;
         }
         let entry = Entry { key, target, seen: Some(now) };

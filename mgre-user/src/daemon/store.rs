@@ -54,31 +54,23 @@ impl Store {
         })
     }
 
-    /// Saves: writes a new file whole, then puts it in the old one's place.
+    /// Saves at once.
     ///
     /// # Errors
     /// It cannot be written; the old file is as it was.
     pub(super) fn save(&self, saved: &Saved) -> Result<()> {
-        let new = self.path.with_extension("json.new");
-        let written = self.write(&new, saved);
-        if written.is_err()
-            && let Err(error) = fs::remove_file(&new)
-            && error.kind() != ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "cannot remove {}", new.display());
-        }
-        written.with_context(|| format!("cannot save {}", self.path.display()))
+        self.stage(saved)?.commit()
     }
 
-    fn write(&self, new: &Path, saved: &Saved) -> Result<()> {
-        let mut file = File::create(new)?;
-        file.write_all(serde_json::to_string_pretty(saved)?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(new, &self.path)?;
-        if let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(())
+    /// Writes a new file, whole and on the disk, beside the old one. What can fail for
+    /// want of room fails here, before anything else is changed.
+    ///
+    /// # Errors
+    /// It cannot be written; the old file is as it was.
+    pub(super) fn stage(&self, saved: &Saved) -> Result<Staged<'_>> {
+        let staged = Staged { path: &self.path, new: self.path.with_extension("json.new") };
+        staged.write(saved).with_context(|| format!("cannot save {}", self.path.display()))?;
+        Ok(staged)
     }
 
     /// Puts the file aside: the next daemon starts empty, and nothing is lost.
@@ -91,6 +83,47 @@ impl Store {
                 Err(error).with_context(|| format!("cannot rename {}", self.path.display()))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// A state that is written and not in force. Dropped, it is as if it had never been.
+#[derive(Debug)]
+pub(super) struct Staged<'a> {
+    path: &'a Path,
+    new: PathBuf,
+}
+
+impl Staged<'_> {
+    fn write(&self, saved: &Saved) -> Result<()> {
+        let mut file = File::create(&self.new)?;
+        file.write_all(serde_json::to_string_pretty(saved)?.as_bytes())?;
+        Ok(file.sync_all()?)
+    }
+
+    /// Puts it in the old file's place.
+    ///
+    /// # Errors
+    /// It cannot be renamed; the old file is as it was.
+    pub(super) fn commit(self) -> Result<()> {
+        let renamed = || -> Result<()> {
+            fs::rename(&self.new, self.path)?;
+            if let Some(directory) = self.path.parent() {
+                File::open(directory)?.sync_all()?;
+            }
+            Ok(())
+        };
+        renamed().with_context(|| format!("cannot save {}", self.path.display()))
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        // Not there after a commit.
+        if let Err(error) = fs::remove_file(&self.new)
+            && error.kind() != ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "cannot remove {}", self.new.display());
         }
     }
 }
@@ -111,6 +144,11 @@ mod tests {
         // A directory in the new file's place: the save fails, the old file stays.
         fs::create_dir(directory.path().join("x.json.new")).expect("made");
         assert!(store.save(&Saved::default()).is_err());
+        assert_eq!(store.load().expect("loads").promiscuous, saved.promiscuous);
+        fs::remove_dir(directory.path().join("x.json.new")).expect("removed");
+        // Staged and dropped: nothing of it is left.
+        drop(store.stage(&Saved::default()).expect("stages"));
+        assert!(!directory.path().join("x.json.new").exists());
         assert_eq!(store.load().expect("loads").promiscuous, saved.promiscuous);
     }
 

@@ -1,6 +1,7 @@
 //! Changes of the wanted state: all of it, or nothing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::check::{check, warnings};
 use super::engine::Engine;
@@ -73,14 +74,17 @@ impl Engine {
         refresh(&self.netlink, next, &mut self.observed, Stale::ALL).await.map_err(kernel)?;
         let before = self.plan.clone();
         let Compiled { plan, peers, hooks } = compile(next, &self.observed);
-        self.carry_out(plan).map_err(|error| Problem::internal(format!("{error:#}")))?;
         let promiscuous = self.promiscuous_for(next);
         let saved = Saved { state: next.clone(), promiscuous: promiscuous.clone() };
-        if let Err(error) = self.store.save(&saved) {
+        let store = Arc::clone(&self.store);
+        let failed = |error: anyhow::Error| Problem::internal(format!("{error:#}"));
+        let staged = store.stage(&saved).map_err(failed)?;
+        self.carry_out(plan).map_err(failed)?;
+        if let Err(error) = staged.commit() {
             if let Err(error) = self.carry_out(before) {
                 tracing::error!("while undoing: {error:#}");
             }
-            return Err(Problem::internal(format!("{error:#}")));
+            return Err(failed(error));
         }
         self.set_promiscuous(promiscuous).await;
         self.hooks = hooks;

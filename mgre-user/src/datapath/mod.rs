@@ -111,11 +111,11 @@ impl Datapath {
                 self.forget(Target::port(*id), removed);
             }
             Op::SetPortIndex(ifindex, id) => self.tables.port_index.insert(ifindex, id, 0)?,
-            Op::RemovePortIndex(ifindex) => self.tables.port_index.remove(ifindex)?,
+            Op::RemovePortIndex(ifindex) => self.tables.port_index.remove(ifindex).or_else(not_there)?,
             Op::SetEndpoint(key, id) => {
                 self.tables.endpoints.insert(key, id, 0).context("no room for the peer's endpoint")?;
             }
-            Op::RemoveEndpoint(key) => self.tables.endpoints.remove(key)?,
+            Op::RemoveEndpoint(key) => self.tables.endpoints.remove(key).or_else(not_there)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
             Op::RemoveSegment(segment) => self.remove_segment(*segment, now, removed),
             Op::SetFixed(key, entry) => self.fdb.set(*key, entry.target, None)?,
@@ -272,6 +272,7 @@ impl Datapath {
     }
 }
 
+/// To remove what is not there is no failure: steps that were not taken are undone too.
 fn not_there(error: MapError) -> Result<(), MapError> {
     match error {
         MapError::KeyNotFound => Ok(()),

@@ -58,7 +58,8 @@ pub enum Op {
 
 /// The steps from one plan to another. What is referred to is written before
 /// what refers to it, and removed after it; programs are attached when all that
-/// they need is there.
+/// they need is there. What the kernel may refuse comes before what forgets
+/// addresses and numbers, so that undoing the steps brings everything back.
 pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
     for ((ifindex, hook), attachment) in &old.attachments {
@@ -88,11 +89,6 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     for (ifindex, id) in changed(&old_index, &new_index) {
         ops.push(Op::SetPortIndex(*ifindex, *id));
     }
-    removals(old, new, &mut ops);
-    ops.extend(gone(&old_index, &new_index).map(|ifindex| Op::RemovePortIndex(*ifindex)));
-    ops.extend(gone(&old.ports, &new.ports).map(|id| Op::RemovePort(*id)));
-    ops.extend(gone(&old.adjacencies, &new.adjacencies).map(|id| Op::RemoveAdjacency(*id)));
-    ops.extend(old.devices.difference(&new.devices).map(|ifindex| Op::RemoveDevice(*ifindex)));
     for ((ifindex, hook), attachment) in &new.attachments {
         let was = old.attachments.get(&(*ifindex, *hook)).is_some_and(|old| old.xdp == attachment.xdp);
         if !was {
@@ -100,6 +96,11 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
             ops.push(Op::Attach { ifindex, hook, attachment: attachment.clone() });
         }
     }
+    removals(old, new, &mut ops);
+    ops.extend(gone(&old_index, &new_index).map(|ifindex| Op::RemovePortIndex(*ifindex)));
+    ops.extend(gone(&old.ports, &new.ports).map(|id| Op::RemovePort(*id)));
+    ops.extend(gone(&old.adjacencies, &new.adjacencies).map(|id| Op::RemoveAdjacency(*id)));
+    ops.extend(old.devices.difference(&new.devices).map(|ifindex| Op::RemoveDevice(*ifindex)));
     ops
 }
 
