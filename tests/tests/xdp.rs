@@ -207,3 +207,41 @@ fn another_ones_program_is_left_alone() -> Result<()> {
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     Ok(())
 }
+
+#[test]
+fn an_interface_that_refuses_is_refused_by_an_operator_and_done_without_at_a_start() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = with_mode("native")?;
+    // A veth takes no program for buffers of one page while its other end may send longer packets.
+    let far_end = |spokes: &Spokes, mtu: u32| spokes.core.ip(&format!("link set s1 mtu {mtu}"));
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let peers = local(one);
+    one.daemon.mgre(&["underlay", "del", "wan0"])?;
+    far_end(&spokes, 9000)?;
+    let before = one.daemon.mgre(&["export"])?;
+    let refused = one.daemon.outcome(&["underlay", "add", "wan0", "--local", &peers, "--mode", "native"])?;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("wan0") && refused.stderr.lines().count() == 1, "{refused:?}");
+    assert_eq!(one.daemon.mgre(&["export"])?, before);
+    assert!(!traffic::reaches(&one.host, &two.host_ip())?, "half of it was applied");
+
+    far_end(&spokes, 1500)?;
+    one.daemon.mgre(&["underlay", "add", "wan0", "--local", &peers, "--mode", "native"])?;
+    spokes.wait_up()?;
+    // As after a reboot: the state is there, the links are not, and the interface refuses.
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    daemon.stop()?;
+    for entry in std::fs::read_dir(daemon.bpffs().join("mgre/v1/default/links"))? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    far_end(&spokes, 9000)?;
+    spokes.spoke_mut(1).daemon.start_again()?;
+    spokes.wait_up()?;
+    let status = spokes.spoke(1).daemon.json(&["status"])?;
+    let underlay = &status["underlays"][0];
+    assert_eq!(underlay["hook"], "tcx", "{underlay}");
+    assert!(underlay["reason"].as_str().unwrap_or_default().contains("refused"), "{underlay}");
+    reach_both_ways(&spokes)
+}

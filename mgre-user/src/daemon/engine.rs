@@ -143,7 +143,7 @@ impl Engine {
         if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
             tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
         }
-        self.carry_out(plan)?;
+        self.follow(plan)?;
         self.datapath.detach_unused()?;
         self.take_outcomes(peers);
         self.names.ask_again(&self.state);
@@ -254,7 +254,7 @@ impl Engine {
         }
         let Compiled { plan, peers, hooks } = compile(&self.state, &self.observed);
         self.hooks = hooks;
-        if let Err(error) = self.carry_out(plan) {
+        if let Err(error) = self.follow(plan) {
             tracing::error!("{error:#}; trying again");
             self.try_again();
         }
@@ -267,6 +267,13 @@ impl Engine {
     fn try_again(&mut self) {
         self.stale = Stale::ALL;
         self.gather_until = Some(tokio::time::Instant::now() + RETRY);
+    }
+
+    /// Follows the kernel: as [`Self::carry_out`], but an interface that cannot be
+    /// attached to holds up nothing else. It is named, and does without.
+    fn follow(&mut self, mut plan: Plan) -> Result<()> {
+        plan.attachments.values_mut().for_each(|attachment| attachment.optional = true);
+        self.carry_out(plan)
     }
 
     /// Makes the datapath hold a plan.

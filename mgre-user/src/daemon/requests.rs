@@ -57,6 +57,9 @@ impl Engine {
         if !self.plan.attachments.contains_key(&(link.index, hook)) {
             return (None, Some("not attached".to_owned()));
         }
+        if let Some(refusal) = self.datapath.refusal(link.index, hook) {
+            return (None, Some(format!("cannot be attached to: {refusal}")));
+        }
         let early = if hook == Hook::Underlay { Hook::XdpUnderlay } else { Hook::XdpPort };
         if let Some(refusal) = self.datapath.refusal(link.index, early) {
             return (Some("tcx".to_owned()), Some(format!("its driver refused XDP: {refusal}")));

@@ -126,8 +126,8 @@ impl Attachments {
     ) -> Result<()> {
         match self.attach_required(programs, ifindex, hook, attachment) {
             Err(error) if attachment.optional => {
-                // A driver may lack queues, or want an offload turned off first.
-                tracing::warn!("{}: the driver refuses XDP, using TC: {error:#}", attachment.interface);
+                // A driver may lack queues for XDP, or want an offload turned off first.
+                tracing::warn!("{error:#}; doing without {}", hook.name());
                 self.refused.insert((ifindex, hook), format!("{:#}", error.root_cause()));
                 Ok(())
             }
