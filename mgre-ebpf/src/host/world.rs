@@ -2,10 +2,10 @@
 
 use core::sync::atomic::Ordering;
 
+use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::table::{
-    Adjacency, EndpointKey, FloodList, FloodSlot, Port, Segment, Template, adjacency_flag, endpoint_kind,
-    mapped_v4, port_flag, segment_flag,
+    Adjacency, FloodList, FloodSlot, Port, Segment, Template, adjacency_flag, port_flag, segment_flag,
 };
 use mgre_common::target::Target;
 use mgre_common::template::{Link, OuterV4};

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{EndpointKey, Template, endpoint_kind, mapped_v4, template_flag};
+use mgre_common::table::{Template, template_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{self, OuterV4};
 use mgre_common::wire::ETHERNET_LEN;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::EndpointKey;
 
 use super::{AdjacencyRecord, Attachment, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
 

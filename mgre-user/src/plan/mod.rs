@@ -17,8 +17,9 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{EndpointKey, Template};
+use mgre_common::table::Template;
 use mgre_common::target::Target;
 
 pub use compile::{Compiled, PeerOutcome, PeerStatus, compile, segment_mtu};

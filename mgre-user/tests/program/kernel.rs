@@ -7,10 +7,11 @@ use std::thread;
 
 use aya::programs::{ProgramError, TestRun, TestRunOptions};
 use mgre_common::counters::{Drops, Traffic, drop_shards};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, EndpointKey, FloodSlot, Port, Segment, Template};
+use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment, Template};
 use mgre_common::target::Target;
 use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
@@ -31,6 +32,7 @@ const MIN_PACKET: usize = 34;
 /// An interface that is no port.
 pub(crate) const NO_PORT: u32 = 77;
 
+/// Room for adjacencies, or for as many as a network has.
 const ADJACENCIES: u32 = 600;
 
 /// The programs and their tables.
@@ -97,8 +99,10 @@ impl Kernel {
     /// Loads the programs and fills the tables.
     pub(crate) fn new(world: &World) -> Self {
         let object = mgre_user::object::object().unwrap();
-        let capacity = Capacity { fdb_entries: 1000, adjacencies: ADJACENCIES };
+        let adjacencies = ADJACENCIES.max(world.peers.len() as u32);
+        let capacity = Capacity { fdb_entries: 1000, adjacencies };
         let mut this = Self { loaded: load::load(object, capacity).unwrap() };
+        load::renew_lease(&mut this.loaded.programs).unwrap();
         world.install(&mut this);
         this
     }
@@ -186,6 +190,11 @@ pub(crate) fn drops_between(
 
 impl Sink for Kernel {
     fn port_index(&mut self, ifindex: u32, id: u32) {
+        // The others are found in the hash map.
+        let slot = self.loaded.tables.port_slots.get(PortSlot::index(ifindex)).unwrap();
+        if id.is_multiple_of(2) {
+            slot.set(ifindex, id);
+        }
         self.loaded.tables.port_index.insert(ifindex, id, 0).unwrap();
     }
 
@@ -207,7 +216,17 @@ impl Sink for Kernel {
     }
 
     fn endpoint(&mut self, key: EndpointKey, id: u32) {
-        self.loaded.tables.endpoints.insert(key, id, 0).unwrap();
+        let tables = &mut self.loaded.tables;
+        let slots = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&key.words());
+        let mut slots = slots.into_iter().filter_map(|slot| tables.endpoint_slots.as_ref()?.get(slot));
+        // As above.
+        if key.is_indexed()
+            && id.is_multiple_of(2)
+            && let Some(slot) = slots.find(|slot| slot.is_free())
+        {
+            slot.insert(&key.words(), id);
+        }
+        tables.endpoints.as_mut().unwrap().insert(key, id, 0).unwrap();
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
