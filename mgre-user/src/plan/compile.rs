@@ -236,7 +236,7 @@ impl<'a> Compiler<'a> {
         let link = next_hop.filter(|_| source.is_some()).map(|next_hop| template::Link {
             ifindex: next_hop.ifindex,
             source_mac: next_hop.source_mac,
-            destination_mac: next_hop.destination_mac,
+            destination_mac: Some(next_hop.destination_mac),
             mtu: next_hop.mtu,
         });
         let mut template = Template::gre_v4(&outer, link.as_ref());

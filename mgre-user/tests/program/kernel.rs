@@ -15,7 +15,7 @@ use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment, Template
 use mgre_common::target::Target;
 use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
-use mgre_user::datapath::load::{self, Capacity, Loaded, classifier};
+use mgre_user::datapath::load::{self, Capacity, Loaded, classifier, xdp};
 use nix::sched::{CloneFlags, unshare};
 
 /// `TC_ACT_UNSPEC`: on with the next program, or the stack.
@@ -24,6 +24,15 @@ pub(crate) const PASS: i32 = -1;
 pub(crate) const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub(crate) const REDIRECT: i32 = 7;
+
+/// `XDP_DROP`.
+pub(crate) const XDP_DROP: i32 = 1;
+/// `XDP_PASS`.
+pub(crate) const XDP_PASS: i32 = 2;
+/// `XDP_TX`: back out of the interface that it came in by.
+pub(crate) const XDP_TX: i32 = 3;
+/// `XDP_REDIRECT`.
+pub(crate) const XDP_REDIRECT: i32 = 4;
 
 /// The far end of the port with this id is the interface with this much more.
 pub(crate) const FAR: u32 = 200;
@@ -140,6 +149,27 @@ impl Kernel {
         };
         out.truncate(result.data_size_out as usize);
         Some(Ran { action: result.return_value.cast_signed(), bytes: out })
+    }
+
+    /// Runs an XDP program on a packet as if it had come in on an interface.
+    pub(crate) fn run_xdp(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Ran {
+        // The fields of `struct xdp_md` that a test run may set.
+        const DATA_END: usize = 4;
+        const INGRESS_IFINDEX: usize = 12;
+        let mut context = [0_u8; 24];
+        context[DATA_END..DATA_END + 4].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; 4096];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = xdp(&mut self.loaded.programs, program).unwrap().test_run(options);
+        let result = result.unwrap_or_else(|error| panic!("{program} on {ifindex}: {error}"));
+        out.truncate(result.data_size_out as usize);
+        Ran { action: result.return_value.cast_signed(), bytes: out }
     }
 
     fn counters(&self) -> Counters<'_> {
