@@ -16,6 +16,16 @@ pub(super) fn words<const N: usize>(template: &Template) -> [u64; N] {
     unsafe { (&raw const template.header).cast::<[u64; N]>().read() }
 }
 
+/// A value in a template's header, at a multiple of its alignment.
+#[inline(always)]
+pub(super) fn header_at<T: bytemuck::AnyBitPattern>(template: &Template, at: usize) -> T {
+    assert!(at + size_of::<T>() <= mgre_common::table::TEMPLATE_HEADER_LEN);
+    assert!(at.is_multiple_of(align_of::<T>()));
+    // SAFETY: it is within the header, as just checked, any bits are a value, and the
+    // header is aligned as the template is.
+    unsafe { (&raw const template.header).cast::<u8>().add(at).cast::<T>().read() }
+}
+
 /// What an outer IPv4 header has beside its template's bytes.
 pub(super) struct Ipv4Fields {
     /// Total length; zero for a superframe that does not fit 16 bits, as in the kernel's own.

@@ -10,7 +10,7 @@ use mgre_common::wire::ETHERNET_LEN;
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
 
 use super::maps::DEVICES;
-use super::wire::{TTL, ipv4_fields, opaque, words};
+use super::wire::{TTL, header_at, ipv4_fields, opaque, words};
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
 pub(crate) struct Xdp<const FRAGS: bool> {
@@ -77,25 +77,28 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     #[inline(always)]
     fn write_outer(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
         match template.header_len {
-            38 => self.write_outer_of::<38, [u16; 3]>(template, packet_len, stamp),
-            42 => self.write_outer_of::<42, [u16; 5]>(template, packet_len, stamp),
+            38 => self.write_outer_of::<38>(template, packet_len, stamp),
+            42 => self.write_outer_of::<42>(template, packet_len, stamp),
             _ => Err(DropReason::Internal),
         }
     }
 
-    /// The same for a header of 32 bytes and a `Rest`. Not a byte behind it is written:
-    /// the inner frame stays where it is.
+    /// The same for a header of so many bytes. Not a byte behind it is written: the inner
+    /// frame stays where it is.
     #[inline(always)]
-    fn write_outer_of<const OUTER: usize, Rest: AnyBitPattern>(
+    fn write_outer_of<const OUTER: usize>(
         &self,
         template: &Template,
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        const { assert!(32 + size_of::<Rest>() == OUTER) };
         self.write::<[u64; 4]>(0, words(template))?;
-        // SAFETY: the header is that long, and any bits are a `Rest`.
-        self.write::<Rest>(32, unsafe { template.header.as_ptr().add(32).cast::<Rest>().read() })?;
+        let mut at = 32;
+        while at + 4 <= OUTER {
+            self.write::<u32>(at, header_at(template, at))?;
+            at += 4;
+        }
+        self.write::<u16>(at, header_at(template, at))?;
         let fields = ipv4_fields(template, packet_len, stamp);
         self.write(ETHERNET_LEN + 2, [fields.total.to_be(), stamp.id.to_be()])?;
         self.write(ETHERNET_LEN + 10, fields.checksum.to_be())?;
