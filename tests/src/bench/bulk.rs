@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use super::{
     contestant::{Contestant, HOST_MTU, host_ip},
     machine,
-    measure::Sample,
+    race::Sample,
 };
 use crate::{netns::Netns, traffic};
 
@@ -36,7 +36,8 @@ pub fn measure(contestant: &Contestant, seconds: u32, wire: bool) -> Result<Samp
         let most = f64::from(HOST_MTU) + MAX_OVERHEAD;
         ensure!(bytes_per_packet <= most, "packets of {bytes_per_packet:.0} bytes cross the middle");
     }
-    Ok(Sample { value: run.bits_per_second / 1e9, sent: None, bytes_per_packet: Some(bytes_per_packet) })
+    let value = run.bits_per_second / 1e9;
+    Ok(Sample { value, bytes_per_packet: Some(bytes_per_packet), ..Sample::default() })
 }
 
 /// What left the middle's first interface.
@@ -58,21 +59,21 @@ impl Counters {
 /// Packets of the hosts' MTU cross the middle while this lives, as they would on a physical link: its interfaces cut no
 /// superframes later than there.
 #[derive(Debug)]
-pub struct WireMode<'a>(&'a [Contestant]);
+pub struct WireMode<'a>(&'a [&'a Contestant]);
 
 impl<'a> WireMode<'a> {
     /// Turns segmentation off.
     ///
     /// # Errors
     /// ethtool's.
-    pub fn new(contestants: &'a [Contestant]) -> Result<Self> {
+    pub fn new(contestants: &'a [&'a Contestant]) -> Result<Self> {
         let this = Self(contestants);
         this.set("off")?;
         Ok(this)
     }
 
     fn set(&self, value: &str) -> Result<()> {
-        let middles = self.0.iter().flat_map(Contestant::middle);
+        let middles = self.0.iter().flat_map(|contestant| contestant.middle());
         middles.into_iter().try_for_each(|(netns, interface)| segmentation(netns, interface, value))
     }
 }

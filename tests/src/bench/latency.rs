@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use super::{
     contestant::{Contestant, host_ip},
     machine,
-    measure::Sample,
+    race::Sample,
     stop,
 };
 
@@ -39,7 +39,7 @@ pub fn measure(contestant: &Contestant, time: Duration) -> Result<Sample> {
         server.join().map_err(|_| anyhow!("a thread panicked"))?.context("the server")?;
         rate
     })?;
-    Ok(Sample { value: rate / 1e3, sent: None, bytes_per_packet: None })
+    Ok(Sample { value: rate / 1e3, ..Sample::default() })
 }
 
 fn prepare(stream: &TcpStream) -> Result<()> {

@@ -1,8 +1,8 @@
 //! mgre beside what the kernel offers, on one machine in one run.
 //!
-//! - [`contestant`]: who competes, and the links between the hosts;
-//! - [`measure`]: rounds of each part: [`small`], [`bulk`], [`latency`];
-//! - [`report`], [`statistics`]: what comes of them;
+//! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
+//! - [`contestant`]: who competes, and the links between the hosts; [`field`]: those of a run;
+//! - [`race`]: rounds of contestants: [`small`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`machine`]: what they were measured on;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
@@ -11,12 +11,16 @@ pub mod assemble;
 pub mod bpf;
 pub mod bulk;
 pub mod contestant;
+pub mod field;
 pub mod frame;
 pub mod latency;
 pub mod machine;
-pub mod measure;
+pub mod part;
+pub mod plot;
 pub mod programs;
+pub mod race;
 pub mod report;
 pub mod small;
 pub mod statistics;
 pub mod stop;
+pub mod table;

@@ -21,7 +21,7 @@ use super::{
     bpf::{Counter, Hook, Kind, Link, Program},
     contestant::{Contestant, host_ip, host_mac},
     frame, machine,
-    measure::Sample,
+    race::Sample,
     stop,
 };
 
@@ -95,7 +95,7 @@ impl Probe {
         contestant.check_unicast(flooded)?;
         ensure!(delivered > 0 && delivered <= sent, "{sent} frames sent, {delivered} arrived");
         let millions = |frames: u64| frames as f64 / elapsed.as_secs_f64() / 1e6;
-        Ok(Sample { value: millions(delivered), sent: Some(millions(sent)), bytes_per_packet: None })
+        Ok(Sample { value: millions(delivered), sent: Some(millions(sent)), ..Sample::default() })
     }
 
     /// Sends for a while into the interface that h1 is plugged into.
@@ -127,14 +127,14 @@ impl Probe {
 
 /// GRO is off while this lives.
 #[derive(Debug)]
-pub struct GroOff<'a>(&'a [Contestant]);
+pub struct GroOff<'a>(&'a [&'a Contestant]);
 
 impl<'a> GroOff<'a> {
     /// Turns it off.
     ///
     /// # Errors
     /// ethtool's.
-    pub fn new(contestants: &'a [Contestant]) -> Result<Self> {
+    pub fn new(contestants: &'a [&'a Contestant]) -> Result<Self> {
         let this = Self(contestants);
         contestants.iter().try_for_each(|contestant| contestant.set_gro("off"))?;
         Ok(this)
