@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     assemble,
-    bpf::{self, Hook, Link, Program},
+    bpf::{self, DeviceMap, Hook, Link, Program},
 };
 use crate::{
     daemon::{Daemon, Options},
@@ -38,6 +38,9 @@ const LEARN_LIMIT: Duration = Duration::from_secs(2);
 pub enum Kind {
     /// mgre: GRE with a key, TCX at both ends.
     Mgre,
+    /// The same with native XDP, and TCX behind it for what XDP passes. For frames alone: beside XDP a veth carries no
+    /// superframes and no unfinished checksums.
+    MgreXdp,
     /// A bridge at each end and no tunnel between them.
     Bridges,
     /// A bridge at each end, and the kernel's VXLAN.
@@ -48,19 +51,23 @@ pub enum Kind {
     VxlanDefault,
     /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
     Redirect,
+    /// An XDP program at each end that redirects whatever comes, unread: the limit of XDP.
+    RedirectXdp,
     /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
     Direct,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Mgre,
+        Self::MgreXdp,
         Self::Bridges,
         Self::Vxlan,
         Self::BridgesDefault,
         Self::VxlanDefault,
         Self::Redirect,
+        Self::RedirectXdp,
         Self::Direct,
     ];
 
@@ -68,11 +75,13 @@ impl Kind {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Mgre => "mgre (TCX)",
+            Self::MgreXdp => "mgre (XDP)",
             Self::Bridges => "two bridges, no tunnel",
             Self::Vxlan => "vxlan + bridge",
             Self::BridgesDefault => "two bridges, netfilter",
             Self::VxlanDefault => "vxlan + bridge, netfilter",
             Self::Redirect => "bare TCX redirect",
+            Self::RedirectXdp => "bare XDP redirect",
             Self::Direct => "direct veth",
         }
     }
@@ -81,13 +90,20 @@ impl Kind {
     pub const fn key(self) -> &'static str {
         match self {
             Self::Mgre => "mgre",
+            Self::MgreXdp => "mgre-xdp",
             Self::Bridges => "bridges",
             Self::Vxlan => "vxlan",
             Self::BridgesDefault => "bridges-nf",
             Self::VxlanDefault => "vxlan-nf",
             Self::Redirect => "redirect",
+            Self::RedirectXdp => "redirect-xdp",
             Self::Direct => "direct",
         }
+    }
+
+    /// Whether what carries frames is XDP programs.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::MgreXdp | Self::RedirectXdp)
     }
 }
 
@@ -117,12 +133,13 @@ impl Contestant {
         }
         this.wire()?;
         match kind {
-            Kind::Mgre => this.start_mgre()?,
+            Kind::Mgre => this.start_mgre("tc", "tcx")?,
+            Kind::MgreXdp => this.start_mgre("native", "xdp+tcx")?,
             Kind::Bridges | Kind::BridgesDefault => {
                 this.make_bridges("link set wan0 master br0\nlink set wan0 type bridge_slave flood off")?
             }
             Kind::Vxlan | Kind::VxlanDefault => this.make_vxlan()?,
-            Kind::Redirect => this.attach_redirects()?,
+            Kind::Redirect | Kind::RedirectXdp => this.attach_redirects()?,
             Kind::Direct => {}
         }
         // As on physical interfaces. A veth has it off at first.
@@ -214,20 +231,27 @@ impl Contestant {
         Ok(())
     }
 
-    fn start_mgre(&mut self) -> Result<()> {
+    /// In a mode, which must end at these hooks.
+    fn start_mgre(&mut self, mode: &str, hook: &str) -> Result<()> {
         for (netns, number) in self.switches.iter().zip([1, 2]) {
             let mut daemon = Daemon::start(netns, Options::default())?;
             daemon.hide_log();
             let (local, remote) = (endpoint(number).to_string(), endpoint(3 - number).to_string());
             let commands: [&[&str]; 4] = [
-                &["underlay", "add", "wan0", "--local", &local],
+                &["underlay", "add", "wan0", "--local", &local, "--mode", mode],
                 &["segment", "add", "bench", "--key", "7"],
-                &["port", "add", "bench", "lan0"],
+                &["port", "add", "bench", "lan0", "--mode", mode],
                 &["peer", "add", "other", &remote, "--segment", "bench"],
             ];
             for command in commands {
                 daemon.mgre(command).with_context(|| daemon.log())?;
             }
+            let hooks = [
+                &daemon.json(&["status"])?["underlays"][0]["hook"],
+                &daemon.list(&["port", "show"])?[0]["hook"],
+            ]
+            .map(|value| value.as_str().unwrap_or("none").to_owned());
+            ensure!(hooks == [hook, hook], "mgre in mode {mode} is at {hooks:?}, not at {hook}");
             self.daemons.push(daemon);
         }
         self.daemons.iter().try_for_each(|daemon| {
@@ -266,12 +290,10 @@ impl Contestant {
     }
 
     fn attach_redirects(&mut self) -> Result<()> {
+        let attach = if self.kind.is_xdp() { attach_xdp_redirect } else { attach_tcx_redirect };
         for netns in &self.switches {
             for (from, to) in [("lan0", "wan0"), ("wan0", "lan0")] {
-                self.links.push(netns.enter(|| {
-                    let program = assemble::redirect(if_nametoindex(to)?);
-                    Program::load(bpf::Kind::Classifier, &program)?.attach(Hook::TcxIngress, from)
-                })??);
+                self.links.push(netns.enter(|| attach(from, to))??);
             }
         }
         Ok(())
@@ -294,7 +316,7 @@ impl Contestant {
         let knows =
             |list: &[Value]| macs.iter().all(|mac| list.iter().any(|entry| entry["mac"] == mac.as_str()));
         match self.kind {
-            Kind::Mgre => {
+            Kind::Mgre | Kind::MgreXdp => {
                 let tables = self.daemons.iter().map(|daemon| daemon.list(&["fdb", "show"]));
                 Ok(tables.collect::<Result<Vec<_>>>()?.iter().all(|table| knows(table)))
             }
@@ -308,7 +330,7 @@ impl Contestant {
                 }
                 Ok(true)
             }
-            Kind::Redirect | Kind::Direct => Ok(true),
+            Kind::Redirect | Kind::RedirectXdp | Kind::Direct => Ok(true),
         }
     }
 
@@ -333,6 +355,18 @@ impl Contestant {
         ensure!(self.knows_both()?, "{} has forgotten a host", self.kind.title());
         Ok(())
     }
+}
+
+fn attach_tcx_redirect(from: &str, to: &str) -> Result<Link> {
+    let program = assemble::redirect(if_nametoindex(to)?);
+    Program::load(bpf::Kind::Classifier, &program)?.attach(Hook::TcxIngress, from)
+}
+
+/// By a device map, as mgre does: a little faster than by number.
+fn attach_xdp_redirect(from: &str, to: &str) -> Result<Link> {
+    // The program holds the map.
+    let map = DeviceMap::new(to)?;
+    Program::load(bpf::Kind::Xdp, &assemble::redirect_by_map(map.fd()))?.attach(Hook::Xdp, from)
 }
 
 /// Takes a setting that this kernel does not have for done.

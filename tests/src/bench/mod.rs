@@ -3,7 +3,7 @@
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
 //! - [`contestant`]: who competes, and the links between the hosts; [`field`]: those of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
-//! - [`machine`]: what they were measured on;
+//! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
 
@@ -11,6 +11,7 @@ pub mod assemble;
 pub mod bpf;
 pub mod bulk;
 pub mod contestant;
+pub mod cpu;
 pub mod field;
 pub mod frame;
 pub mod latency;

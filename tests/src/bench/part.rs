@@ -10,6 +10,8 @@ use super::{field::Field, race::Race, report::Report};
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
+    /// 64-byte frames from a generator, into the driver: XDP and everyone else
+    Xdp,
     /// 64-byte frames from a generator, as socket buffers
     Frames,
     /// Bulk TCP, superframes all the way
@@ -27,6 +29,7 @@ impl Part {
     /// A measurement failed.
     pub fn run(self, field: &mut Field, plan: Plan) -> Result<Report> {
         match self {
+            Self::Xdp => Race::Xdp.run(field, plan),
             Self::Frames => Race::Frames.run(field, plan),
             Self::Bulk => Race::Bulk.run(field, plan),
             Self::Wire => Race::Wire.run(field, plan),
@@ -51,7 +54,7 @@ pub struct Plan {
 impl Plan {
     /// For people who look, or for people who wait; with a number of rounds of one's own.
     pub fn new(quick: bool, rounds: Option<usize>) -> Self {
-        let (usual, time, tcp_seconds) = if quick { (3, 0.5, 1) } else { (5, 1.5, 2) };
+        let (usual, time, tcp_seconds) = if quick { (3, 0.4, 1) } else { (5, 1.5, 2) };
         Self { quick, rounds: rounds.unwrap_or(usual), time: Duration::from_secs_f64(time), tcp_seconds }
     }
 }

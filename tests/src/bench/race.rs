@@ -11,7 +11,7 @@ use super::{
     part::Plan,
     plot::Plot,
     report::{Bar, Report},
-    small::{GroOff, Probe},
+    small::{Entrance, GroOff, Probe},
     statistics::Spread,
     stop,
     table::{Cell, Table},
@@ -20,6 +20,8 @@ use super::{
 /// What the contestants do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Race {
+    /// 64-byte frames from a generator, as XDP frames.
+    Xdp,
     /// 64-byte frames from a generator, as socket buffers.
     Frames,
     /// Bulk TCP, superframes all the way.
@@ -34,6 +36,7 @@ impl Race {
     /// Its part's name.
     pub const fn key(self) -> &'static str {
         match self {
+            Self::Xdp => "xdp",
             Self::Frames => "frames",
             Self::Bulk => "bulk",
             Self::Wire => "wire",
@@ -44,7 +47,8 @@ impl Race {
     /// What heads its table.
     pub const fn title(self) -> &'static str {
         match self {
-            Self::Frames => "64-byte frames, known unicast, one CPU",
+            Self::Xdp => "64-byte frames into the driver, known unicast, one CPU",
+            Self::Frames => "64-byte frames as socket buffers, known unicast, one CPU",
             Self::Bulk => "TCP bulk, one stream, superframes in the middle",
             Self::Wire => "TCP bulk, one stream, MTU-sized packets in the middle",
             Self::Latency => "TCP, one byte back and forth, one CPU",
@@ -54,7 +58,7 @@ impl Race {
     /// What its figures count; more is better in all.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Frames => "Mpps",
+            Self::Xdp | Self::Frames => "Mpps",
             Self::Bulk | Self::Wire => "Gbit/s",
             Self::Latency => "k/s",
         }
@@ -63,7 +67,7 @@ impl Race {
     /// What a sample's CPU time is for.
     const fn cpu_unit(self) -> &'static str {
         match self {
-            Self::Frames => "CPU ns/frame",
+            Self::Xdp | Self::Frames => "CPU ns/frame",
             Self::Bulk | Self::Wire => "CPU s/GB",
             Self::Latency => "CPU ns/round trip",
         }
@@ -72,23 +76,25 @@ impl Race {
     /// Whose ratios to all others are shown.
     const fn champions(self) -> &'static [Kind] {
         match self {
+            Self::Xdp => &[Kind::MgreXdp, Kind::Mgre],
             Self::Frames | Self::Bulk | Self::Wire | Self::Latency => &[Kind::Mgre],
         }
     }
 
     /// Whether a contestant takes part.
     pub const fn admits(self, kind: Kind) -> bool {
-        match (self, kind) {
-            (
-                Self::Frames | Self::Bulk | Self::Wire | Self::Latency,
-                Kind::Mgre
-                | Kind::Bridges
-                | Kind::Vxlan
-                | Kind::BridgesDefault
-                | Kind::VxlanDefault
-                | Kind::Redirect
-                | Kind::Direct,
-            ) => true,
+        match self {
+            Self::Xdp => true,
+            Self::Frames | Self::Bulk | Self::Wire | Self::Latency => !kind.is_xdp(),
+        }
+    }
+
+    /// Where 64-byte frames go in, of races that are about them.
+    const fn entrance(self) -> Option<Entrance> {
+        match self {
+            Self::Xdp => Some(Entrance::Driver),
+            Self::Frames => Some(Entrance::Stack),
+            Self::Bulk | Self::Wire | Self::Latency => None,
         }
     }
 
@@ -102,11 +108,10 @@ impl Race {
     }
 
     fn measure(self, contestants: &[&Contestant], plan: Plan) -> Result<Outcome> {
-        let probes = match self {
-            Self::Frames => contestants.iter().map(|one| Probe::new(one)).collect::<Result<Vec<_>>>()?,
-            _ => Vec::new(),
-        };
-        let _gro_off = (self == Self::Frames).then(|| GroOff::new(contestants)).transpose()?;
+        let entrance = self.entrance();
+        let probe = |one: &&Contestant| entrance.map(|entrance| Probe::new(one, entrance));
+        let probes = contestants.iter().filter_map(probe).collect::<Result<Vec<_>>>()?;
+        let _gro_off = entrance.map(|_| GroOff::new(contestants)).transpose()?;
         let _wire_mode = (self == Self::Wire).then(|| WireMode::new(contestants)).transpose()?;
         let mut samples: Vec<(Kind, Vec<Sample>)> =
             contestants.iter().map(|one| (one.kind, Vec::new())).collect();
@@ -117,7 +122,7 @@ impl Race {
                 let index = (round + turn) % contestants.len();
                 let contestant = contestants[index];
                 let sample = match self {
-                    Self::Frames => probes[index].measure(contestant, plan.time),
+                    Self::Xdp | Self::Frames => probes[index].measure(contestant, plan.time),
                     Self::Bulk => bulk::measure(contestant, plan.tcp_seconds, false),
                     Self::Wire => bulk::measure(contestant, plan.tcp_seconds, true),
                     Self::Latency => latency::measure(contestant, plan.time),
@@ -174,7 +179,7 @@ impl Outcome {
 
     /// What one frame costs on a contestant's way beyond what it costs on the direct one, in ns; of frames alone.
     fn beyond_direct_ns(&self, kind: Kind) -> Option<Spread> {
-        if self.race != Race::Frames || kind == Kind::Direct {
+        if self.race.entrance().is_none() || kind == Kind::Direct {
             return None;
         }
         let pairs = self.of(kind)?.iter().zip(self.of(Kind::Direct)?);
@@ -264,6 +269,11 @@ impl Outcome {
             Bar::ratio_at_least(what, target, stretch, self.ratio(one, other))
         };
         match self.race {
+            Race::Xdp => vec![
+                bar("64 B, XDP / bare XDP redirect", Kind::MgreXdp, Kind::RedirectXdp, 0.85, 0.95),
+                bar("64 B, XDP / vxlan + bridge", Kind::MgreXdp, Kind::Vxlan, 11.0, 14.0),
+                bar("64 B, TCX / vxlan + bridge", Kind::Mgre, Kind::Vxlan, 3.5, 5.0),
+            ],
             Race::Frames => {
                 vec![bar("64 B as socket buffers, TCX / vxlan + bridge", Kind::Mgre, Kind::Vxlan, 3.5, 5.0)]
             }
