@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::{
     contestant::{Contestant, HOST_MTU, host_ip},
-    machine,
+    cpu, machine,
     race::Sample,
 };
 use crate::{netns::Netns, traffic};
@@ -27,9 +27,11 @@ pub fn measure(contestant: &Contestant, seconds: u32, wire: bool) -> Result<Samp
         machine::hurry();
         traffic::iperf3(contestant.host(1), contestant.host(2), &address, seconds, &["-A", &cpus])
     };
+    let meter = cpu::Meter::start()?;
     // On a thread of its own: who was put first stays so.
     let run =
         thread::scope(|scope| scope.spawn(iperf3).join()).map_err(|_| anyhow!("a thread panicked"))??;
+    let cpu_ns = Some(meter.busy()?.as_secs_f64() * 1e9 / run.bytes.max(1.0));
     let after = Counters::of(contestant)?;
     let bytes_per_packet = (after.bytes - before.bytes) / (after.packets - before.packets).max(1.0);
     if wire {
@@ -37,7 +39,7 @@ pub fn measure(contestant: &Contestant, seconds: u32, wire: bool) -> Result<Samp
         ensure!(bytes_per_packet <= most, "packets of {bytes_per_packet:.0} bytes cross the middle");
     }
     let value = run.bits_per_second / 1e9;
-    Ok(Sample { value, bytes_per_packet: Some(bytes_per_packet), ..Sample::default() })
+    Ok(Sample { value, bytes_per_packet: Some(bytes_per_packet), cpu_ns, ..Sample::default() })
 }
 
 /// What left the middle's first interface.

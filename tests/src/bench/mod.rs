@@ -2,7 +2,7 @@
 //!
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
 //! - [`contestant`]: who competes, and the links between the hosts; [`field`]: those of a run;
-//! - [`race`]: rounds of contestants: [`small`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
+//! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
@@ -25,3 +25,4 @@ pub mod small;
 pub mod statistics;
 pub mod stop;
 pub mod table;
+pub mod udp;

@@ -14,6 +14,8 @@ pub enum Part {
     Xdp,
     /// 64-byte frames from a generator, as socket buffers
     Frames,
+    /// Small datagrams between sockets
+    Udp,
     /// Bulk TCP, superframes all the way
     Bulk,
     /// Bulk TCP, MTU-sized packets in the middle
@@ -31,6 +33,7 @@ impl Part {
         match self {
             Self::Xdp => Race::Xdp.run(field, plan),
             Self::Frames => Race::Frames.run(field, plan),
+            Self::Udp => Race::Udp.run(field, plan),
             Self::Bulk => Race::Bulk.run(field, plan),
             Self::Wire => Race::Wire.run(field, plan),
             Self::Latency => Race::Latency.run(field, plan),

@@ -15,6 +15,7 @@ use super::{
     statistics::Spread,
     stop,
     table::{Cell, Table},
+    udp,
 };
 
 /// What the contestants do.
@@ -24,6 +25,8 @@ pub enum Race {
     Xdp,
     /// 64-byte frames from a generator, as socket buffers.
     Frames,
+    /// Small datagrams between sockets.
+    Udp,
     /// Bulk TCP, superframes all the way.
     Bulk,
     /// Bulk TCP, MTU-sized packets in the middle.
@@ -38,6 +41,7 @@ impl Race {
         match self {
             Self::Xdp => "xdp",
             Self::Frames => "frames",
+            Self::Udp => "udp",
             Self::Bulk => "bulk",
             Self::Wire => "wire",
             Self::Latency => "latency",
@@ -49,6 +53,7 @@ impl Race {
         match self {
             Self::Xdp => "64-byte frames into the driver, known unicast, one CPU",
             Self::Frames => "64-byte frames as socket buffers, known unicast, one CPU",
+            Self::Udp => "UDP, 64 bytes each, between two sockets",
             Self::Bulk => "TCP bulk, one stream, superframes in the middle",
             Self::Wire => "TCP bulk, one stream, MTU-sized packets in the middle",
             Self::Latency => "TCP, one byte back and forth, one CPU",
@@ -58,7 +63,7 @@ impl Race {
     /// What its figures count; more is better in all.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Xdp | Self::Frames => "Mpps",
+            Self::Xdp | Self::Frames | Self::Udp => "Mpps",
             Self::Bulk | Self::Wire => "Gbit/s",
             Self::Latency => "k/s",
         }
@@ -68,6 +73,7 @@ impl Race {
     const fn cpu_unit(self) -> &'static str {
         match self {
             Self::Xdp | Self::Frames => "CPU ns/frame",
+            Self::Udp => "CPU ns/datagram",
             Self::Bulk | Self::Wire => "CPU s/GB",
             Self::Latency => "CPU ns/round trip",
         }
@@ -77,7 +83,7 @@ impl Race {
     const fn champions(self) -> &'static [Kind] {
         match self {
             Self::Xdp => &[Kind::MgreXdp, Kind::Mgre],
-            Self::Frames | Self::Bulk | Self::Wire | Self::Latency => &[Kind::Mgre],
+            Self::Frames | Self::Udp | Self::Bulk | Self::Wire | Self::Latency => &[Kind::Mgre],
         }
     }
 
@@ -85,7 +91,7 @@ impl Race {
     pub const fn admits(self, kind: Kind) -> bool {
         match self {
             Self::Xdp => true,
-            Self::Frames | Self::Bulk | Self::Wire | Self::Latency => !kind.is_xdp(),
+            Self::Frames | Self::Udp | Self::Bulk | Self::Wire | Self::Latency => !kind.is_xdp(),
         }
     }
 
@@ -94,7 +100,7 @@ impl Race {
         match self {
             Self::Xdp => Some(Entrance::Driver),
             Self::Frames => Some(Entrance::Stack),
-            Self::Bulk | Self::Wire | Self::Latency => None,
+            Self::Udp | Self::Bulk | Self::Wire | Self::Latency => None,
         }
     }
 
@@ -123,6 +129,7 @@ impl Race {
                 let contestant = contestants[index];
                 let sample = match self {
                     Self::Xdp | Self::Frames => probes[index].measure(contestant, plan.time),
+                    Self::Udp => udp::measure(contestant, plan.time),
                     Self::Bulk => bulk::measure(contestant, plan.tcp_seconds, false),
                     Self::Wire => bulk::measure(contestant, plan.tcp_seconds, true),
                     Self::Latency => latency::measure(contestant, plan.time),
@@ -153,7 +160,8 @@ pub struct Sample {
     pub sent: Option<f64>,
     /// Mean length of what left the middle's first interface, where that tells something.
     pub bytes_per_packet: Option<f64>,
-    /// Time that the machine's CPUs were busy, all together, for each frame (ns), byte (ns) or round trip (ns).
+    /// Time that the machine's CPUs were busy, all together, for each frame,
+    /// datagram, byte or round trip, in ns.
     pub cpu_ns: Option<f64>,
 }
 
@@ -281,7 +289,7 @@ impl Outcome {
                 bar("TCP wire mode, TCX / two bridges", Kind::Mgre, Kind::Bridges, 0.98, 1.05),
                 bar("TCP wire mode, TCX / vxlan + bridge", Kind::Mgre, Kind::Vxlan, 1.25, 1.4),
             ],
-            Race::Bulk | Race::Latency => Vec::new(),
+            Race::Udp | Race::Bulk | Race::Latency => Vec::new(),
         }
     }
 
