@@ -170,6 +170,11 @@ pub fn sink(kind: Kind, counter: RawFd) -> Vec<u64> {
     program
 }
 
+/// A TCX program that drops each frame.
+pub fn drop_all() -> Vec<u64> {
+    vec![set(R0, TCX_DROP), EXIT]
+}
+
 /// A program, TCX or XDP, that sends each frame out of an interface.
 pub fn redirect(ifindex: u32) -> Vec<u64> {
     vec![set(R1, ifindex as i32), set(R2, 0), call(HELPER_REDIRECT), EXIT]

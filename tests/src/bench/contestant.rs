@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     assemble,
     bpf::{self, DeviceMap, Hook, Link, Program},
+    ovs::{self, Ovs},
 };
 use crate::{
     daemon::{Daemon, Options},
@@ -53,13 +54,15 @@ pub enum Kind {
     Redirect,
     /// An XDP program at each end that redirects whatever comes, unread: the limit of XDP.
     RedirectXdp,
+    /// Open vSwitch's userspace datapath: GRE with a key.
+    Ovs,
     /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
     Direct,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Mgre,
         Self::MgreXdp,
         Self::Bridges,
@@ -68,6 +71,7 @@ impl Kind {
         Self::VxlanDefault,
         Self::Redirect,
         Self::RedirectXdp,
+        Self::Ovs,
         Self::Direct,
     ];
 
@@ -82,6 +86,7 @@ impl Kind {
             Self::VxlanDefault => "vxlan + bridge, netfilter",
             Self::Redirect => "bare TCX redirect",
             Self::RedirectXdp => "bare XDP redirect",
+            Self::Ovs => "Open vSwitch, userspace",
             Self::Direct => "direct veth",
         }
     }
@@ -97,8 +102,19 @@ impl Kind {
             Self::VxlanDefault => "vxlan-nf",
             Self::Redirect => "redirect",
             Self::RedirectXdp => "redirect-xdp",
+            Self::Ovs => "ovs",
             Self::Direct => "direct",
         }
+    }
+
+    /// Whether it is one of the others with a setting that is less in its favour.
+    pub const fn is_variant(self) -> bool {
+        matches!(self, Self::BridgesDefault | Self::VxlanDefault)
+    }
+
+    /// Why it cannot take part here, if so.
+    pub fn missing(self) -> Option<String> {
+        if self == Self::Ovs { ovs::missing() } else { None }
     }
 
     /// Whether what carries frames is XDP programs.
@@ -114,6 +130,7 @@ pub struct Contestant {
     pub kind: Kind,
     // Before the namespaces, so that they end first.
     daemons: Vec<Daemon>,
+    ovs: Vec<Ovs>,
     links: Vec<Link>,
     switches: Vec<Netns>,
     hosts: [Netns; 2],
@@ -127,7 +144,8 @@ impl Contestant {
     pub fn build(kind: Kind) -> Result<Self> {
         let label = |what: &str| format!("{}-{what}", kind.key());
         let hosts = [Netns::new(&label("h1"))?, Netns::new(&label("h2"))?];
-        let mut this = Self { kind, daemons: Vec::new(), links: Vec::new(), switches: Vec::new(), hosts };
+        let (daemons, ovs, links, switches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut this = Self { kind, daemons, ovs, links, switches, hosts };
         if kind != Kind::Direct {
             this.switches = vec![Netns::new(&label("s1"))?, Netns::new(&label("s2"))?];
         }
@@ -140,6 +158,7 @@ impl Contestant {
             }
             Kind::Vxlan | Kind::VxlanDefault => this.make_vxlan()?,
             Kind::Redirect | Kind::RedirectXdp => this.attach_redirects()?,
+            Kind::Ovs => this.start_ovs()?,
             Kind::Direct => {}
         }
         // As on physical interfaces. A veth has it off at first.
@@ -185,7 +204,9 @@ impl Contestant {
     pub fn set_gro(&self, value: &str) -> Result<()> {
         let hosts = self.hosts.iter().map(|host| (host, "eth0"));
         let mut interfaces: Vec<_> = hosts.collect();
-        for netns in &self.switches {
+        // Open vSwitch cannot use superframes.
+        let switches = if self.kind == Kind::Ovs { &[][..] } else { &self.switches };
+        for netns in switches {
             interfaces.extend([(netns, "lan0"), (netns, "wan0")]);
             if matches!(self.kind, Kind::Vxlan | Kind::VxlanDefault) {
                 interfaces.push((netns, "vxlan0"));
@@ -289,6 +310,16 @@ impl Contestant {
         self.make_bridges("link set vxlan0 master br0\nlink set vxlan0 type bridge_slave flood off")
     }
 
+    fn start_ovs(&mut self) -> Result<()> {
+        for (netns, number) in self.switches.iter().zip([1, 2]) {
+            // It takes frames as they are: with their checksums, and none longer than the MTU.
+            let host = &self.hosts[usize::from(number) - 1];
+            host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off"])?;
+            self.ovs.push(Ovs::start(netns, endpoint(number), endpoint(3 - number))?);
+        }
+        Ok(())
+    }
+
     fn attach_redirects(&mut self) -> Result<()> {
         let attach = if self.kind.is_xdp() { attach_xdp_redirect } else { attach_tcx_redirect };
         for netns in &self.switches {
@@ -325,6 +356,14 @@ impl Contestant {
                     let table: Vec<Value> =
                         serde_json::from_str(&netns.run(&["bridge", "-json", "fdb", "show", "br", "br0"])?)?;
                     if !knows(&table) {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            Kind::Ovs => {
+                for ovs in &self.ovs {
+                    if !ovs.knows(&macs)? {
                         return Ok(false);
                     }
                 }

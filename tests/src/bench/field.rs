@@ -16,10 +16,11 @@ pub struct Field {
 }
 
 impl Field {
-    /// Of these kinds; of all if there are none.
-    pub fn new(wanted: &[Kind]) -> Self {
-        let wanted = if wanted.is_empty() { &Kind::ALL } else { wanted };
-        Self { wanted: wanted.to_vec(), built: Vec::new() }
+    /// Of these kinds; of all if there are none, or of the most telling ones if it must be quick.
+    pub fn new(wanted: &[Kind], quick: bool) -> Self {
+        let default = |kind: &Kind| wanted.is_empty() && !(quick && kind.is_variant());
+        let chosen = |kind: &Kind| default(kind) || wanted.contains(kind);
+        Self { wanted: Kind::ALL.into_iter().filter(chosen).collect(), built: Vec::new() }
     }
 
     /// Those of a race, in the order of [`Kind::ALL`].
@@ -27,13 +28,19 @@ impl Field {
     /// # Errors
     /// One cannot be built.
     pub fn on_start(&mut self, race: Race) -> Result<Vec<&Contestant>> {
-        let takes_part = |kind: &Kind| self.wanted.contains(kind) && race.admits(*kind);
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(takes_part).collect();
+        let takes_part = |kind: &Kind| race.admits(*kind) && kind.missing().is_none();
+        let kinds: Vec<Kind> = self.wanted.iter().copied().filter(takes_part).collect();
         for kind in &kinds {
             self.build(*kind)?;
         }
         let find = |kind: &Kind| self.built.iter().find(|one| one.kind == *kind);
         Ok(kinds.iter().filter_map(find).collect())
+    }
+
+    /// Who was asked for and cannot take part, and why.
+    pub fn absent(&self) -> Vec<String> {
+        let why = |kind: &Kind| Some(format!("left out: {}, {}", kind.title(), kind.missing()?));
+        self.wanted.iter().filter_map(why).collect()
     }
 
     /// One of them, if it is wanted.

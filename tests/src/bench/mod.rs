@@ -1,7 +1,7 @@
 //! mgre beside what the kernel offers, on one machine in one run.
 //!
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
-//! - [`contestant`]: who competes, and the links between the hosts; [`field`]: those of a run;
+//! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
@@ -16,6 +16,7 @@ pub mod field;
 pub mod frame;
 pub mod latency;
 pub mod machine;
+pub mod ovs;
 pub mod part;
 pub mod plot;
 pub mod programs;

@@ -18,10 +18,13 @@ const NAMES_WIDTH: i32 = 240;
 /// What is right of the longest bar: its figures.
 const FIGURES_WIDTH: i32 = 220;
 
+const OURS: RGBColor = RGBColor(0x2f, 0x6f, 0xb5);
+const OTHERS: RGBColor = RGBColor(0xb0, 0xb6, 0xbd);
+
 /// One plot.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plot {
-    /// A bar for each name, as long as the median; a thin line shows the range.
+    /// A bar for each name, as long as the median; a thin line shows the range. Names that begin with mgre stand out.
     Bars {
         /// With the unit.
         title: String,
@@ -103,10 +106,8 @@ fn draw_bars(area: &Area<'_>, title: &str, bars: &[(String, Spread)]) -> Result<
     for (index, (name, spread)) in bars.iter().enumerate() {
         let top = (TITLE_HEIGHT - MARGIN / 2 + BAR_HEIGHT * index as u32) as i32;
         let (middle, bottom) = (top + BAR_HEIGHT as i32 / 2 - 2, top + BAR_HEIGHT as i32 - 6);
-        let bar = Rectangle::new(
-            [(NAMES_WIDTH, top), (at(spread.median), bottom)],
-            Palette99::pick(index).filled(),
-        );
+        let color = if name.starts_with("mgre") { OURS } else { OTHERS };
+        let bar = Rectangle::new([(NAMES_WIDTH, top), (at(spread.median), bottom)], color.filled());
         let range = PathElement::new([(at(spread.min), middle), (at(spread.max), middle)], BLACK);
         let figures = format!("{} ({} .. {})", short(spread.median), short(spread.min), short(spread.max));
         area.draw(&bar).map_err(drawing)?;

@@ -109,8 +109,9 @@ impl Race {
     /// # Errors
     /// A contestant cannot be built, or a measurement failed.
     pub fn run(self, field: &mut Field, plan: Plan) -> Result<Report> {
+        let absent = field.absent();
         let contestants = field.on_start(self)?;
-        Ok(self.measure(&contestants, plan)?.report())
+        Ok(Report { remarks: absent, ..self.measure(&contestants, plan)?.report() })
     }
 
     fn measure(self, contestants: &[&Contestant], plan: Plan) -> Result<Outcome> {

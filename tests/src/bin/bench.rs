@@ -70,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     let machine = Machine::read()?;
     println!("{}", machine.text());
-    let mut field = Field::new(&arguments.contestant);
+    let mut field = Field::new(&arguments.contestant, arguments.quick);
     let parts = parts(arguments);
     let programs = if arguments.programs || arguments.only.is_empty() {
         field.one(Kind::Mgre)?.map(programs::list).transpose()?.unwrap_or_default()
