@@ -47,8 +47,10 @@ pub enum Kind {
     /// A bridge at each end, and the kernel's VXLAN.
     Vxlan,
     /// The bridges as the kernel makes them, going through netfilter where it has that built in.
+    #[value(name = "bridges-nf")]
     BridgesDefault,
     /// The same for bridges and VXLAN.
+    #[value(name = "vxlan-nf")]
     VxlanDefault,
     /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
     Redirect,
@@ -91,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// Its name in JSON.
+    /// Its name in JSON and on the command line.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Mgre => "mgre",
@@ -429,4 +431,17 @@ pub fn host_ip(number: u8) -> Ipv4Addr {
 /// A switch's address in the underlay.
 fn endpoint(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contestant_has_one_short_name() {
+        for kind in Kind::ALL {
+            let value = kind.to_possible_value().expect("none is hidden");
+            assert_eq!(value.get_name(), kind.key());
+        }
+    }
 }

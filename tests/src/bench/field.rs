@@ -63,3 +63,24 @@ impl Field {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_part() {
+        assert_eq!(Field::new(&[], false).wanted, Kind::ALL);
+        assert!(!Field::new(&[], true).wanted.contains(&Kind::VxlanDefault));
+        let asked = [Kind::Direct, Kind::VxlanDefault];
+        assert_eq!(Field::new(&asked, true).wanted, [Kind::VxlanDefault, Kind::Direct]);
+    }
+
+    #[test]
+    fn xdp_takes_part_where_no_superframes_are() {
+        for kind in Kind::ALL {
+            assert!(Race::Xdp.admits(kind));
+            assert_eq!(Race::Bulk.admits(kind), !kind.is_xdp());
+        }
+    }
+}

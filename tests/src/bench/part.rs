@@ -57,7 +57,7 @@ pub struct Plan {
 impl Plan {
     /// For people who look, or for people who wait; with a number of rounds of one's own.
     pub fn new(quick: bool, rounds: Option<usize>) -> Self {
-        let (usual, time, tcp_seconds) = if quick { (3, 0.4, 1) } else { (5, 1.5, 2) };
+        let (usual, time, tcp_seconds) = if quick { (2, 0.4, 1) } else { (5, 1.5, 2) };
         Self { quick, rounds: rounds.unwrap_or(usual), time: Duration::from_secs_f64(time), tcp_seconds }
     }
 }

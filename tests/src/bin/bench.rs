@@ -25,7 +25,7 @@ use mgre_tests::{
 #[derive(Debug, Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench", about)]
 struct Arguments {
-    /// Shorter and fewer rounds: less than two minutes in all
+    /// Shorter and fewer rounds, fewer contestants: less than two minutes in all
     #[arg(long)]
     quick: bool,
     /// Only this part; may be repeated
