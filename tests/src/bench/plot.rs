@@ -20,6 +20,15 @@ const FIGURES_WIDTH: i32 = 220;
 
 const OURS: RGBColor = RGBColor(0x2f, 0x6f, 0xb5);
 const OTHERS: RGBColor = RGBColor(0xb0, 0xb6, 0xbd);
+/// Of lines, in turn: all of them show on white.
+const LINES: [RGBColor; 6] = [
+    OURS,
+    RGBColor(0xd9, 0x5f, 0x02),
+    RGBColor(0x1b, 0x9e, 0x77),
+    RGBColor(0x75, 0x70, 0xb3),
+    RGBColor(0xc0, 0x39, 0x2b),
+    RGBColor(0x4d, 0x4d, 0x4d),
+];
 
 /// One plot.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,12 +152,15 @@ fn draw_lines(
         .caption(title, font(18))
         .x_label_area_size(36)
         .y_label_area_size(56)
+        .margin_right(40)
         .build_cartesian_2d(across.log_scale(), 0.0..top)
         .map_err(drawing)?;
     let mut mesh = chart.configure_mesh();
-    mesh.x_desc(axes[0]).y_desc(axes[1]).light_line_style(WHITE).draw().map_err(drawing)?;
+    mesh.x_desc(axes[0]).y_desc(axes[1]).light_line_style(WHITE);
+    mesh.x_label_formatter(&|x| x.to_string()).y_label_formatter(&|y| y.to_string());
+    mesh.draw().map_err(drawing)?;
     for (index, (name, points)) in lines.iter().enumerate() {
-        let color = Palette99::pick(index).to_rgba();
+        let color = LINES[index % LINES.len()];
         let line = LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3);
         let key = move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2));
         chart.draw_series(line).map_err(drawing)?.label(name).legend(key);
