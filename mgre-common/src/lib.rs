@@ -13,10 +13,12 @@
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
+//! - [`bench`]: for the benchmark's programs;
 //! - [`event`]: what the datapath reports to the daemon.
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod bench;
 pub mod cell;
 pub mod checksum;
 pub mod counters;

@@ -93,6 +93,14 @@ impl Loaded {
 /// # Errors
 /// The kernel refuses a map or a program; the verifier's log is in the error.
 pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
+    load_with(object, capacity, &[])
+}
+
+/// Loads an object that has more programs, and maps of its own; gives those so many entries.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Result<Loaded> {
     let cpus = possible_cpus()?;
     let mut config = Config {
         fdb_multipliers: random_multipliers()?,
@@ -104,22 +112,29 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
         reserved: 0,
     };
     config.strip_flags = probe_strip_flags(object)?;
-    let mut programs = load_object(object, capacity, &config)?;
-    for name in [PORT_PROGRAM, UNDERLAY_PROGRAM, LEASE_PROGRAM] {
-        classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
-    }
-    for name in XDP_PORT_PROGRAMS.into_iter().chain(XDP_UNDERLAY_PROGRAMS) {
-        xdp(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
+    let mut programs = load_object(object, capacity, &config, sizes)?;
+    // All of them while all maps are open; the probe has done its work.
+    for (name, program) in programs.programs_mut().filter(|(name, _)| *name != PROBE_PROGRAM) {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => bail!("{name} is a program of an unknown kind"),
+        };
+        loaded.with_context(|| format!("the kernel refuses {name}"))?;
     }
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     Ok(Loaded { programs, tables, events, config })
 }
 
-fn load_object(object: &[u8], capacity: Capacity, config: &Config) -> Result<Ebpf> {
+fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     let rows = 1 + MAX_PORTS + capacity.adjacencies;
     let endpoints = capacity.adjacencies.saturating_mul(4).max(1024);
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in sizes {
+        loader.map_max_entries(map, *entries);
+    }
+    loader
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
@@ -144,7 +159,7 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
         endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(1)).shift,
         reserved: 0,
     };
-    let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config)?;
+    let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config, &[])?;
     let probe = classifier(&mut programs, PROBE_PROGRAM)?;
     probe.load().with_context(|| format!("the kernel refuses {PROBE_PROGRAM}"))?;
     let mut packet = [0_u8; 128];

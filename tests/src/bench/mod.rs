@@ -3,6 +3,7 @@
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
 //! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
+//! - [`micro`]: what programs cost by themselves;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
@@ -16,6 +17,7 @@ pub mod field;
 pub mod frame;
 pub mod latency;
 pub mod machine;
+pub mod micro;
 pub mod ovs;
 pub mod part;
 pub mod plot;

@@ -1,11 +1,16 @@
 //! The benchmark's parts. Each is a function that makes a [`Report`].
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use super::{field::Field, race::Race, report::Report};
+use super::{
+    field::Field,
+    micro::{flood, program, scaling},
+    race::Race,
+    report::Report,
+};
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +27,12 @@ pub enum Part {
     Wire,
     /// One byte back and forth over TCP
     Latency,
+    /// The XDP programs alone, beside an empty one
+    Program,
+    /// Tables and programs with many addresses and peers
+    Scaling,
+    /// Copies of a flooded frame
+    Flood,
 }
 
 impl Part {
@@ -29,7 +40,8 @@ impl Part {
     ///
     /// # Errors
     /// A measurement failed.
-    pub fn run(self, field: &mut Field, plan: Plan) -> Result<Report> {
+    pub fn run(self, field: &mut Field, object: Option<&Path>, plan: Plan) -> Result<Report> {
+        let object = || object.context("this part needs the benchmark's own programs: cargo xtask bench");
         match self {
             Self::Xdp => Race::Xdp.run(field, plan),
             Self::Frames => Race::Frames.run(field, plan),
@@ -37,6 +49,9 @@ impl Part {
             Self::Bulk => Race::Bulk.run(field, plan),
             Self::Wire => Race::Wire.run(field, plan),
             Self::Latency => Race::Latency.run(field, plan),
+            Self::Program => program::run(object()?, plan),
+            Self::Scaling => scaling::run(object()?, plan),
+            Self::Flood => flood::run(object()?, plan),
         }
     }
 }
