@@ -61,18 +61,27 @@ impl Part {
 pub struct Plan {
     /// Whether it is to be over soon: less than two minutes for all parts together.
     pub quick: bool,
-    /// Rounds of each part.
+    /// Rounds of each part, but those of TCP streams.
     pub rounds: usize,
-    /// Time of each measurement that is not TCP's.
+    /// Time of each measurement of such a part. Many short rounds rather than few long ones: what is compared is then
+    /// measured at nearly the same time.
     pub time: Duration,
-    /// Time of each measurement of TCP, in seconds.
+    /// Rounds of TCP streams, which take long to start.
+    pub tcp_rounds: usize,
+    /// Time of each of their measurements, in seconds.
     pub tcp_seconds: u32,
 }
 
 impl Plan {
     /// For people who look, or for people who wait; with a number of rounds of one's own.
     pub fn new(quick: bool, rounds: Option<usize>) -> Self {
-        let (usual, time, tcp_seconds) = if quick { (2, 0.4, 1) } else { (5, 1.5, 2) };
-        Self { quick, rounds: rounds.unwrap_or(usual), time: Duration::from_secs_f64(time), tcp_seconds }
+        let (usual, tcp_rounds, tcp_seconds) = if quick { (2, 2, 1) } else { (10, 5, 2) };
+        Self {
+            quick,
+            rounds: rounds.unwrap_or(usual),
+            time: Duration::from_millis(400),
+            tcp_rounds: rounds.unwrap_or(tcp_rounds),
+            tcp_seconds,
+        }
     }
 }
