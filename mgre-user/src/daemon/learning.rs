@@ -89,7 +89,7 @@ impl Engine {
         if !now.is_multiple_of(every) || self.datapath.fdb.is_empty() {
             return;
         }
-        let aged = self.datapath.fdb.remove_where(now, |entry| {
+        let aged = self.datapath.fdb.remove_where(|entry| {
             let limit = ages.get(&entry.key.segment()).copied().unwrap_or(0);
             entry.seen.is_some_and(|seen| now.saturating_sub(seen) >= limit)
         });

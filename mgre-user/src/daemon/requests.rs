@@ -228,8 +228,7 @@ impl Engine {
 
     fn flush(&mut self, filter: &FdbFilter) -> Result<Flushed, Problem> {
         let picked = self.picked(filter)?;
-        let now = self.datapath.now();
-        let removed = self.datapath.fdb.remove_where(now, |entry| entry.seen.is_some() && picked(entry));
+        let removed = self.datapath.fdb.remove_where(|entry| entry.seen.is_some() && picked(entry));
         self.update_full();
         self.report_removed(&removed);
         Ok(Flushed { removed: removed.len() as u64 })
