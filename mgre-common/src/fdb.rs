@@ -28,10 +28,10 @@
 //! - stash: an entry is inserted there first, and its home bucket marked then. It is
 //!   unmarked when no entry of its is left in the stash.
 //! - move to the other bucket (only where the stash is full as well): the target is
-//!   stored in the new slot, the writer waits for a grace period, stores the key
-//!   there, waits again, and clears the old slot, which rests. Every program finds
-//!   the old slot, the new one or both, each with the right target: one that began
-//!   before the key was stored there has ended when the old slot is cleared.
+//!   stored in the new slot, then the key; the key is cleared in the old slot, then
+//!   the target; and after each of the four the writer waits for a grace period. So
+//!   every program finds the entry, in the old slot, in the new one or in both, and
+//!   with its target.
 //! - age: the datapath stores the time, and nothing else, in a word of its own. One
 //!   that comes late writes the age of an empty slot that still rests.
 //!
@@ -220,7 +220,17 @@ impl Slot {
 
     /// Empties the slot. Only for the one writer, which must let the slot rest.
     pub fn clear(&self) {
+        self.unpublish();
+        self.unstage();
+    }
+
+    /// The first half of [`Self::clear`].
+    pub fn unpublish(&self) {
         self.key.store(0, Ordering::Release);
+    }
+
+    /// The second half of [`Self::clear`].
+    pub fn unstage(&self) {
         self.set_word(0);
     }
 

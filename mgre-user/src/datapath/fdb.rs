@@ -208,7 +208,9 @@ impl Fdb {
         wait_for_programs();
         to.publish(slot.key());
         wait_for_programs();
-        slot.clear();
+        slot.unpublish();
+        wait_for_programs();
+        slot.unstage();
         wait_for_programs();
         Some(place)
     }
