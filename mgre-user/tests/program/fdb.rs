@@ -1,12 +1,13 @@
 //! The programs look addresses up while the FDB's writer changes them at full speed.
 //!
-//! Frames from port 0 are for addresses behind peers, whose endpoints the outer
-//! headers show. Each address has two peers of its own, so that a target taken for
-//! another key is seen. The peers are in another segment than the addresses, so that
-//! flooding reaches nobody: a frame for an address that is not known is dropped.
+//! Frames from port 0 are for addresses at other ports, whose counters tell where
+//! they were sent; a frame that goes to a port is not changed, so one call runs the
+//! program many times. The other ports are in another segment than the addresses, so
+//! that flooding reaches nobody: a frame for an address that is not known is dropped.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,47 +16,29 @@ use mgre_common::fdb::{FdbHash, FdbKey, SLOTS};
 use mgre_common::target::Target;
 use mgre_common::wire::MacAddr;
 use mgre_ebpf::host::packet::tcp_v4;
-use mgre_ebpf::host::world::{PeerSpec, PortSpec, World, station};
+use mgre_ebpf::host::world::{PortSpec, World, station};
 use mgre_user::datapath::fdb::Fdb;
-use mgre_user::datapath::load::{Loaded, PORT_PROGRAM, classifier};
+use mgre_user::datapath::load::{PORT_PROGRAM, classifier};
 
-use super::kernel::{DROP, Kernel, REDIRECT, in_namespace, interfaces, test_run};
+use super::kernel::{Kernel, in_namespace, interfaces, test_run};
 
-const READERS: u64 = 2;
 /// For how long, and for how long at most where the machine is busy.
 const ENOUGH: Duration = Duration::from_secs(2);
-const TOO_LONG: Duration = Duration::from_secs(30);
+const TOO_LONG: Duration = Duration::from_secs(20);
+/// Runs of the program in a call.
+const REPEAT: u32 = 500;
 /// The interface of port 0.
 const PORT: u32 = 10;
 const SEGMENT: u16 = 1;
-const PEERS: u32 = 64;
+const PORTS: u32 = 5;
 
 fn network() -> World {
-    let endpoint = |id: u32| [198, 51, 100, 100 + id as u8];
+    let segment = |id| if id == 0 { SEGMENT.into() } else { 2 };
     World {
-        ports: vec![PortSpec::new(0, SEGMENT.into())],
-        peers: (0..PEERS).map(|id| PeerSpec::new(id, 2, endpoint(id), Some(7))).collect(),
+        ports: (0..PORTS).map(|id| PortSpec::new(id, segment(id))).collect(),
         segments: vec![(SEGMENT.into(), 1), (2, 1)],
         ..World::default()
     }
-}
-
-/// The peer that a frame was sent to; none if it was dropped.
-fn peer_of(program: &SchedClassifier, frame: &[u8], out: &mut [u8]) -> Option<u32> {
-    /// Where the outer destination ends.
-    const END: usize = 14 + 20;
-    let ran = test_run(program, PORT, 0, frame, out).unwrap();
-    match ran.return_value.cast_signed() {
-        DROP => None,
-        REDIRECT => Some(u32::from(out[END - 1]) - 100),
-        action => panic!("action {action}"),
-    }
-}
-
-/// A number that looks random.
-fn random(state: &mut u64) -> u32 {
-    *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-    (*state >> 33) as u32
 }
 
 fn mac(number: u32) -> MacAddr {
@@ -63,139 +46,175 @@ fn mac(number: u32) -> MacAddr {
     MacAddr([2, 7, a, b, c, d])
 }
 
-/// Has readers look these addresses up until the writer is done. The first one is
-/// there when they begin, and is peer 0's. `right` says whether an address may have this peer, or none. Returns how many
-/// lookups there were, and how many of them found a peer.
-fn hammer(
-    capacity: u32,
-    addresses: impl FnOnce(FdbHash) -> Vec<MacAddr>,
-    right: impl Fn(usize, Option<u32>) -> bool + Sync,
-    write: impl FnOnce(&mut Fdb, &[FdbKey]),
-) -> (u64, u64) {
-    let world = network();
-    interfaces(&world);
-    let mut kernel = Kernel::with_room(&world, capacity);
-    let hash = kernel.loaded.fdb_hash();
-    let Loaded { programs, tables, .. } = &mut kernel.loaded;
-    let program: &SchedClassifier = classifier(programs, PORT_PROGRAM).unwrap();
-    let mut fdb = Fdb::new(tables.fdb.take().unwrap(), hash, capacity);
-    fdb.set(FdbKey::new(SEGMENT, station(1)), Target::port(0), None).unwrap();
-
-    let addresses = addresses(hash);
-    let keys: Vec<FdbKey> = addresses.iter().map(|mac| FdbKey::new(SEGMENT, *mac)).collect();
-    fdb.set(keys[0], Target::adjacency(0), Some(1)).unwrap();
-    let frames: Vec<Vec<u8>> = addresses.iter().map(|mac| tcp_v4(*mac, station(1), 10)).collect();
-    let stop = AtomicBool::new(false);
-    let read = |seed: u64| {
-        let (mut state, mut lookups, mut hits) = (seed, 0, 0);
-        let mut out = vec![0; 512];
-        while !stop.load(Ordering::Relaxed) {
-            let number = random(&mut state) as usize % frames.len();
-            let peer = peer_of(program, &frames[number], &mut out);
-            assert!(right(number, peer), "address {number} is at {peer:?}");
-            lookups += 1;
-            hits += u64::from(peer.is_some());
-        }
-        (lookups, hits)
-    };
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS).map(|seed| scope.spawn(move || read(seed))).collect();
-        // The readers end however the writer does.
-        let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| write(&mut fdb, &keys)));
-        stop.store(true, Ordering::Relaxed);
-        let counts: Vec<(u64, u64)> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
-        written.unwrap();
-        counts.into_iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
-    })
+fn key(mac: MacAddr) -> FdbKey {
+    FdbKey::new(SEGMENT, mac)
 }
 
-#[test]
-fn no_program_takes_a_target_of_another_address() {
-    const ADDRESSES: u32 = PEERS / 2;
-    const LEAST_WRITES: u64 = 10_000;
-    in_namespace(|| {
-        let (mut set, mut moved, mut removed) = (0_u64, 0_u64, 0_u64);
-        let (lookups, hits) = hammer(
-            1000,
-            |_| (0..ADDRESSES).map(mac).collect(),
-            |number, peer| peer.is_none_or(|peer| peer as usize / 2 == number),
-            |fdb, keys| {
-                let (mut state, start) = (99, Instant::now());
-                let due = |writes| start.elapsed() < ENOUGH || writes < LEAST_WRITES;
-                while due(set + moved + removed) && start.elapsed() < TOO_LONG {
-                    fdb.wake(start.elapsed().as_secs() as u32);
-                    for _ in 0..64 {
-                        let number = random(&mut state) % ADDRESSES;
-                        let key = keys[number as usize];
-                        let target = Target::adjacency(2 * number + random(&mut state) % 2);
-                        let known = fdb.find(key).is_some();
-                        if known && random(&mut state).is_multiple_of(2) {
-                            fdb.remove(key).unwrap();
-                            removed += 1;
-                        } else {
-                            fdb.set(key, target, Some(1)).unwrap();
-                            *(if known { &mut moved } else { &mut set }) += 1;
-                        }
-                    }
-                }
-            },
-        );
-        println!("{lookups} lookups, {hits} hits; {set} inserted, {moved} moved, {removed} removed");
-        assert!(hits > 1000 && lookups - hits > 1000, "{hits} of {lookups}");
-        assert!(set.min(moved).min(removed) > LEAST_WRITES / 8, "{set} {moved} {removed}");
-    });
+/// A table's buckets that the sender of the frames is not in.
+fn buckets(hash: FdbHash) -> Vec<u32> {
+    let sender = [0, 1].map(|choice| hash.bucket(key(station(1)), choice));
+    (0..hash.buckets()).filter(|bucket| !sender.contains(bucket)).collect()
 }
 
 /// Addresses by their home bucket and their second one.
-fn by_buckets(hash: FdbHash) -> HashMap<[u32; 2], Vec<MacAddr>> {
-    let mut found: HashMap<_, Vec<_>> = HashMap::new();
-    for number in 0..16_384 {
-        let key = FdbKey::new(SEGMENT, mac(number));
-        found.entry([hash.bucket(key, 0), hash.bucket(key, 1)]).or_default().push(mac(number));
+fn by_buckets(hash: FdbHash) -> BTreeMap<[u32; 2], Vec<MacAddr>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for mac in (0..65_536).map(mac) {
+        found.entry([0, 1].map(|choice| hash.bucket(key(mac), choice))).or_default().push(mac);
     }
     found
 }
 
-/// One address that can be in either of two buckets, and for each of these a crowd
-/// with the other end elsewhere, which fills it and the stash.
-fn one_and_two_crowds(hash: FdbHash) -> Vec<MacAddr> {
-    let sender = [0, 1].map(|choice| hash.bucket(FdbKey::new(SEGMENT, station(1)), choice));
-    let buckets: Vec<u32> = (0..hash.buckets()).filter(|bucket| !sender.contains(bucket)).collect();
-    let found = by_buckets(hash);
-    let take = |home: usize, second: usize, count: usize| {
-        let addresses = &found[&[buckets[home], buckets[second]]];
-        addresses[..count].to_vec()
-    };
-    [take(0, 1, 1), take(0, 2, 3 * SLOTS), take(1, 3, 3 * SLOTS)].concat()
+/// Which address the readers send frames to.
+struct Turn {
+    address: AtomicUsize,
+    /// Which one a reader was last at.
+    read: AtomicUsize,
+    stop: AtomicBool,
 }
 
+impl Turn {
+    /// Has the readers turn to an address, and returns when one has.
+    fn to(&self, address: usize) {
+        let start = Instant::now();
+        self.address.store(address, Ordering::Relaxed);
+        while self.read.load(Ordering::Relaxed) != address && start.elapsed() < TOO_LONG {
+            thread::yield_now();
+        }
+    }
+}
+
+/// What became of the frames: how many there were, and how many went to each port.
+#[derive(Debug)]
+struct Frames {
+    all: u64,
+    sent: Vec<u64>,
+}
+
+/// Readers send frames to one of these addresses at a time, until the writer is
+/// done. The first one is there when they begin, at port 1.
+fn hammer(
+    capacity: u32,
+    addresses: impl FnOnce(FdbHash) -> Vec<MacAddr>,
+    write: impl FnOnce(&mut Fdb, &[FdbKey], &Turn),
+) -> Frames {
+    let world = network();
+    interfaces(&world);
+    let mut kernel = Kernel::with_room(&world, capacity);
+    let hash = kernel.loaded.fdb_hash();
+    let mut fdb = Fdb::new(kernel.loaded.tables.fdb.take().unwrap(), hash, capacity);
+    let addresses = addresses(hash);
+    let keys: Vec<FdbKey> = addresses.iter().copied().map(key).collect();
+    fdb.set(key(station(1)), Target::port(0), None).unwrap();
+    fdb.set(keys[0], Target::port(1), Some(1)).unwrap();
+
+    let program: &SchedClassifier = classifier(&mut kernel.loaded.programs, PORT_PROGRAM).unwrap();
+    let frames: Vec<Vec<u8>> = addresses.iter().map(|mac| tcp_v4(*mac, station(1), 10)).collect();
+    let turn = Turn { address: AtomicUsize::new(0), read: AtomicUsize::new(0), stop: AtomicBool::new(false) };
+    let read = || {
+        let mut out = vec![0; 512];
+        while !turn.stop.load(Ordering::Relaxed) {
+            let address = turn.address.load(Ordering::Relaxed);
+            turn.read.store(address, Ordering::Relaxed);
+            let frame = &frames[address];
+            test_run(program, PORT, 0, frame, &mut out, REPEAT).unwrap();
+            assert_eq!(out[..frame.len()], frame[..], "the frame has changed");
+        }
+    };
+    let readers = thread::available_parallelism().map_or(1, |cpus| cpus.get() - 1).clamp(1, 4);
+    thread::scope(|scope| {
+        for _ in 0..readers {
+            scope.spawn(read);
+        }
+        // The readers end however the writer does.
+        let written = catch_unwind(AssertUnwindSafe(|| write(&mut fdb, &keys, &turn)));
+        turn.stop.store(true, Ordering::Relaxed);
+        written.unwrap();
+    });
+    Frames {
+        all: kernel.traffic(Target::port(0)).receive_packets,
+        sent: (0..PORTS).map(|id| kernel.traffic(Target::port(id)).transmit_packets).collect(),
+    }
+}
+
+/// Addresses at ports 1 or 2, which the frames are for, and each with one at ports 3
+/// or 4 that has the same buckets: they take turns in the same slots.
+#[test]
+fn no_program_takes_a_target_of_another_address() {
+    const LEAST: u64 = 2_000;
+    in_namespace(|| {
+        let (mut inserted, mut moved) = (0_u64, 0_u64);
+        let frames = hammer(
+            2048,
+            |hash| {
+                let twins = by_buckets(hash).into_values().filter(|macs| macs.len() > 1);
+                twins.take(512).flat_map(|macs| [macs[0], macs[1]]).collect()
+            },
+            |fdb, keys, turn| {
+                let start = Instant::now();
+                fdb.remove(keys[0]).unwrap();
+                for pair in (0..keys.len() / 2).cycle() {
+                    if start.elapsed() > ENOUGH && (inserted > LEAST || start.elapsed() > TOO_LONG) {
+                        break;
+                    }
+                    fdb.wake(start.elapsed().as_secs() as u32);
+                    turn.to(2 * pair);
+                    for number in 0..2 * SLOTS {
+                        let key = keys[2 * pair + number % 2];
+                        let ports = [1, 2].map(|port| Target::port(port + number as u32 % 2 * 2));
+                        for turn in 0..4 {
+                            fdb.set(key, ports[turn % 2], Some(1)).unwrap();
+                        }
+                        fdb.remove(key).unwrap();
+                        inserted += 1;
+                        moved += 3;
+                    }
+                }
+            },
+        );
+        println!("{frames:?}; {inserted} times inserted and removed, {moved} times pointed elsewhere");
+        assert_eq!((frames.sent[3], frames.sent[4]), (0, 0), "a target of another address");
+        assert!(frames.sent[1] > 1000 && frames.sent[2] > 1000, "{frames:?}");
+        assert!(frames.sent[1] + frames.sent[2] + 1000 < frames.all, "{frames:?}");
+        assert!(inserted >= LEAST, "{inserted}");
+    });
+}
+
+/// An address can be in either of two buckets, and by turns a crowd fills the one
+/// and the other, and the stash.
 #[test]
 fn no_program_misses_an_address_whose_entry_moves() {
-    const LEAST_ROUNDS: u64 = 4;
+    const LEAST: u64 = 10;
+    const CROWD: usize = 3 * SLOTS;
     in_namespace(|| {
-        let mut rounds = 0;
-        let (lookups, hits) = hammer(
+        let mut moves = 0;
+        let frames = hammer(
             32,
-            one_and_two_crowds,
-            |number, peer| if number == 0 { peer == Some(0) } else { peer != Some(0) },
-            |fdb, keys| {
+            |hash| {
+                let (buckets, found) = (buckets(hash), by_buckets(hash));
+                let some = |home: usize, second: usize, count: usize| {
+                    found[&[buckets[home], buckets[second]]][..count].to_vec()
+                };
+                [some(0, 1, 1), some(0, 2, CROWD), some(1, 3, CROWD)].concat()
+            },
+            |fdb, keys, _| {
                 let start = Instant::now();
-                let due = |rounds| start.elapsed() < ENOUGH || rounds < LEAST_ROUNDS;
-                while due(rounds) && start.elapsed() < TOO_LONG {
-                    for crowd in keys[1..].chunks(3 * SLOTS) {
+                while start.elapsed() < ENOUGH || moves < LEAST && start.elapsed() < TOO_LONG {
+                    for crowd in keys[1..].chunks(CROWD) {
                         // With the first address, that is one more than there are slots: it has moved.
                         for key in crowd {
-                            fdb.set(*key, Target::adjacency(1), Some(1)).unwrap();
+                            fdb.set(*key, Target::port(2), Some(1)).unwrap();
                         }
+                        moves += 1;
                         for key in crowd {
                             fdb.remove(*key).unwrap();
                         }
                     }
-                    rounds += 1;
                 }
             },
         );
-        println!("{lookups} lookups, {hits} hits; {} moves", 2 * rounds);
-        assert!(hits > 1000 && rounds >= LEAST_ROUNDS, "{hits} hits, {rounds} rounds");
+        println!("{frames:?}; {moves} moves");
+        assert_eq!(frames.sent[1], frames.all, "an entry that moved was missed");
+        assert!(frames.all > 10_000 && moves >= LEAST, "{frames:?}, {moves} moves");
     });
 }

@@ -93,13 +93,15 @@ pub(crate) fn interfaces(world: &World) {
     ip(&lines);
 }
 
-/// Runs a program on a packet as if it had come in on an interface.
+/// Runs a program on a packet as if it had come in on an interface, so many times:
+/// what one run does to the packet, the next one finds.
 pub(crate) fn test_run(
     program: &SchedClassifier,
     ifindex: u32,
     segment_size: u32,
     packet: &[u8],
     out: &mut [u8],
+    repeat: u32,
 ) -> Result<TestRunResult, ProgramError> {
     // The fields of `struct __sk_buff` that a test run may set.
     const IFINDEX: usize = 40;
@@ -111,6 +113,7 @@ pub(crate) fn test_run(
         data_in: Some(packet),
         data_out: Some(out),
         ctx_in: Some(&context),
+        repeat,
         ..TestRunOptions::default()
     })
 }
@@ -141,7 +144,7 @@ impl Kernel {
     ) -> Option<Ran> {
         let mut out = vec![0; 64 * 1024];
         let program = classifier(&mut self.loaded.programs, program).unwrap();
-        let result = test_run(program, ifindex, segment_size, packet, &mut out);
+        let result = test_run(program, ifindex, segment_size, packet, &mut out, 1);
         let result = match result {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
