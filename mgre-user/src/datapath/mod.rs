@@ -230,7 +230,10 @@ impl Datapath {
             TargetKind::Adjacency(id) => plan.adjacencies.get(&id).map(|record| record.segment),
             TargetKind::None => None,
         };
-        for entry in from.learned().filter(|entry| segment_of(entry.target) == Some(entry.key.segment())) {
+        // There may be less room than there was; entries that were given have theirs.
+        let room = self.fdb.capacity() as usize - plan.fixed.len().min(self.fdb.capacity() as usize);
+        let kept = |entry: &Entry| segment_of(entry.target) == Some(entry.key.segment());
+        for entry in from.learned().filter(kept).take(room) {
             self.fdb.set(entry.key, entry.target, entry.seen)?;
         }
         let counters = self.counters();

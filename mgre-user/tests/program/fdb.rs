@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::programs::SchedClassifier;
-use mgre_common::fdb::{FdbHash, FdbKey, SLOTS};
+use mgre_common::fdb::{FdbHash, FdbKey, MAX_ENTRIES, SLOTS};
 use mgre_common::target::Target;
 use mgre_common::wire::MacAddr;
 use mgre_ebpf::host::packet::tcp_v4;
@@ -20,7 +20,7 @@ use mgre_ebpf::host::world::{PortSpec, World, station};
 use mgre_user::datapath::fdb::Fdb;
 use mgre_user::datapath::load::{PORT_PROGRAM, classifier};
 
-use super::kernel::{Kernel, in_namespace, interfaces, test_run};
+use super::kernel::{Kernel, REDIRECT, in_namespace, interfaces, test_run};
 
 /// For how long, and for how long at most where the machine is busy.
 const ENOUGH: Duration = Duration::from_secs(2);
@@ -216,5 +216,31 @@ fn no_program_misses_an_address_whose_entry_moves() {
         println!("{frames:?}; {moves} moves");
         assert_eq!(frames.sent[1], frames.all, "an entry that moved was missed");
         assert!(frames.all > 10_000 && moves >= LEAST, "{frames:?}, {moves} moves");
+    });
+}
+
+/// As many as there can be: the program finds those that it is asked for.
+#[test]
+fn a_million_addresses() {
+    in_namespace(|| {
+        let world = network();
+        interfaces(&world);
+        let mut kernel = Kernel::with_room(&world, MAX_ENTRIES);
+        let hash = kernel.loaded.fdb_hash();
+        let mut fdb = Fdb::new(kernel.loaded.tables.fdb.take().unwrap(), hash, MAX_ENTRIES);
+        fdb.set(key(station(1)), Target::port(0), None).unwrap();
+        let start = Instant::now();
+        for number in 1..MAX_ENTRIES {
+            fdb.set(key(mac(number)), Target::port(1 + number % 2), Some(1)).unwrap();
+        }
+        println!("{} entries in {:?}", fdb.len(), start.elapsed());
+        let asked = (1..MAX_ENTRIES).step_by(997);
+        for number in asked.clone() {
+            let frame = tcp_v4(mac(number), station(1), 10);
+            assert_eq!(kernel.run(PORT_PROGRAM, PORT, 0, &frame).unwrap().action, REDIRECT, "{number}");
+        }
+        let sent = [1, 2].map(|id| kernel.traffic(Target::port(id)).transmit_packets);
+        let odd = asked.clone().filter(|number| number % 2 == 1).count() as u64;
+        assert_eq!(sent, [asked.len() as u64 - odd, odd]);
     });
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mgre_common::fdb::{QUARANTINE_SECONDS, buckets_for, hash_shift, table_len};
+use mgre_common::fdb::{MAX_ENTRIES, QUARANTINE_SECONDS, buckets_for, hash_shift, table_len};
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
@@ -241,7 +241,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn nothing_is_lost_whatever_was_drawn(
@@ -288,4 +288,44 @@ proptest! {
             }
         }
     }
+}
+
+/// Bytes of memory that this process has in use.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux says");
+    let pages: usize = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
+    pages * 4096
+}
+
+#[test]
+fn a_million_entries() {
+    let timed = |what: &str, work: &mut dyn FnMut()| {
+        let start = std::time::Instant::now();
+        work();
+        println!("{what}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    };
+    let mut fdb = fdb(MAX_ENTRIES);
+    let before = resident();
+    timed("insert", &mut || {
+        for number in 0..MAX_ENTRIES {
+            fdb.set(family(4, 0, number), Target::port(number % 1024), Some(1)).expect("room");
+        }
+    });
+    let bytes = (resident() - before) as f64 / f64::from(MAX_ENTRIES);
+    println!("{bytes:.1} bytes for an entry, the table's {} among them", 64 * fdb.buckets() / MAX_ENTRIES);
+    timed("look each up", &mut || {
+        let found = (0..MAX_ENTRIES).filter(|number| fdb.find(family(4, 0, *number)).is_some());
+        assert_eq!(found.count(), MAX_ENTRIES as usize);
+    });
+    timed("an ageing scan that finds nothing", &mut || {
+        assert_eq!(fdb.remove_where(|entry| entry.seen.is_some_and(|seen| seen > 1)).len(), 0);
+    });
+    timed("a flush", &mut || {
+        assert_eq!(fdb.remove_where(|_| true).len(), MAX_ENTRIES as usize);
+    });
+    timed("insert anew at once", &mut || {
+        for number in 0..MAX_ENTRIES {
+            fdb.set(family(4, 0, number), Target::port(number % 1024), Some(1)).expect("room");
+        }
+    });
 }
