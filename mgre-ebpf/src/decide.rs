@@ -8,7 +8,6 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::event::LearnEvent;
-use mgre_common::fdb::SEEN_STATIC;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
@@ -222,12 +221,13 @@ impl Arrival {
         let key = ethernet.source(self.segment);
         let mut known = Target::NONE;
         if let Some(slot) = tables.fdb(key) {
-            known = slot.target();
+            let binding = slot.binding();
+            known = binding.target();
             if known == self.source {
                 slot.touch(tables.now_seconds());
                 return Ok(None);
             }
-            if slot.seen() == SEEN_STATIC {
+            if binding.is_fixed() {
                 return Err(DropReason::StaticMacMoved);
             }
         }

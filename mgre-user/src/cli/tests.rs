@@ -162,6 +162,7 @@ fn options_of_the_daemon() {
     assert_eq!((options.instance.as_str(), options.metrics, options.config), ("hub", None, Some("f".into())));
     assert_eq!((options.state_dir, options.bpffs), ("s".into(), "b".into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (100, 7));
+    assert_eq!(daemon("daemon --fdb-entries 1048576").fdb_entries, 1_048_576);
     let options = daemon("daemon");
     assert_eq!(options.metrics, Some(([127, 0, 0, 1], 9747).into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (131_072, 16_384));
@@ -189,6 +190,7 @@ fn bad_usage_is_refused() {
         "-i ../x status",
         "daemon --metrics 9747",
         "daemon --adjacencies 0",
+        "daemon --fdb-entries 1048577",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

@@ -11,6 +11,7 @@ mod check;
 mod engine;
 mod index;
 mod learning;
+mod listing;
 mod names;
 mod numbers;
 mod observe;

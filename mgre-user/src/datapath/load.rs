@@ -9,7 +9,7 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
-use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift};
+use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment,
@@ -139,7 +139,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
-        .map_max_entries(map_name::FDB, buckets_for(capacity.fdb_entries))
+        .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
