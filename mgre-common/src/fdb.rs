@@ -68,6 +68,9 @@ const TARGET_MASK: u32 = !(FIXED | OVERFLOWED);
 /// Buckets to one bucket of the stash, as a shift.
 const STASH_SHIFT: u32 = 4;
 
+#[cfg(target_endian = "little")]
+const MAC_MASK: u64 = 0xffff_ffff_ffff;
+
 /// Segment id (never zero) in the top 16 bits, the MAC's six bytes below, in the
 /// order in which this machine loads them from memory.
 #[repr(transparent)]
@@ -87,14 +90,14 @@ impl FdbKey {
         Self(low as u64 | (high as u64) << 32 | (segment as u64) << 48)
     }
 
-    /// The key of an address given as three words loaded from the wire.
+    /// The key of an address at the start of eight bytes loaded from the wire.
     #[inline(always)]
-    pub const fn from_words(segment: u16, mac: [u16; 3]) -> Self {
+    pub const fn from_load(segment: u16, load: u64) -> Self {
         #[cfg(target_endian = "little")]
-        let low = mac[0] as u64 | (mac[1] as u64) << 16;
+        let mac = load & MAC_MASK;
         #[cfg(target_endian = "big")]
-        let low = (mac[0] as u64) << 16 | mac[1] as u64;
-        Self(low | (mac[2] as u64) << 32 | (segment as u64) << 48)
+        let mac = load >> 32 | (load >> 16 & 0xffff) << 32;
+        Self(mac | (segment as u64) << 48)
     }
 
     /// The segment id.
@@ -248,6 +251,13 @@ impl Slot {
 }
 
 impl Bucket {
+    /// Loads of it what brings its cache line near, for a look at it soon.
+    #[inline(always)]
+    pub fn fetch(&self) {
+        // On the eBPF target every load is a volatile one, so this is not left out.
+        self.slots[0].key();
+    }
+
     /// A key's slot.
     #[inline(always)]
     pub fn find(&self, key: FdbKey) -> Option<&Slot> {

@@ -71,7 +71,7 @@ impl Lookup for Nothing {
 impl Lookup for Fdb {
     #[inline(always)]
     fn look_up(key: u64) -> u64 {
-        Maps.fdb(FdbKey(key)).map_or(0, |slot| u64::from(slot.target().to_bits()))
+        Maps.fdb(Maps.fdb_hash(), FdbKey(key)).map_or(0, |slot| u64::from(slot.target().to_bits()))
     }
 }
 

@@ -6,12 +6,13 @@ use super::*;
 
 proptest! {
     #[test]
-    fn keys_come_apart_as_they_were_made(segment in 1u16.., mac: [u8; 6]) {
+    fn keys_come_apart_as_they_were_made(segment in 1u16.., mac: [u8; 6], behind: [u8; 2]) {
         let key = FdbKey::new(segment, MacAddr(mac));
         prop_assert_eq!((key.segment(), key.mac()), (segment, MacAddr(mac)));
         prop_assert_ne!(key, FdbKey::EMPTY);
-        let words = [0, 2, 4].map(|i| u16::from_ne_bytes([mac[i], mac[i + 1]]));
-        prop_assert_eq!(FdbKey::from_words(segment, words), key);
+        let [a, b, c, d, e, f] = mac;
+        let load = u64::from_ne_bytes([a, b, c, d, e, f, behind[0], behind[1]]);
+        prop_assert_eq!(FdbKey::from_load(segment, load), key);
     }
 
     #[test]

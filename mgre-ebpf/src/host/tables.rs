@@ -15,7 +15,7 @@ use mgre_common::table::{
 use mgre_common::target::Target;
 
 use super::world::Sink;
-use crate::tables::Tables;
+use crate::tables::{Now, Tables};
 
 /// Whose frame was dropped, which way it was going, and why.
 pub type Drop = (Target, Direction, DropReason);
@@ -206,28 +206,30 @@ impl Tables for MemoryTables {
         self.buckets.get(index as usize)
     }
 
-    fn now_seconds(&self) -> u32 {
-        self.clock.seconds.load(Ordering::Relaxed)
+    fn now(&self) -> Now {
+        Now {
+            seconds: self.clock.seconds.load(Ordering::Relaxed),
+            lease: self.clock.lease.load(Ordering::Relaxed),
+        }
     }
 
-    fn has_lease(&self) -> bool {
-        self.clock.lease.load(Ordering::Relaxed) > 0
+    fn jiffies(&self) -> u64 {
+        0
     }
 
-    fn count(&self, target: Target, direction: Direction, bytes: u32) {
+    fn count_received(&self, target: Target, bytes: u32, now: Now) {
         let mut rows = self.traffic.borrow_mut();
         let row = rows.entry(target).or_default();
-        match direction {
-            Direction::Receive => {
-                row.receive_packets += 1;
-                row.receive_bytes += u64::from(bytes);
-                row.last_receive_seconds = u64::from(self.now_seconds());
-            }
-            Direction::Transmit => {
-                row.transmit_packets += 1;
-                row.transmit_bytes += u64::from(bytes);
-            }
-        }
+        row.receive_packets += 1;
+        row.receive_bytes += u64::from(bytes);
+        row.last_receive_seconds = u64::from(now.seconds);
+    }
+
+    fn count_sent(&self, target: Target, bytes: u32) {
+        let mut rows = self.traffic.borrow_mut();
+        let row = rows.entry(target).or_default();
+        row.transmit_packets += 1;
+        row.transmit_bytes += u64::from(bytes);
     }
 
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
