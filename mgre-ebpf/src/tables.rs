@@ -1,6 +1,6 @@
 //! What the pipeline may look up, count and report.
 
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
@@ -41,7 +41,7 @@ pub trait Tables {
     fn endpoint_slot(&self, index: u32) -> Option<&EndpointSlot>;
 
     /// What an endpoint stands for, whether the index has it or not.
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32>;
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32>;
 
     /// One slot of the flood lists.
     fn flood_slot(&self, index: u32) -> Option<&FloodSlot>;
@@ -88,10 +88,10 @@ pub trait Tables {
     /// The adjacency of an endpoint.
     #[inline(always)]
     fn adjacency_of(&self, key: &EndpointKey) -> Option<u32> {
-        let slot = self.endpoint_index().find(&key.words(), |index| self.endpoint_slot(index));
-        match slot {
+        let words = key.words();
+        match self.endpoint_index().find(&words, |index| self.endpoint_slot(index)) {
             Some(slot) => Some(slot.adjacency()),
-            None => self.any_endpoint(key),
+            None => self.any_endpoint(&words),
         }
     }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
@@ -29,7 +29,7 @@ pub struct MemoryTables {
     segments: Vec<Segment>,
     adjacencies: Vec<Adjacency>,
     endpoint_slots: Vec<EndpointSlot>,
-    endpoints: HashMap<EndpointKey, u32>,
+    endpoints: HashMap<EndpointWords, u32>,
     flood: Vec<FloodSlot>,
     hash: FdbHash,
     buckets: Vec<Bucket>,
@@ -145,7 +145,7 @@ impl Sink for MemoryTables {
         if let Some(slot) = slots.into_iter().find(|slot| key.is_indexed() && slot.is_free()) {
             slot.insert(&key.words(), id);
         }
-        self.endpoints.insert(key, id);
+        self.endpoints.insert(key.words(), id);
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
@@ -190,7 +190,7 @@ impl Tables for MemoryTables {
         self.endpoint_slots.get(index as usize)
     }
 
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32> {
         self.endpoints.get(key).copied()
     }
 

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_c
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
 };
@@ -40,7 +40,7 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(MAX_SEGMENTS + 1, SHAR
 #[map(name = "mgre_adjs")]
 static ADJACENCIES: Array<Adjacency> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_endpoints")]
-static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(1, 0);
+static ENDPOINTS: HashMap<EndpointWords, u32> = HashMap::with_max_entries(1, 0);
 #[map(name = "mgre_ep_slot")]
 static ENDPOINT_SLOTS: Array<EndpointSlot> = Array::with_max_entries(32, SHARED);
 #[map(name = "mgre_flood")]
@@ -153,7 +153,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32> {
         // SAFETY: the value is one word, which the kernel writes whole.
         unsafe { ENDPOINTS.get(key) }.copied()
     }

@@ -8,7 +8,7 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::table::{
@@ -66,7 +66,7 @@ pub struct Tables {
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
-    pub endpoints: Option<HashMap<MapData, EndpointKey, u32>>,
+    pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
 
 /// Everything loaded, nothing attached.

@@ -276,7 +276,7 @@ impl Sink for Kernel {
         {
             slot.insert(&key.words(), id);
         }
-        tables.endpoints.as_mut().unwrap().insert(key, id, 0).unwrap();
+        tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {

@@ -205,7 +205,7 @@ impl Programs {
         {
             slot.insert(&words, peer);
         }
-        self.loaded.tables.endpoints.as_mut().context("no endpoints")?.insert(endpoint, peer, 0)?;
+        self.loaded.tables.endpoints.as_mut().context("no endpoints")?.insert(words, peer, 0)?;
         self.flood_slot(1 + peer, Target::adjacency(peer))
     }
 
