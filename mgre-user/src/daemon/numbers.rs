@@ -136,7 +136,7 @@ impl Engine {
             mtu_bytes: self.adjacency_mtu(*id).unwrap_or(0),
         };
         let seen = |id: &u32| self.last_seen(&counters.traffic(Target::adjacency(*id)));
-        let status = self.outcomes.get(name).map(|outcome| &outcome.status);
+        let status = self.compiled.peers.get(name).map(|outcome| &outcome.status);
         PeerMetrics {
             peer: name.to_owned(),
             remote: peer.remote.clone(),

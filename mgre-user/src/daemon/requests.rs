@@ -4,21 +4,22 @@ use std::collections::HashMap;
 
 use mgre_common::target::Target;
 
-use super::engine::{Engine, peer_state};
+use super::engine::Engine;
+use super::neighbors::peer_state;
 use crate::api::messages::{
     FdbFilter, FdbFlag, FdbView, Flushed, PeerView, PortState, PortView, Problem, Reply, Request,
     SegmentView, StatusView, UnderlayView,
 };
 use crate::datapath::fdb::Entry;
 use crate::model::{Document, Peer, Port};
-use crate::plan::{Hook, PeerStatus, segment_mtu};
+use crate::plan::{Hook, PeerOutcome, PeerStatus, segment_mtu};
 
 impl Engine {
     /// Answers one request.
     pub(super) async fn handle(&mut self, request: Request) {
         match request {
             Request::Change { changes, dry_run, reply } => {
-                let answer = self.change(changes, dry_run).await;
+                let answer = if dry_run { self.try_out(changes).await } else { self.change(changes).await };
                 send(reply, answer);
             }
             Request::Flush { filter, reply } => {
@@ -64,7 +65,7 @@ impl Engine {
         if let Some(refusal) = self.datapath.refusal(link.index, early) {
             return (Some("tcx".to_owned()), Some(format!("its driver refused XDP: {refusal}")));
         }
-        match self.hooks.get(name) {
+        match self.compiled.hooks.get(name) {
             Some(choice) => (Some(choice.hook().to_owned()), Some(choice.reason.clone())),
             None => {
                 let reason = "an interface of the host: TCX on its transmit path";
@@ -84,7 +85,7 @@ impl Engine {
             mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
             aging_seconds: segment.aging_seconds,
             max_macs: segment.max_macs,
-            peers: self.state.peers_in(name).count() as u64,
+            peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: entries.get(&segment.id).copied().unwrap_or(0),
         };
@@ -140,7 +141,7 @@ impl Engine {
     }
 
     fn peer_view(&self, name: &str, peer: &Peer, entries: &HashMap<Target, u64>) -> PeerView {
-        let outcome = self.outcomes.get(name);
+        let outcome = self.compiled.peers.get(name);
         let unknown = PeerStatus::Unresolved("not looked at yet".to_owned());
         let (state, reason) = peer_state(outcome.map_or(&unknown, |outcome| &outcome.status));
         let adjacencies: Vec<_> =
@@ -152,7 +153,7 @@ impl Engine {
             endpoint: outcome.and_then(|outcome| outcome.endpoint),
             segments: peer.segments.keys().cloned().collect(),
             state,
-            reason,
+            reason: reason.map(str::to_owned),
             rx_packets: sum(|view| view.rx_packets),
             rx_bytes: sum(|view| view.rx_bytes),
             tx_packets: sum(|view| view.tx_packets),
@@ -179,7 +180,7 @@ impl Engine {
     fn fdb_view(&self, entry: &Entry) -> Option<FdbView> {
         let segment = self.index.segment(entry.key.segment())?;
         let place = self.index.place(entry.target)?;
-        let endpoint = place.peer.as_ref().and_then(|peer| self.outcomes.get(peer)?.endpoint);
+        let endpoint = place.peer.as_ref().and_then(|peer| self.compiled.peers.get(peer.as_str())?.endpoint);
         let flag = match entry.seen {
             Some(_) => FdbFlag::Learned,
             None if self.plan.fixed.get(&entry.key).is_some_and(|fixed| fixed.local) => FdbFlag::Local,
@@ -215,7 +216,7 @@ impl Engine {
                 let peer = self
                     .state
                     .peers
-                    .get(name)
+                    .get(name.as_str())
                     .ok_or_else(|| Problem::not_found(format!("there is no peer {name}")))?;
                 Some(peer.segments.values().map(|id| Target::adjacency(*id)).collect())
             }
@@ -230,19 +231,15 @@ impl Engine {
         let picked = self.picked(filter)?;
         let now = self.datapath.now();
         let removed = self.datapath.fdb.remove_where(now, |entry| entry.seen.is_some() && picked(entry));
-        self.update_full();
+        self.touched.entries(&removed);
+        self.update_limits();
         self.report_removed(&removed);
         Ok(Flushed { removed: removed.len() as u64 })
     }
 
     fn status_view(&self) -> StatusView {
-        let (mut peers_up, mut adjacencies) = (0, 0);
-        for (name, peer) in &self.state.peers {
-            let up =
-                self.outcomes.get(name).is_some_and(|outcome| matches!(outcome.status, PeerStatus::Up(_)));
-            peers_up += u64::from(up);
-            adjacencies += peer.segments.len() as u64;
-        }
+        let is_up = |outcome: &&PeerOutcome| matches!(outcome.status, PeerStatus::Up(_));
+        let peers_up = self.compiled.peers.values().filter(is_up).count() as u64;
         StatusView {
             instance: self.options.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -254,7 +251,7 @@ impl Engine {
             peers: self.state.peers.len() as u64,
             peers_up,
             ports: self.state.ports.len() as u64,
-            adjacencies,
+            adjacencies: u64::from(self.state.adjacency_count()),
             adjacency_capacity: u64::from(self.options.adjacencies),
             fdb_entries: u64::from(self.datapath.fdb.len()),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
