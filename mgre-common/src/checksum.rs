@@ -52,6 +52,12 @@ pub const fn finish_ipv4(base: u16, total_length: u16, identification: u16) -> u
     !fold(base as u32 + total_length as u32 + identification as u32)
 }
 
+/// A folded sum after one of its words was replaced (RFC 1624).
+#[inline(always)]
+pub const fn replace(base: u16, old: u16, new: u16) -> u16 {
+    fold(base as u32 + !old as u32 + new as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +95,19 @@ mod tests {
                 bad[bit / 8] ^= 1 << (bit % 8);
                 prop_assert!(!ipv4_header_ok(words(&bad)));
             }
+        }
+
+        #[test]
+        fn a_replaced_word_is_as_if_it_had_been_there(mut header: [u8; 20], ttl: u8, length: u16, id: u16) {
+            header[2..6].fill(0);
+            header[10..12].fill(0);
+            let base = fold(add_bytes(0, &header));
+            let base = replace(base, u16::from(header[8]) << 8, u16::from(ttl) << 8);
+            header[8] = ttl;
+            header[2..4].copy_from_slice(&length.to_be_bytes());
+            header[4..6].copy_from_slice(&id.to_be_bytes());
+            header[10..12].copy_from_slice(&finish_ipv4(base, length, id).to_be_bytes());
+            prop_assert!(ipv4_header_ok(words(&header)));
         }
 
         #[test]

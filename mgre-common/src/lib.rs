@@ -8,7 +8,8 @@
 //! - [`checksum`]: the Internet checksum (RFC 1071) and its incremental forms;
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
-//! - [`table`]: adjacencies, ports, segments, endpoints, flood lists;
+//! - [`endpoint`]: whose packet it is;
+//! - [`table`]: adjacencies, ports, segments, flood lists;
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
@@ -19,6 +20,7 @@
 pub mod cell;
 pub mod checksum;
 pub mod counters;
+pub mod endpoint;
 pub mod event;
 pub mod fdb;
 pub mod reason;
@@ -35,7 +37,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 ///
 /// The kernel keeps 15 characters of a name, so all of these fit in that.
 pub mod map_name {
-    /// Hash: underlay or port ifindex to port id.
+    /// Array: [`crate::table::PortSlot`]s.
+    pub const PORT_SLOTS: &str = "mgre_port_slot";
+    /// Hash: ifindex to port id, of every port.
     pub const PORT_INDEX: &str = "mgre_port_idx";
     /// Devmap: ifindex of every interface that XDP may redirect to.
     pub const DEVICES: &str = "mgre_devices";
@@ -45,8 +49,10 @@ pub mod map_name {
     pub const SEGMENTS: &str = "mgre_segments";
     /// Array: adjacency id to [`crate::table::Adjacency`].
     pub const ADJACENCIES: &str = "mgre_adjs";
-    /// Hash: [`crate::table::EndpointKey`] to adjacency id.
+    /// Hash: [`crate::endpoint::EndpointKey`] to adjacency id.
     pub const ENDPOINTS: &str = "mgre_endpoints";
+    /// Array: [`crate::endpoint::EndpointSlot`]s.
+    pub const ENDPOINT_SLOTS: &str = "mgre_ep_slot";
     /// Array: the flood lists' slots, one [`crate::target::Target`] each.
     pub const FLOOD: &str = "mgre_flood";
     /// Array: [`crate::fdb::Bucket`]s.

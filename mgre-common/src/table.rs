@@ -1,6 +1,6 @@
 //! The tables that the daemon writes and the datapath reads.
 //!
-//! All of them are arrays in shared memory except the two hash maps. A record
+//! All of them are arrays in shared memory. A record
 //! that several words make up is changed so that a reader sees the old one or the
 //! new one, never a mixture: an [`Adjacency`] holds two templates and a switch,
 //! a flood list is written to fresh slots and then published as one 64-bit word.
@@ -22,13 +22,16 @@ pub const DEFAULT_ADJACENCIES: u32 = 16_384;
 /// FDB entries that an instance has room for unless told otherwise.
 pub const DEFAULT_FDB_ENTRIES: u32 = 131_072;
 /// The most adjacencies in one segment.
-pub const MAX_SEGMENT_ADJACENCIES: u32 = 448;
+pub const MAX_SEGMENT_ADJACENCIES: u32 = 16_384;
 /// The most ports in one segment.
 pub const MAX_SEGMENT_PORTS: u32 = 64;
 /// The most copies of one flooded frame.
 pub const MAX_FLOOD_TARGETS: u32 = MAX_SEGMENT_ADJACENCIES + MAX_SEGMENT_PORTS;
-/// Slots for flood lists: every port and adjacency twice, and room to spare.
-pub const FLOOD_SLOTS: u32 = 65_536;
+/// Slots for flood lists: the longest one twice, with the room that it has to grow,
+/// and as much again for all others.
+pub const FLOOD_SLOTS: u32 = 131_072;
+/// Slots of the port index, a power of two.
+pub const PORT_SLOTS: u32 = 4096;
 /// The counter row of drops that belong to no port and no adjacency.
 pub const NO_ROW: u32 = 0;
 
@@ -38,7 +41,16 @@ pub const NO_ROW: u32 = 0;
 pub struct Clock {
     /// Seconds since the datapath was first loaded, written once a second.
     pub seconds: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
+    /// The kernel's jiffies up to which the daemon answers for the next hops in the
+    /// templates; it is renewed with `seconds`.
+    pub lease: AtomicU64,
 }
+
+/// How long the lease on next hops is, in jiffies: 15 seconds where the kernel's clock
+/// ticks 1000 times a second, one minute where it ticks 250 times.
+pub const LEASE_JIFFIES: u64 = 15_000;
 
 /// Bits of [`Port::flags`].
 pub mod port_flag {
@@ -71,10 +83,50 @@ pub struct Port {
     pub max_frame: AtomicU32,
 }
 
+/// A slot of the port index: which port an interface is, as one word that changes at once.
+///
+/// An interface's slot is its index modulo [`PORT_SLOTS`]. Where two interfaces want
+/// one slot, one of them is found in the hash map behind it.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct PortSlot(AtomicU64);
+
+impl PortSlot {
+    /// Which slot an interface has.
+    #[inline(always)]
+    pub const fn index(ifindex: u32) -> u32 {
+        ifindex & (PORT_SLOTS - 1)
+    }
+
+    /// The port that an interface is, if this slot says so. No interface has the index 0.
+    #[inline(always)]
+    pub fn port_of(&self, ifindex: u32) -> Option<u32> {
+        let bits = self.0.load(Ordering::Relaxed);
+        if (bits >> 32) as u32 == ifindex { Some(bits as u32) } else { None }
+    }
+
+    /// Whether no interface has it.
+    pub fn is_free(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    /// Gives it to an interface. Only for the one writer.
+    pub fn set(&self, ifindex: u32, port: u32) {
+        self.0.store(u64::from(ifindex) << 32 | u64::from(port), Ordering::Release);
+    }
+
+    /// Frees it. Only for the one writer.
+    pub fn clear(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
 /// Bits of [`Segment::flags`].
 pub mod segment_flag {
     /// The record is in use.
     pub const VALID: u32 = 1 << 0;
+    /// Frames go from tunnel to tunnel.
+    pub const HUB: u32 = 1 << 1;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
 }
@@ -126,12 +178,14 @@ pub mod adjacency_flag {
 
 /// Bits of [`Template::flags`].
 pub mod template_flag {
-    /// The next hop is known; without it the template sends nothing.
+    /// The next hop is known.
     pub const RESOLVED: u8 = 1 << 0;
     /// The outer packet may be fragmented, so each one needs its own identification (RFC 6864).
     pub const NEEDS_ID: u8 = 1 << 1;
     /// The interface takes frames that XDP redirects to it.
     pub const EXPRESS: u8 = 1 << 2;
+    /// The interface is known; which neighbour is next, the kernel can be asked.
+    pub const ROUTED: u8 = 1 << 3;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
@@ -187,8 +241,9 @@ pub struct Adjacency {
     templates: [Template; 2],
 }
 
-const _: () = assert!(size_of::<Clock>() == 4);
+const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<Port>() == 16);
+const _: () = assert!(size_of::<PortSlot>() == 8);
 const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<Template>() == 128);
 const _: () = assert!(size_of::<Adjacency>() == 320);
@@ -241,41 +296,6 @@ impl Adjacency {
     }
 }
 
-/// How an [`EndpointKey`] is to be read.
-pub mod endpoint_kind {
-    /// A GRE packet without a key.
-    pub const KEYLESS: u32 = 1;
-    /// A GRE packet with this key.
-    pub const KEYED: u32 = 2;
-    /// Any: says only that the two addresses belong to a peer. The value is not used.
-    pub const KNOWN: u32 = 3;
-    /// The local address is one of ours; remote is zero. The value is not used.
-    pub const LOCAL: u32 = 4;
-}
-
-/// What identifies a peer's packet: addresses and key. IPv4 addresses are
-/// IPv4-mapped (RFC 4291 2.5.5.2).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct EndpointKey {
-    /// Outer source address, as on the wire.
-    pub remote: [u32; 4],
-    /// Outer destination address, as on the wire.
-    pub local: [u32; 4],
-    /// The GRE key as on the wire, zero where the kind has none.
-    pub key: u32,
-    /// An [`endpoint_kind`].
-    pub kind: u32,
-}
-
-const _: () = assert!(size_of::<EndpointKey>() == 40);
-
-/// An IPv4 address, its four bytes as they stand on the wire, in the form of [`EndpointKey`].
-#[inline(always)]
-pub const fn mapped_v4(address: u32) -> [u32; 4] {
-    [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address]
-}
-
 /// What the program needs to know at load time, as a global of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -290,6 +310,10 @@ pub struct Config {
     pub drop_shard_mask: u32,
     /// More flags for `bpf_skb_adjust_room` when it strips, where the kernel knows them.
     pub strip_flags: u32,
+    /// [`crate::endpoint::EndpointIndex::shift`].
+    pub endpoint_shift: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// The slot of a flood list that says a target.
@@ -307,9 +331,7 @@ impl FloodSlot {
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: every type here is `bytemuck::Pod`: any bits are a value and no byte is padding.
-    unsafe impl aya::Pod for super::EndpointKey {}
-    // SAFETY: as above.
+    // SAFETY: the type is `bytemuck::Pod`: any bits are a value and no byte is padding.
     unsafe impl aya::Pod for super::Config {}
 }
 
@@ -324,6 +346,17 @@ mod tests {
         assert_eq!(FloodList::from_bits(list.to_bits()), list);
         assert_eq!(FloodList::from_bits(0), FloodList::default());
         assert_eq!(FloodSlot(AtomicU32::new(Target::port(9).to_bits())).target(), Target::port(9));
+    }
+
+    #[test]
+    fn a_port_slot_answers_for_its_interface_alone() {
+        let slot = PortSlot::default();
+        assert!(slot.is_free() && slot.port_of(5).is_none());
+        slot.set(5, 0);
+        assert_eq!((slot.port_of(5), slot.port_of(5 + PORT_SLOTS)), (Some(0), None));
+        assert_eq!(PortSlot::index(5), PortSlot::index(5 + PORT_SLOTS));
+        slot.clear();
+        assert!(slot.is_free());
     }
 
     #[test]

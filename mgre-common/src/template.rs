@@ -32,8 +32,8 @@ pub struct Link {
     pub ifindex: u32,
     /// That interface's address.
     pub source_mac: MacAddr,
-    /// The next hop's address.
-    pub destination_mac: MacAddr,
+    /// The next hop's address, once it is known.
+    pub destination_mac: Option<MacAddr>,
     /// The longest IP packet that may go there, in bytes.
     pub mtu: u32,
 }
@@ -59,13 +59,15 @@ const fn max_frame(underlay_mtu: u32, key: bool) -> u32 {
 }
 
 impl Template {
-    /// Ethernet, IPv4 and GRE. With no `link` the template is one that sends
-    /// nothing ([`template_flag::RESOLVED`] is off).
+    /// Ethernet, IPv4 and GRE. With no `link` the template is one that sends nothing;
+    /// with one whose next hop is not known it is one for which the kernel is asked
+    /// ([`template_flag`]).
     pub fn gre_v4(outer: &OuterV4, link: Option<&Link>) -> Self {
         let mut template = Self::zeroed();
         let mut writer = Writer { header: &mut template.header, len: 0 };
 
-        writer.put(&link.map_or(MacAddr::ZERO, |link| link.destination_mac).0);
+        let next_hop = link.and_then(|link| link.destination_mac);
+        writer.put(&next_hop.unwrap_or(MacAddr::ZERO).0);
         writer.put(&link.map_or(MacAddr::ZERO, |link| link.source_mac).0);
         writer.put(&EtherType::IPV4.number().to_be_bytes());
 
@@ -93,7 +95,10 @@ impl Template {
             template.flags |= template_flag::NEEDS_ID;
         }
         if let Some(link) = link {
-            template.flags |= template_flag::RESOLVED;
+            template.flags |= template_flag::ROUTED;
+            if next_hop.is_some() {
+                template.flags |= template_flag::RESOLVED;
+            }
             template.ifindex = link.ifindex;
             template.max_frame = max_frame(link.mtu, outer.key.is_some());
         }
@@ -122,7 +127,7 @@ mod tests {
     const LINK: Link = Link {
         ifindex: 7,
         source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        destination_mac: Some(MacAddr([2, 0, 0, 0, 0, 2])),
         mtu: 1500,
     };
 
@@ -172,9 +177,11 @@ mod tests {
     #[test]
     fn flags_say_what_the_datapath_has_to_do() {
         let fragmentable = OuterV4 { dont_fragment: false, ..outer(None) };
-        let both = template_flag::RESOLVED | template_flag::NEEDS_ID;
-        assert_eq!(Template::gre_v4(&outer(None), Some(&LINK)).flags, template_flag::RESOLVED);
-        assert_eq!(Template::gre_v4(&fragmentable, Some(&LINK)).flags, both);
+        let usual = template_flag::RESOLVED | template_flag::ROUTED;
+        assert_eq!(Template::gre_v4(&outer(None), Some(&LINK)).flags, usual);
+        assert_eq!(Template::gre_v4(&fragmentable, Some(&LINK)).flags, usual | template_flag::NEEDS_ID);
+        let asked = Template::gre_v4(&outer(None), Some(&Link { destination_mac: None, ..LINK }));
+        assert_eq!((asked.flags, asked.ifindex, asked.max_frame), (template_flag::ROUTED, 7, 1476));
         let unresolved = Template::gre_v4(&outer(Some(1)), None);
         assert_eq!((unresolved.flags, unresolved.ifindex, unresolved.max_frame), (0, 0, 0));
         assert_eq!(unresolved.header_len, 42);
@@ -188,7 +195,7 @@ mod tests {
             dont_fragment: bool, macs: [[u8; 6]; 2], inner_len in 14_u16..9000, id: u16,
         ) {
             let outer = OuterV4 { source, destination, ttl, tos, key, dont_fragment };
-            let link = Link { source_mac: MacAddr(macs[0]), destination_mac: MacAddr(macs[1]), ..LINK };
+            let link = Link { source_mac: MacAddr(macs[0]), destination_mac: Some(MacAddr(macs[1])), ..LINK };
             let template = Template::gre_v4(&outer, Some(&link));
             let bytes = finished(&template, inner_len, id);
 

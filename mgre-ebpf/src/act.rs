@@ -8,7 +8,7 @@ use mgre_common::target::{Target, TargetKind};
 
 use crate::decide::{self, Last, Verdict};
 use crate::flood;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Strip, wire_len};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
 use crate::tables::Tables;
 
 /// The whole way of a frame from a local interface.
@@ -47,11 +47,7 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> 
         },
         Verdict::Flood { source, segment, strip } => {
             let bytes = inner_len(frame, strip);
-            if let Some(Err(reason)) = strip.map(|strip| frame.strip(strip)) {
-                tables.count_drop(source, Direction::Receive, reason);
-                return frame.drop();
-            }
-            flood::flood(frame, tables, source, segment, bytes)
+            flood::flood(frame, tables, source, segment, strip, bytes)
         }
     }
 }
@@ -81,19 +77,17 @@ fn forward<F: Resize, T: Tables>(
     match to.kind() {
         TargetKind::Port(id) => {
             let port = tables.port(id).ok_or(DropReason::Internal)?;
+            let egress = port_egress(port, frame.segment_size(), bytes)?;
             if let Some(strip) = strip {
                 frame.strip(strip)?;
             }
-            let egress = port_egress(frame, port)?;
             let action = frame.redirect(egress)?;
             tables.count(to, Direction::Transmit, bytes);
             Ok(action)
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-            let egress = adjacency_egress(template, wire_len(frame))?;
-            frame.encapsulate(template, packet_id(tables, template, to))?;
-            let action = frame.redirect(egress)?;
+            let action = tunnel(frame, tables, template, to, strip)?;
             tables.count(to, Direction::Transmit, bytes);
             Ok(action)
         }
@@ -101,15 +95,62 @@ fn forward<F: Resize, T: Tables>(
     }
 }
 
+/// Sends a frame into a tunnel: one of our own, or one out of another tunnel.
+#[inline(always)]
+fn tunnel<F: Resize, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    template: &Template,
+    to: Target,
+    strip: Option<Strip>,
+) -> Result<F::Action, DropReason> {
+    let id = packet_id(tables, template, to);
+    match strip {
+        None => {
+            let egress = unicast_egress(frame, tables, template, wire_len(frame))?;
+            frame.encapsulate(template, Stamp::own(id))?;
+            frame.redirect(egress)
+        }
+        Some(strip) => {
+            let egress = unicast_egress(frame, tables, template, inner_wire_len(frame, strip))?;
+            frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
+            frame.redirect(egress)
+        }
+    }
+}
+
+/// Where a frame of this length on the wire goes through a template, if it may: to the
+/// next hop in it as long as the daemon answers for that; then to the one that the
+/// kernel finds, which it does for what it takes for an IP packet.
+#[inline(always)]
+fn unicast_egress<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    template: &Template,
+    frame_len: u32,
+) -> Result<Egress, DropReason> {
+    let flags = template.flags;
+    if flags & template_flag::RESOLVED != 0 && tables.has_lease() {
+        return adjacency_egress(template, frame_len);
+    }
+    if flags & template_flag::ROUTED == 0 || !frame.carries_ip() {
+        return adjacency_egress(template, frame_len);
+    }
+    if frame_len > template.max_frame {
+        return Err(DropReason::TooBig);
+    }
+    Ok(Egress { ifindex: template.ifindex, side: Side::Neighbor })
+}
+
 /// Where a frame for a port goes, if it may.
 #[inline(always)]
-pub(crate) fn port_egress<F: Frame>(frame: &F, port: &Port) -> Result<Egress, DropReason> {
+pub(crate) fn port_egress(port: &Port, segment_size: u32, len: u32) -> Result<Egress, DropReason> {
     let flags = port.flags.load(Ordering::Relaxed);
     if flags & (port_flag::VALID | port_flag::UP) != port_flag::VALID | port_flag::UP {
         return Err(DropReason::RedirectFailed);
     }
     // A superframe is cut to fit by whoever sends it on.
-    if frame.segment_size() == 0 && frame.len() > port.max_frame.load(Ordering::Relaxed) {
+    if segment_size == 0 && len > port.max_frame.load(Ordering::Relaxed) {
         return Err(DropReason::TooBig);
     }
     let side = match flags & (port_flag::HOST | port_flag::PEER) {
@@ -120,7 +161,7 @@ pub(crate) fn port_egress<F: Frame>(frame: &F, port: &Port) -> Result<Egress, Dr
     Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), side })
 }
 
-/// Where a frame of this length on the wire goes through a template, if it may.
+/// Where a frame of this length on the wire goes through a template as it is, if it may.
 #[inline(always)]
 pub(crate) fn adjacency_egress(template: &Template, frame_len: u32) -> Result<Egress, DropReason> {
     if template.flags & template_flag::RESOLVED == 0 {

@@ -144,6 +144,13 @@ pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T) -> Ve
 
 const _: () = assert!(ETHERNET_LEN + 20 + 4 == 38);
 
+/// Whether a segment is one in which frames go from tunnel to tunnel.
+#[inline(always)]
+pub(crate) fn is_hub<T: Tables>(tables: &T, segment: u32) -> bool {
+    let flags = tables.segment(segment).map(|segment| segment.flags.load(Ordering::Relaxed));
+    flags.is_some_and(|flags| flags & segment_flag::HUB != 0)
+}
+
 /// A frame that arrived in a segment.
 struct Arrival {
     source: Target,
@@ -182,12 +189,28 @@ impl Arrival {
         if to.is_none() {
             return flood;
         }
-        // Its address is where it came from; or, by split horizon, a frame out of
-        // a tunnel is for another tunnel, whose peer has had it from the sender.
-        if to == source || to.is_adjacency() && source.is_adjacency() {
+        // Its address is where it came from.
+        if to == source {
             return Verdict::refuse(source, DropReason::NoTarget);
         }
+        if to.is_adjacency()
+            && let Some(strip) = strip
+            && let Err(reason) = self.relay(tables, strip)
+        {
+            return Verdict::refuse(source, reason);
+        }
         Verdict::Forward { source, to, strip }
+    }
+
+    /// Whether a frame out of a tunnel may go into another tunnel.
+    #[inline(always)]
+    fn relay<T: Tables>(&self, tables: &T, strip: Strip) -> Result<(), DropReason> {
+        // Split horizon: the other peer has had it from the sender.
+        if !is_hub(tables, self.segment) {
+            return Err(DropReason::NoTarget);
+        }
+        // Two hubs that have each other's addresses wrong would pass it to and fro.
+        if strip.hops <= 1 { Err(DropReason::TtlExpired) } else { Ok(()) }
     }
 
     /// Checks the source address; says what to report if it is new here.

@@ -13,7 +13,7 @@ use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{blame, packet_id};
 use crate::decide::{self, Early, Verdict};
-use crate::frame::{Egress, Resize, Side, Strip};
+use crate::frame::{Egress, Resize, Side, Stamp, Strip};
 use crate::tables::Tables;
 
 /// The way of a frame from a local interface.
@@ -76,7 +76,7 @@ fn way<T: Tables>(tables: &T, to: Target, bytes: u32) -> Option<Way<'_>> {
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id)?.template();
             let needed = template_flag::RESOLVED | template_flag::EXPRESS;
-            let fits = template.flags & needed == needed && bytes <= template.max_frame;
+            let fits = template.flags & needed == needed && bytes <= template.max_frame && tables.has_lease();
             fits.then_some(Way::Adjacency(template))
         }
         TargetKind::None => None,
@@ -108,8 +108,18 @@ fn send<F: Resize, T: Tables>(
             frame.redirect(*egress)
         }
         Way::Adjacency(template) => {
-            frame.encapsulate(template, packet_id(tables, template, to))?;
-            frame.redirect(Egress { ifindex: template.ifindex, side: Side::Out })
+            let id = packet_id(tables, template, to);
+            let egress = Egress { ifindex: template.ifindex, side: Side::Out };
+            match strip {
+                None => {
+                    frame.encapsulate(template, Stamp::own(id))?;
+                    frame.redirect(egress)
+                }
+                Some(strip) => {
+                    frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
+                    frame.redirect_back(egress)
+                }
+            }
         }
     }
 }

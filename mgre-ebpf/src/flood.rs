@@ -4,7 +4,8 @@
 //! The list has the ports first. Each target is sent to when the next one is
 //! known, so that the last gets the frame itself and not a copy. Ports get the
 //! frame as it is; then it is encapsulated once, and each further adjacency costs
-//! a new outer header and a copy.
+//! a new outer header and a copy. What a hub sends on goes to the tunnels first, its
+//! outer header rewritten for each, and is stripped for the ports then.
 
 use core::sync::atomic::Ordering;
 
@@ -13,7 +14,8 @@ use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
 use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{adjacency_egress, blame, packet_id, port_egress};
-use crate::frame::{Egress, Replicate, Side, Step, wire_len};
+use crate::decide::is_hub;
+use crate::frame::{Egress, Replicate, Side, Stamp, Step, Strip, inner_wire_len, wire_len};
 use crate::tables::Tables;
 
 struct Flood<'a, F, T> {
@@ -22,28 +24,36 @@ struct Flood<'a, F, T> {
     source: Target,
     /// Index of the list's first slot.
     start: u32,
-    /// Length on the wire, and bytes to count, of the frame before encapsulation.
+    /// Slots to go through, and the one to begin with.
+    count: u32,
+    first: u32,
+    /// Length on the wire, and bytes to count, of the frame inside.
     frame_len: u32,
     bytes: u32,
+    /// The most hops that copies may go.
+    hops: u8,
     /// The target that the frame is ready for and was not sent to yet.
     pending: Target,
     egress: Egress,
     copies: u32,
-    /// Length of the outer header that is on it, if any.
+    /// The outer headers that it came with and still has.
+    received: Option<Strip>,
+    /// Length of the outer header that we put on it, if any.
     outer_len: u16,
-    /// It could not be encapsulated, and is no longer what it was.
+    /// It could not be resized, and is no longer what it was.
     damaged: bool,
     /// Whether there was anyone to send to.
     tried: bool,
 }
 
-/// Sends a frame, already stripped, to all of a segment; each copy counts for so many bytes.
+/// Sends a frame to all of a segment; each copy counts for so many bytes.
 #[inline(always)]
 pub fn flood<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
     source: Target,
     segment: u32,
+    strip: Option<Strip>,
     bytes: u32,
 ) -> F::Action {
     let Some(record) = tables.segment(segment) else {
@@ -51,30 +61,51 @@ pub fn flood<F: Replicate, T: Tables>(
         return frame.drop();
     };
     let list = FloodList::from_bits(record.flood.load(Ordering::Acquire));
-    // Split horizon: what came out of a tunnel goes into no tunnel.
-    let tunnels = if source.is_adjacency() { 0 } else { u32::from(list.adjacencies) };
-    let count = (u32::from(list.ports) + tunnels).min(MAX_FLOOD_TARGETS);
+    let (ports, adjacencies) = (u32::from(list.ports), u32::from(list.adjacencies));
+    // Split horizon: what came out of a tunnel goes into no tunnel, but in a hub. There
+    // it has half its hops to go: where hubs form a ring, copies make copies.
+    let relayed = strip.filter(|strip| strip.hops > 1 && is_hub(tables, segment));
+    let tunnels = if strip.is_none() || relayed.is_some() { adjacencies } else { 0 };
+    let frame_len = match (strip, relayed) {
+        (_, Some(strip)) => inner_wire_len(frame, strip),
+        (Some(strip), None) => {
+            if let Err(reason) = frame.strip(strip) {
+                tables.count_drop(source, Direction::Receive, reason);
+                return frame.drop();
+            }
+            // Ports look at nothing but the bytes.
+            bytes
+        }
+        (None, None) => wire_len(frame),
+    };
     let mut flood = Flood {
-        frame_len: wire_len(frame),
+        frame_len,
         bytes,
         frame,
         tables,
         source,
         start: list.start,
+        count: (ports + tunnels).min(MAX_FLOOD_TARGETS),
+        // Tunnels first, while the outer headers are still on.
+        first: if relayed.is_some() { ports } else { 0 },
+        hops: relayed.map_or(u8::MAX, |strip| strip.hops / 2),
         pending: Target::NONE,
         egress: Egress { ifindex: 0, side: Side::Out },
         copies: 0,
+        received: relayed,
         outer_len: 0,
         damaged: false,
         tried: false,
     };
-    F::repeat(count, &mut flood);
+    F::repeat(flood.count, &mut flood);
     flood.finish(segment)
 }
 
 impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
+        let index = index + self.first;
+        let index = if index < self.count { index } else { index - self.count };
         let Some(slot) = self.tables.flood_slot(self.start + index) else { return false };
         let to = slot.target();
         if to == self.source {
@@ -96,8 +127,9 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         match to.kind() {
             TargetKind::Port(id) => {
                 let port = self.tables.port(id).ok_or(DropReason::Internal)?;
-                let egress = port_egress(self.frame, port)?;
+                let egress = port_egress(port, self.frame.segment_size(), self.bytes)?;
                 self.copy_to_pending();
+                self.strip()?;
                 self.egress = egress;
             }
             TargetKind::Adjacency(id) => {
@@ -113,24 +145,47 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         Ok(())
     }
 
+    /// Takes off what outer headers there are.
+    #[inline(always)]
+    fn strip(&mut self) -> Result<(), DropReason> {
+        let Some(mut strip) = self.received else { return Ok(()) };
+        if self.outer_len != 0 {
+            strip.outer_len = self.outer_len.into();
+        }
+        self.received = None;
+        self.outer_len = 0;
+        self.resized(|frame| frame.strip(strip))
+    }
+
     /// Puts the outer header for a peer on the frame.
     #[inline(always)]
     fn encapsulate(&mut self, template: &Template, to: Target) -> Result<(), DropReason> {
-        if self.damaged {
-            return Err(DropReason::Headroom);
-        }
-        let id = packet_id(self.tables, template, to);
+        let stamp = Stamp { id: packet_id(self.tables, template, to), hops: self.hops };
         if self.outer_len == 0 {
             self.outer_len = template.header_len;
-            let done = self.frame.encapsulate(template, id);
-            self.damaged = done.is_err();
-            return done;
+            return match self.received {
+                None => self.resized(|frame| frame.encapsulate(template, stamp)),
+                Some(strip) => self.resized(|frame| frame.relay(template, stamp, strip)),
+            };
+        }
+        if self.damaged {
+            return Err(DropReason::Headroom);
         }
         // All of a segment's peers have a key, or none has.
         if self.outer_len != template.header_len {
             return Err(DropReason::Internal);
         }
-        self.frame.readdress(template, id)
+        self.frame.readdress(template, stamp)
+    }
+
+    #[inline(always)]
+    fn resized(&mut self, resize: impl FnOnce(&mut F) -> Result<(), DropReason>) -> Result<(), DropReason> {
+        if self.damaged {
+            return Err(DropReason::Headroom);
+        }
+        let done = resize(self.frame);
+        self.damaged = done.is_err();
+        done
     }
 
     #[inline(always)]

@@ -62,6 +62,8 @@ pub enum Side {
     /// Into the receive path of its other end, which is in another network
     /// namespace. Where a hook cannot, it sends as for [`Side::Out`].
     Peer,
+    /// Out of it, to the neighbour that the kernel finds for the IP packet that it is.
+    Neighbor,
 }
 
 /// Where a frame is sent: an interface, and which side of it.
@@ -80,6 +82,25 @@ pub struct Strip {
     pub outer_len: u32,
     /// Length of the inner frame; what follows it is link-layer padding.
     pub inner_len: u32,
+    /// Hops that the outer packet had left (TTL).
+    pub hops: u8,
+}
+
+/// What an outer packet has of its own beside its template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The IPv4 identification.
+    pub id: u16,
+    /// The most hops that it may go; the template may say fewer.
+    pub hops: u8,
+}
+
+impl Stamp {
+    /// That of a packet of our own.
+    #[inline(always)]
+    pub const fn own(id: u16) -> Self {
+        Self { id, hops: u8::MAX }
+    }
 }
 
 /// A frame that can be read. All offsets are from the Ethernet header's first byte.
@@ -100,6 +121,9 @@ pub trait Frame {
 
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame.
     fn has_tag_beside(&self) -> bool;
+
+    /// Whether the kernel takes it for an IP packet.
+    fn carries_ip(&self) -> bool;
 }
 
 /// A frame that can be resized and sent.
@@ -118,13 +142,28 @@ pub trait Resize: Frame {
     ///
     /// # Errors
     /// The kernel could not; the frame must then be dropped.
-    fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
+
+    /// Puts a template's header in the place of the outer headers that it came with.
+    ///
+    /// # Errors
+    /// The kernel could not; the frame must then be dropped.
+    fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason>;
 
     /// Sends the frame, which is then gone.
     ///
     /// # Errors
     /// The hook cannot send there; the frame must then be dropped.
     fn redirect(&mut self, egress: Egress) -> Result<Self::Action, DropReason>;
+
+    /// The same for one that may go back out of the interface that it came in by.
+    ///
+    /// # Errors
+    /// The hook cannot send there; the frame must then be dropped.
+    #[inline(always)]
+    fn redirect_back(&mut self, egress: Egress) -> Result<Self::Action, DropReason> {
+        self.redirect(egress)
+    }
 
     /// Ends it: not forwarded.
     fn drop(&mut self) -> Self::Action;
@@ -135,12 +174,12 @@ pub trait Resize: Frame {
 
 /// A frame that copies can be made of.
 pub trait Replicate: Resize {
-    /// Replaces the outer header that [`Resize::encapsulate`] put on. The caller sees
-    /// to it that the new one is as long as the old one.
+    /// Replaces the outer header that [`Resize::encapsulate`] or [`Resize::relay`] put on.
+    /// The caller sees to it that the new one is as long as the old one.
     ///
     /// # Errors
     /// The kernel could not.
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason>;
+    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
 
     /// Sends a copy.
     ///
@@ -169,42 +208,57 @@ pub fn wire_len<F: Frame>(frame: &F) -> u32 {
     let tag = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
     match frame.segment_size() {
         0 => frame.len() + tag,
-        segment => superframe_headers_len(frame) + segment + tag,
+        segment => superframe_headers_len(frame, 0) + segment + tag,
     }
 }
 
+/// The same for the frame inside of outer headers.
 #[inline(always)]
-fn superframe_headers_len<F: Frame>(frame: &F) -> u32 {
-    let ethertype = frame.read::<EtherType>(12);
+pub fn inner_wire_len<F: Frame>(frame: &F, strip: Strip) -> u32 {
+    match (frame.segment_size(), strip.outer_len) {
+        (0, _) => strip.inner_len,
+        // Told apart, each length is a constant that the bounds checks need.
+        (segment, 38) => superframe_headers_len(frame, 38) + segment,
+        (segment, 42) => superframe_headers_len(frame, 42) + segment,
+        (segment, _) => superframe_headers_len(frame, 46) + segment,
+    }
+}
+
+/// Length of the headers that each segment has, from the Ethernet header at `start`,
+/// which is to be a constant.
+#[inline(always)]
+fn superframe_headers_len<F: Frame>(frame: &F, start: usize) -> u32 {
+    let ethertype = frame.read::<EtherType>(start + 12);
+    let l3 = start + ETHERNET_LEN;
     if ethertype.is_some_and(EtherType::is_vlan) {
-        let inner = frame.read::<EtherType>(ETHERNET_LEN + 2);
-        return ip_headers_len::<F, { ETHERNET_LEN + VLAN_TAG_LEN }>(frame, inner);
+        let inner = frame.read::<EtherType>(l3 + 2);
+        return ip_headers_len(frame, l3 + VLAN_TAG_LEN, inner) - start as u32;
     }
-    ip_headers_len::<F, ETHERNET_LEN>(frame, ethertype)
+    ip_headers_len(frame, l3, ethertype) - start as u32
 }
 
 #[inline(always)]
-fn ip_headers_len<F: Frame, const L3: usize>(frame: &F, ethertype: Option<EtherType>) -> u32 {
+fn ip_headers_len<F: Frame>(frame: &F, l3: usize, ethertype: Option<EtherType>) -> u32 {
     const TCP: u8 = 6;
     const UDP_LEN: u32 = 8;
     let (ip_len, protocol) = match ethertype {
         Some(EtherType::IPV4) => {
-            (u32::from(frame.read::<u8>(L3).unwrap_or(0) & 0xf) * 4, frame.read::<u8>(L3 + 9).unwrap_or(0))
+            (u32::from(frame.read::<u8>(l3).unwrap_or(0) & 0xf) * 4, frame.read::<u8>(l3 + 9).unwrap_or(0))
         }
-        Some(EtherType::IPV6) => (40, frame.read::<u8>(L3 + 6).unwrap_or(0)),
-        _ => return L3 as u32,
+        Some(EtherType::IPV6) => (40, frame.read::<u8>(l3 + 6).unwrap_or(0)),
+        _ => return l3 as u32,
     };
     let transport_len = if protocol == TCP {
         // Only headers without options have a fixed place for what follows them;
         // with IPv4 options the usual TCP header with timestamps is assumed.
         let offset = match ip_len {
-            20 => frame.read::<u8>(L3 + 20 + 12),
-            40 => frame.read::<u8>(L3 + 40 + 12),
+            20 => frame.read::<u8>(l3 + 20 + 12),
+            40 => frame.read::<u8>(l3 + 40 + 12),
             _ => None,
         };
         offset.map_or(32, |byte| u32::from(byte >> 4) * 4)
     } else {
         UDP_LEN
     };
-    L3 as u32 + ip_len + transport_len
+    l3 as u32 + ip_len + transport_len
 }

@@ -57,6 +57,13 @@ fn mgre_xunder_mb(context: XdpContext) -> u32 {
     express::process_underlay(&mut Xdp::<true>::new(&context), &Maps)
 }
 
+/// Renews the lease on next hops; the daemon runs it on a test packet, once a second.
+#[classifier]
+fn mgre_lease(_context: TcContext) -> i32 {
+    kernel::renew_lease();
+    0
+}
+
 /// Tries, on a test packet of at least 100 bytes, which flags the kernel knows
 /// for taking headers off. Returns them, shifted right by 7, below which there are none.
 #[classifier]

@@ -2,8 +2,8 @@
 //! is, and where the inner frame starts.
 
 use mgre_common::checksum;
+use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::reason::DropReason;
-use mgre_common::table::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, GreFlags, IPV4_LEN, IpProtocol};
 
 use crate::frame::{Frame, Strip};
@@ -109,7 +109,8 @@ fn parse_gre<F: Frame>(frame: &F, ip: Ipv4Words, total_len: u32) -> Result<Gre, 
     } else {
         (0, endpoint_kind::KEYLESS)
     };
-    let strip = Strip { outer_len: L3 as u32 + headers_len, inner_len: packet_len - headers_len };
+    let [hops, ..] = ip[2].to_ne_bytes();
+    let strip = Strip { outer_len: L3 as u32 + headers_len, inner_len: packet_len - headers_len, hops };
     Ok(Gre { key, kind, strip })
 }
 
@@ -123,7 +124,7 @@ struct Addresses {
 impl Addresses {
     #[inline(always)]
     fn find<T: Tables>(self, tables: &T, gre: Gre) -> Outer {
-        match tables.endpoint(&self.key(gre.key, gre.kind)) {
+        match tables.adjacency_of(&self.key(gre.key, gre.kind)) {
             Some(adjacency) => Outer::From { adjacency, strip: gre.strip },
             None => self.unmatched(tables),
         }
@@ -137,7 +138,7 @@ impl Addresses {
     /// Nobody's packet: why.
     #[inline(always)]
     fn unmatched<T: Tables>(self, tables: &T) -> Outer {
-        let known = tables.endpoint(&self.key(0, endpoint_kind::KNOWN)).is_some();
+        let known = tables.any_endpoint(&self.key(0, endpoint_kind::KNOWN)).is_some();
         let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
         self.ours_or_foreign(tables, Outer::Refused(reason))
     }
@@ -147,6 +148,6 @@ impl Addresses {
     fn ours_or_foreign<T: Tables>(self, tables: &T, outer: Outer) -> Outer {
         let local =
             EndpointKey { remote: [0; 4], local: mapped_v4(self.local), key: 0, kind: endpoint_kind::LOCAL };
-        if tables.endpoint(&local).is_some() { outer } else { Outer::Foreign }
+        if tables.any_endpoint(&local).is_some() { outer } else { Outer::Foreign }
     }
 }

@@ -1,16 +1,20 @@
 //! What the pipeline may look up, count and report.
 
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, EndpointKey, FloodSlot, Port, Segment};
+use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment};
 use mgre_common::target::Target;
 
 /// The tables that the daemon keeps. What they hand out may change under the
 /// reader in the ways that `mgre_common::table` describes.
 pub trait Tables {
-    /// The port that an interface is.
-    fn port_of(&self, ifindex: u32) -> Option<u32>;
+    /// A slot of the port index.
+    fn port_slot(&self, index: u32) -> Option<&PortSlot>;
+
+    /// The port that an interface is, whether the index has it or not.
+    fn any_port_of(&self, ifindex: u32) -> Option<u32>;
 
     /// A port's record.
     fn port(&self, id: u32) -> Option<&Port>;
@@ -21,8 +25,14 @@ pub trait Tables {
     /// An adjacency's record.
     fn adjacency(&self, id: u32) -> Option<&Adjacency>;
 
-    /// The adjacency of an endpoint.
-    fn endpoint(&self, key: &EndpointKey) -> Option<u32>;
+    /// Where the endpoint index keeps an endpoint.
+    fn endpoint_index(&self) -> EndpointIndex;
+
+    /// A slot of the endpoint index.
+    fn endpoint_slot(&self, index: u32) -> Option<&EndpointSlot>;
+
+    /// What an endpoint stands for, whether the index has it or not.
+    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32>;
 
     /// One slot of the flood lists.
     fn flood_slot(&self, index: u32) -> Option<&FloodSlot>;
@@ -35,6 +45,9 @@ pub trait Tables {
 
     /// The daemon's clock.
     fn now_seconds(&self) -> u32;
+
+    /// Whether the daemon still answers for the next hops in the templates.
+    fn has_lease(&self) -> bool;
 
     /// Counts a frame of a target.
     fn count(&self, target: Target, direction: Direction, bytes: u32);
@@ -50,6 +63,25 @@ pub trait Tables {
 
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);
+
+    /// The port that an interface is.
+    #[inline(always)]
+    fn port_of(&self, ifindex: u32) -> Option<u32> {
+        match self.port_slot(PortSlot::index(ifindex)).and_then(|slot| slot.port_of(ifindex)) {
+            Some(port) => Some(port),
+            None => self.any_port_of(ifindex),
+        }
+    }
+
+    /// The adjacency of an endpoint.
+    #[inline(always)]
+    fn adjacency_of(&self, key: &EndpointKey) -> Option<u32> {
+        let slot = self.endpoint_index().find(&key.words(), |index| self.endpoint_slot(index));
+        match slot {
+            Some(slot) => Some(slot.adjacency()),
+            None => self.any_endpoint(key),
+        }
+    }
 
     /// Looks an address up.
     #[inline(always)]

@@ -4,9 +4,9 @@ use bytemuck::AnyBitPattern;
 use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, IPV4_LEN, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
-use crate::frame::{Egress, Frame, Replicate, Resize, Step, Strip};
+use crate::frame::{Egress, Frame, Replicate, Resize, Stamp, Step, Strip};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,10 @@ impl Frame for HostFrame {
     fn has_tag_beside(&self) -> bool {
         self.tag.is_some()
     }
+
+    fn carries_ip(&self) -> bool {
+        self.read::<EtherType>(12).is_some_and(|kind| kind == EtherType::IPV4 || kind == EtherType::IPV6)
+    }
 }
 
 impl Resize for HostFrame {
@@ -127,11 +131,12 @@ impl Resize for HostFrame {
         assert!(end <= self.bytes.len(), "the inner frame ends behind the packet");
         assert!(strip.inner_len as usize >= ETHERNET_LEN, "no whole inner header");
         self.bytes = self.bytes[start..end].to_vec();
+        self.outer_len = 0;
         self.touched = true;
         Ok(())
     }
 
-    fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
         assert_eq!(self.outer_len, 0, "encapsulated already");
         assert!(!self.damaged, "encapsulated after a failure");
         if self.failures.encapsulate {
@@ -140,11 +145,17 @@ impl Resize for HostFrame {
         }
         let inner = self.on_the_wire();
         self.tag = None;
-        self.bytes = outer_header(template, inner.len(), id);
+        self.bytes = outer_header(template, inner.len(), stamp);
         self.outer_len = self.bytes.len();
         self.bytes.extend(inner);
         self.touched = true;
         Ok(())
+    }
+
+    fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason> {
+        assert_eq!(self.outer_len, 0, "encapsulated already");
+        self.strip(strip)?;
+        self.encapsulate(template, stamp)
     }
 
     fn redirect(&mut self, egress: Egress) -> Result<HostAction, DropReason> {
@@ -163,10 +174,10 @@ impl Resize for HostFrame {
 }
 
 impl Replicate for HostFrame {
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
         assert_ne!(self.outer_len, 0, "not encapsulated");
         assert_eq!(usize::from(template.header_len), self.outer_len, "a header of another length");
-        let header = outer_header(template, self.bytes.len() - self.outer_len, id);
+        let header = outer_header(template, self.bytes.len() - self.outer_len, stamp);
         self.bytes[..self.outer_len].copy_from_slice(&header);
         Ok(())
     }
@@ -185,14 +196,15 @@ impl Replicate for HostFrame {
 }
 
 /// A template's header before an inner frame of this length.
-fn outer_header(template: &Template, inner_len: usize, id: u16) -> Vec<u8> {
+fn outer_header(template: &Template, inner_len: usize, stamp: Stamp) -> Vec<u8> {
     let mut header = template.header[..usize::from(template.header_len)].to_vec();
     let total = header.len() - ETHERNET_LEN + inner_len;
     // A superframe may be longer than the field can say.
     let total = u16::try_from(total).unwrap_or(0);
     let ip = &mut header[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN];
     ip[2..4].copy_from_slice(&total.to_be_bytes());
-    ip[4..6].copy_from_slice(&id.to_be_bytes());
+    ip[4..6].copy_from_slice(&stamp.id.to_be_bytes());
+    ip[8] = ip[8].min(stamp.hops);
     ip[10..12].fill(0);
     let sum = checksum::checksum(ip);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());

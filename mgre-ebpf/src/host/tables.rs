@@ -5,10 +5,13 @@ use core::sync::atomic::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, Clock, EndpointKey, FloodSlot, Port, Segment, Template};
+use mgre_common::table::{
+    Adjacency, Clock, FloodSlot, LEASE_JIFFIES, PORT_SLOTS, Port, PortSlot, Segment, Template,
+};
 use mgre_common::target::Target;
 
 use super::world::Sink;
@@ -20,10 +23,12 @@ pub type Drop = (Target, Direction, DropReason);
 /// The daemon's tables, in their real layouts, and everything that was counted.
 #[derive(Debug)]
 pub struct MemoryTables {
+    port_slots: Vec<PortSlot>,
     port_index: HashMap<u32, u32>,
     ports: Vec<Port>,
     segments: Vec<Segment>,
     adjacencies: Vec<Adjacency>,
+    endpoint_slots: Vec<EndpointSlot>,
     endpoints: HashMap<EndpointKey, u32>,
     flood: Vec<FloodSlot>,
     hash: FdbHash,
@@ -40,14 +45,21 @@ pub struct MemoryTables {
     pub reports: RefCell<Vec<LearnEvent>>,
 }
 
+/// Few, so that some endpoints have no place in the index.
+const ENDPOINT_SLOTS: u32 = 16;
+
 impl Default for MemoryTables {
     fn default() -> Self {
         const BUCKETS: u32 = 256;
+        let clock = Clock::default();
+        clock.lease.store(LEASE_JIFFIES, Ordering::Relaxed);
         Self {
+            port_slots: (0..PORT_SLOTS).map(|_| PortSlot::default()).collect(),
             port_index: HashMap::new(),
             ports: (0..64).map(|_| Port::default()).collect(),
             segments: (0..64).map(|_| Segment::default()).collect(),
-            adjacencies: (0..600).map(|_| Adjacency::default()).collect(),
+            adjacencies: Vec::new(),
+            endpoint_slots: (0..ENDPOINT_SLOTS).map(|_| EndpointSlot::default()).collect(),
             endpoints: HashMap::new(),
             flood: (0..2048).map(|_| FloodSlot::default()).collect(),
             hash: FdbHash {
@@ -55,7 +67,7 @@ impl Default for MemoryTables {
                 multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
             },
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
-            clock: Clock::default(),
+            clock,
             traffic: RefCell::default(),
             drops: RefCell::default(),
             floods: RefCell::default(),
@@ -94,8 +106,21 @@ impl MemoryTables {
     }
 }
 
+/// A table's record, for which room is made.
+fn grown<T: Default>(table: &mut Vec<T>, index: u32) -> &mut T {
+    let index = index as usize;
+    if table.len() <= index {
+        table.resize_with(index + 1, T::default);
+    }
+    &mut table[index]
+}
+
 impl Sink for MemoryTables {
     fn port_index(&mut self, ifindex: u32, id: u32) {
+        let slot = &self.port_slots[PortSlot::index(ifindex) as usize];
+        if slot.is_free() {
+            slot.set(ifindex, id);
+        }
         self.port_index.insert(ifindex, id);
     }
 
@@ -108,7 +133,7 @@ impl Sink for MemoryTables {
     }
 
     fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency {
-        let adjacency = &mut self.adjacencies[id as usize];
+        let adjacency = grown(&mut self.adjacencies, id);
         // SAFETY: the borrow is exclusive.
         let index = unsafe { Adjacency::write_idle(&raw mut *adjacency, template) };
         adjacency.activate(index);
@@ -116,11 +141,15 @@ impl Sink for MemoryTables {
     }
 
     fn endpoint(&mut self, key: EndpointKey, id: u32) {
+        let slots = self.endpoint_index().slots(&key.words()).map(|slot| &self.endpoint_slots[slot as usize]);
+        if let Some(slot) = slots.into_iter().find(|slot| key.is_indexed() && slot.is_free()) {
+            slot.insert(&key.words(), id);
+        }
         self.endpoints.insert(key, id);
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
-        &self.flood[index as usize]
+        grown(&mut self.flood, index)
     }
 
     fn fdb_hash(&self) -> FdbHash {
@@ -133,7 +162,11 @@ impl Sink for MemoryTables {
 }
 
 impl Tables for MemoryTables {
-    fn port_of(&self, ifindex: u32) -> Option<u32> {
+    fn port_slot(&self, index: u32) -> Option<&PortSlot> {
+        self.port_slots.get(index as usize)
+    }
+
+    fn any_port_of(&self, ifindex: u32) -> Option<u32> {
         self.port_index.get(&ifindex).copied()
     }
 
@@ -149,7 +182,15 @@ impl Tables for MemoryTables {
         self.adjacencies.get(id as usize)
     }
 
-    fn endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn endpoint_index(&self) -> EndpointIndex {
+        EndpointIndex::new(ENDPOINT_SLOTS)
+    }
+
+    fn endpoint_slot(&self, index: u32) -> Option<&EndpointSlot> {
+        self.endpoint_slots.get(index as usize)
+    }
+
+    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
         self.endpoints.get(key).copied()
     }
 
@@ -167,6 +208,10 @@ impl Tables for MemoryTables {
 
     fn now_seconds(&self) -> u32 {
         self.clock.seconds.load(Ordering::Relaxed)
+    }
+
+    fn has_lease(&self) -> bool {
+        self.clock.lease.load(Ordering::Relaxed) > 0
     }
 
     fn count(&self, target: Target, direction: Direction, bytes: u32) {

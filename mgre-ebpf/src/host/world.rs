@@ -2,10 +2,11 @@
 
 use core::sync::atomic::Ordering;
 
+use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::table::{
-    Adjacency, EndpointKey, FloodList, FloodSlot, Port, Segment, Template, adjacency_flag, endpoint_kind,
-    mapped_v4, port_flag, segment_flag,
+    Adjacency, FloodList, FloodSlot, Port, Segment, Template, adjacency_flag, port_flag, segment_flag,
+    template_flag,
 };
 use mgre_common::target::Target;
 use mgre_common::template::{Link, OuterV4};
@@ -80,6 +81,10 @@ pub struct PeerSpec {
     pub key: Option<u32>,
     /// The underlay's MTU, or none while the next hop is unknown.
     pub mtu: Option<u32>,
+    /// Whether the next hop's address is known.
+    pub neighbor: bool,
+    /// Whether the underlay takes frames from an early hook.
+    pub express: bool,
     /// Sent with the DF bit.
     pub dont_fragment: bool,
 }
@@ -133,7 +138,17 @@ impl PeerSpec {
     /// A peer in working order over an underlay with an MTU of 1500.
     pub const fn new(id: u32, segment: u32, endpoint: [u8; 4], key: Option<u32>) -> Self {
         let flags = adjacency_flag::VALID;
-        Self { id, segment, flags, endpoint, key, mtu: Some(1500), dont_fragment: true }
+        Self {
+            id,
+            segment,
+            flags,
+            endpoint,
+            key,
+            mtu: Some(1500),
+            neighbor: true,
+            express: false,
+            dont_fragment: true,
+        }
     }
 
     /// Its outer header.
@@ -149,10 +164,14 @@ impl PeerSpec {
         let link = self.mtu.map(|mtu| Link {
             ifindex: UNDERLAY,
             source_mac: NEAR_MAC,
-            destination_mac: NEXT_HOP_MAC,
+            destination_mac: self.neighbor.then_some(NEXT_HOP_MAC),
             mtu,
         });
-        Template::gre_v4(&outer, link.as_ref())
+        let mut template = Template::gre_v4(&outer, link.as_ref());
+        if self.express {
+            template.flags |= template_flag::EXPRESS;
+        }
+        template
     }
 }
 
@@ -186,6 +205,9 @@ impl World {
                 port(11, 8),
                 PortSpec { flags: port_flag::VALID | port_flag::UP | port_flag::HOST, ..port(12, 8) },
                 PortSpec { flags: 0, ..port(13, 1) },
+                port(14, 9),
+                port(15, 9),
+                port(16, 10),
             ],
             peers: vec![
                 peer(0, 1, PEER_A, Some(7)),
@@ -201,10 +223,16 @@ impl World {
                 },
                 peer(8, 6, PEER_A, Some(12)),
                 PeerSpec { flags: 0, ..peer(9, 1, PEER_A, Some(14)) },
+                peer(10, 9, PEER_A, Some(21)),
+                peer(11, 9, PEER_B, Some(21)),
+                PeerSpec { mtu: Some(150), ..peer(12, 9, PEER_C, Some(21)) },
+                PeerSpec { neighbor: false, ..peer(13, 10, PEER_A, Some(22)) },
             ],
-            segments: (1..=8)
-                .map(|id| {
-                    (id, if id == 6 { segment_flag::VALID | segment_flag::FULL } else { segment_flag::VALID })
+            segments: (1..=10)
+                .map(|id| match id {
+                    6 => (id, segment_flag::VALID | segment_flag::FULL),
+                    9 => (id, segment_flag::VALID | segment_flag::HUB),
+                    _ => (id, segment_flag::VALID),
                 })
                 .collect(),
             entries: vec![
@@ -233,10 +261,28 @@ impl World {
                 entry(7, 1, Target::port(10)),
                 entry(8, 1, Target::port(11)),
                 entry(8, 2, Target::port(12)),
+                entry(9, 1, Target::port(14)),
+                entry(9, 3, Target::adjacency(10)),
+                entry(9, 4, Target::adjacency(11)),
+                entry(9, 5, Target::adjacency(12)),
+                entry(10, 1, Target::port(16)),
+                entry(10, 3, Target::adjacency(13)),
             ],
             stray_interfaces: vec![(30, ABSENT)],
             stray_endpoints: vec![(endpoint(PEER_A, Some(15)), ABSENT)],
         }
+    }
+
+    /// The same, where every interface outside takes frames from an early hook.
+    pub fn express() -> Self {
+        let mut world = Self::standard();
+        for port in world.ports.iter_mut().filter(|port| port.flags & port_flag::HOST == 0) {
+            port.flags |= port_flag::EXPRESS;
+        }
+        for peer in &mut world.peers {
+            peer.express = true;
+        }
+        world
     }
 
     /// Fills tables with it.

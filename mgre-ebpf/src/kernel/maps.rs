@@ -5,17 +5,19 @@
 use core::ptr;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
 };
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::table::{
-    Adjacency, Clock, Config, EndpointKey, FLOOD_SLOTS, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, Segment,
+    Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
+    Port, PortSlot, Segment,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::tables::Tables;
@@ -24,8 +26,10 @@ use super::wire::opaque;
 
 const SHARED: u32 = BPF_F_MMAPABLE;
 
+#[map(name = "mgre_port_slot")]
+static PORT_INDEX: Array<PortSlot> = Array::with_max_entries(PORT_SLOTS, SHARED);
 #[map(name = "mgre_port_idx")]
-static PORT_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+static PORTS_BY_INTERFACE: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
 #[map(name = "mgre_devices")]
 pub(super) static DEVICES: DevMapHash = DevMapHash::with_max_entries(2 * MAX_PORTS, 0);
 #[map(name = "mgre_ports")]
@@ -36,6 +40,8 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(MAX_SEGMENTS + 1, SHAR
 static ADJACENCIES: Array<Adjacency> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_endpoints")]
 static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(1, 0);
+#[map(name = "mgre_ep_slot")]
+static ENDPOINT_SLOTS: Array<EndpointSlot> = Array::with_max_entries(32, SHARED);
 #[map(name = "mgre_flood")]
 static FLOOD: Array<FloodSlot> = Array::with_max_entries(FLOOD_SLOTS, SHARED);
 #[map(name = "mgre_fdb")]
@@ -55,8 +61,15 @@ static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS,
 
 /// Set by the daemon before it loads the programs.
 #[unsafe(no_mangle)]
-static CONFIG: Config =
-    Config { fdb_multipliers: [1, 1], fdb_shift: 63, cpus: 1, drop_shard_mask: 0, strip_flags: 0 };
+static CONFIG: Config = Config {
+    fdb_multipliers: [1, 1],
+    fdb_shift: 63,
+    cpus: 1,
+    drop_shard_mask: 0,
+    strip_flags: 0,
+    endpoint_shift: 63,
+    reserved: 0,
+};
 
 /// The configuration. Read as volatile, so that the compiler does not take the
 /// values above for it; the verifier does know the real ones, and folds them.
@@ -82,6 +95,19 @@ fn cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
+#[inline(always)]
+fn jiffies() -> u64 {
+    // SAFETY: no argument, no side effect.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Renews the lease on next hops.
+pub(crate) fn renew_lease() {
+    if let Some(clock) = CLOCK.get(0) {
+        clock.lease.store(jiffies() + LEASE_JIFFIES, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 /// The row of a target for this CPU.
 #[inline(always)]
 fn traffic(target: Target) -> Option<*mut Traffic> {
@@ -90,9 +116,14 @@ fn traffic(target: Target) -> Option<*mut Traffic> {
 
 impl Tables for Maps {
     #[inline(always)]
-    fn port_of(&self, ifindex: u32) -> Option<u32> {
+    fn port_slot(&self, index: u32) -> Option<&PortSlot> {
+        PORT_INDEX.get(index)
+    }
+
+    #[inline(always)]
+    fn any_port_of(&self, ifindex: u32) -> Option<u32> {
         // SAFETY: the value is one word, which the kernel writes whole.
-        unsafe { PORT_INDEX.get(ifindex) }.copied()
+        unsafe { PORTS_BY_INTERFACE.get(ifindex) }.copied()
     }
 
     #[inline(always)]
@@ -111,7 +142,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn endpoint_index(&self) -> EndpointIndex {
+        EndpointIndex { shift: config_field!(endpoint_shift) }
+    }
+
+    #[inline(always)]
+    fn endpoint_slot(&self, index: u32) -> Option<&EndpointSlot> {
+        ENDPOINT_SLOTS.get(index)
+    }
+
+    #[inline(always)]
+    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
         // SAFETY: the value is one word, which the kernel writes whole.
         unsafe { ENDPOINTS.get(key) }.copied()
     }
@@ -134,6 +175,12 @@ impl Tables for Maps {
     #[inline(always)]
     fn now_seconds(&self) -> u32 {
         CLOCK.get(0).map_or(0, |clock| clock.seconds.load(core::sync::atomic::Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn has_lease(&self) -> bool {
+        let Some(clock) = CLOCK.get(0) else { return false };
+        clock.lease.load(core::sync::atomic::Ordering::Relaxed) > jiffies()
     }
 
     #[inline(always)]

@@ -5,6 +5,6 @@ mod skb;
 mod wire;
 mod xdp;
 
-pub(crate) use maps::Maps;
+pub(crate) use maps::{Maps, renew_lease};
 pub(crate) use skb::{Skb, probe_strip_flags};
 pub(crate) use xdp::Xdp;

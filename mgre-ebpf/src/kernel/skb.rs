@@ -1,6 +1,7 @@
 //! A socket buffer as the pipeline's frame.
 
 use core::ffi::c_void;
+use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
@@ -8,19 +9,19 @@ use aya_ebpf::bindings::{
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-    bpf_skb_vlan_push,
+    bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Step, Strip};
+use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip};
 
 use super::maps::config;
-use super::wire::{ipv4_lengths, words};
+use super::wire::{TTL, ipv4_fields, words};
 
 /// Kernel 6.2 (commit d219df60a70e): sets the buffer's protocol when headers come off.
 const DECAP_L3_IPV4: u64 = 1 << 7;
@@ -148,11 +149,15 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     /// The common case of [`Resize::encapsulate`]: no tag, and a header length known
     /// to the compiler.
     #[inline(always)]
-    fn encapsulate_by<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn encapsulate_by<const OUTER: usize>(
+        &self,
+        template: &Template,
+        stamp: Stamp,
+    ) -> Result<(), DropReason> {
         let inner: Ethernet = self.read(0).ok_or(DropReason::Malformed)?;
         let inner_len = self.len();
         self.grow(OUTER as u32, 0)?;
-        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, id, inner)
+        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)
     }
 
     /// Writes the outer header, and the inner Ethernet header behind it.
@@ -161,21 +166,28 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         &self,
         template: &Template,
         packet_len: u32,
-        id: u16,
+        stamp: Stamp,
         inner: Ethernet,
     ) -> Result<(), DropReason> {
         // Whole words, past the header's end; the inner header overwrites that.
         let header: [u64; 6] = words(template);
         self.write(0, header)?;
-        let (length, checksum) = ipv4_lengths(template, packet_len, id);
-        self.write(ETHERNET_LEN + 2, [length.to_be(), id.to_be()])?;
-        self.write(ETHERNET_LEN + 10, checksum.to_be())?;
+        let fields = ipv4_fields(template, packet_len, stamp);
+        self.write(ETHERNET_LEN + 2, [fields.total.to_be(), stamp.id.to_be()])?;
+        self.write(ETHERNET_LEN + 10, fields.checksum.to_be())?;
+        if let Some(hops) = fields.hops {
+            self.write(TTL, hops)?;
+        }
         self.write(OUTER, inner)
     }
 
     /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
     #[inline(always)]
-    fn encapsulate_tagged<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn encapsulate_tagged<const OUTER: usize>(
+        &self,
+        template: &Template,
+        stamp: Stamp,
+    ) -> Result<(), DropReason> {
         let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
         let mut tags_len = 0;
         for tag in &mut tags {
@@ -195,7 +207,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         let inner: Ethernet = self.read(0).ok_or(DropReason::Malformed)?;
         let inner_len = self.len() + tags_len;
         self.grow(OUTER as u32, tags_len)?;
-        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, id, inner)?;
+        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)?;
         const MACS_LEN: u32 = 12;
         let tags_at = OUTER as u32 + MACS_LEN;
         self.store(tags_at, &tags[0])?;
@@ -206,9 +218,9 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     }
 
     #[inline(always)]
-    fn readdress_by<const OUTER: usize>(&self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn readdress_by<const OUTER: usize>(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
         let inner: Ethernet = self.read(OUTER).ok_or(DropReason::Headroom)?;
-        self.write_outer::<OUTER>(template, self.len(), id, inner)
+        self.write_outer::<OUTER>(template, self.len(), stamp, inner)
     }
 
     /// The inner Ethernet header behind outer headers of this length. The lengths are
@@ -255,6 +267,17 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         Ok(())
     }
 
+    /// The kernel looks the next hop up, and what it does not know it asks for. It goes
+    /// by what it takes the packet for, which is not always what we made of it.
+    #[inline(always)]
+    fn redirect_to_neighbor(&self, ifindex: u32) -> Result<i32, DropReason> {
+        if field!(self.protocol) as u16 != EtherType::IPV4.to_word() {
+            return Err(DropReason::NoNextHop);
+        }
+        // SAFETY: without a next hop given, no pointer is read.
+        Ok(unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 })
+    }
+
     #[inline(always)]
     fn resize(&self, len: u32) -> Result<(), DropReason> {
         if len == self.len() {
@@ -291,6 +314,11 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     #[inline(always)]
     fn has_tag_beside(&self) -> bool {
         field!(self.vlan_present) != 0
+    }
+
+    #[inline(always)]
+    fn carries_ip(&self) -> bool {
+        self.is_ip()
     }
 }
 
@@ -329,18 +357,34 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     }
 
     #[inline(always)]
-    fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
         match (template.header_len, self.has_tag_beside()) {
-            (38, false) => self.encapsulate_by::<38>(template, id),
-            (42, false) => self.encapsulate_by::<42>(template, id),
-            (38, true) => self.encapsulate_tagged::<38>(template, id),
-            (42, true) => self.encapsulate_tagged::<42>(template, id),
+            (38, false) => self.encapsulate_by::<38>(template, stamp),
+            (42, false) => self.encapsulate_by::<42>(template, stamp),
+            (38, true) => self.encapsulate_tagged::<38>(template, stamp),
+            (42, true) => self.encapsulate_tagged::<42>(template, stamp),
             _ => Err(DropReason::Internal),
         }
     }
 
     #[inline(always)]
+    fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason> {
+        if self.segment_size() == 0 {
+            self.resize(strip.outer_len + strip.inner_len)?;
+        }
+        let longer = i32::from(template.header_len) - strip.outer_len as i32;
+        if longer != 0 {
+            let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+            self.adjust_room(longer, keep)?;
+        }
+        self.readdress(template, stamp)
+    }
+
+    #[inline(always)]
     fn redirect(&mut self, egress: Egress) -> Result<i32, DropReason> {
+        if egress.side == Side::Neighbor {
+            return self.redirect_to_neighbor(egress.ifindex);
+        }
         if INGRESS && egress.side == Side::Peer && self.protocol_is_told() {
             // SAFETY: no pointer is passed.
             return Ok(unsafe { bpf_redirect_peer(egress.ifindex, 0) as i32 });
@@ -362,10 +406,10 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
 
 impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
     #[inline(always)]
-    fn readdress(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
+    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
         match template.header_len {
-            38 => self.readdress_by::<38>(template, id),
-            42 => self.readdress_by::<42>(template, id),
+            38 => self.readdress_by::<38>(template, stamp),
+            42 => self.readdress_by::<42>(template, stamp),
             _ => Err(DropReason::Internal),
         }
     }

@@ -7,10 +7,10 @@ use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::ETHERNET_LEN;
-use mgre_ebpf::frame::{Egress, Frame, Resize, Strip};
+use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
 
 use super::maps::DEVICES;
-use super::wire::{ipv4_lengths, opaque, words};
+use super::wire::{TTL, header_at, ipv4_fields, opaque, words};
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
 pub(crate) struct Xdp<const FRAGS: bool> {
@@ -55,24 +55,57 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         Ok(())
     }
 
-    /// [`Resize::encapsulate`] with a header of 32 bytes and a `Rest`. Not a byte behind
-    /// the header is written: the inner frame stays where it is.
+    /// Moves the packet's start.
     #[inline(always)]
-    fn encapsulate_by<const OUTER: usize, Rest: AnyBitPattern>(
+    fn adjust_head(&self, by: i32) -> Result<(), DropReason> {
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_xdp_adjust_head(self.context, by) })
+    }
+
+    /// Cuts off what follows the inner frame.
+    #[inline(always)]
+    fn cut_padding(&self, strip: Strip) -> Result<(), DropReason> {
+        let padding = self.len() - (strip.outer_len + strip.inner_len);
+        if padding == 0 {
+            return Ok(());
+        }
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_xdp_adjust_tail(self.context, -(padding as i32)) })
+    }
+
+    /// Writes a header at the start of a packet of this length.
+    #[inline(always)]
+    fn write_outer(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
+        match template.header_len {
+            38 => self.write_outer_of::<38>(template, packet_len, stamp),
+            42 => self.write_outer_of::<42>(template, packet_len, stamp),
+            _ => Err(DropReason::Internal),
+        }
+    }
+
+    /// The same for a header of so many bytes. Not a byte behind it is written: the inner
+    /// frame stays where it is.
+    #[inline(always)]
+    fn write_outer_of<const OUTER: usize>(
         &self,
         template: &Template,
-        id: u16,
+        packet_len: u32,
+        stamp: Stamp,
     ) -> Result<(), DropReason> {
-        const { assert!(32 + size_of::<Rest>() == OUTER) };
-        let packet_len = OUTER as u32 + self.len();
-        // SAFETY: the pointer is the program's context.
-        check(unsafe { bpf_xdp_adjust_head(self.context, -(OUTER as i32)) })?;
         self.write::<[u64; 4]>(0, words(template))?;
-        // SAFETY: the header is that long, and any bits are a `Rest`.
-        self.write::<Rest>(32, unsafe { template.header.as_ptr().add(32).cast::<Rest>().read() })?;
-        let (length, checksum) = ipv4_lengths(template, packet_len, id);
-        self.write(ETHERNET_LEN + 2, [length.to_be(), id.to_be()])?;
-        self.write(ETHERNET_LEN + 10, checksum.to_be())
+        let mut at = 32;
+        while at + 4 <= OUTER {
+            self.write::<u32>(at, header_at(template, at))?;
+            at += 4;
+        }
+        self.write::<u16>(at, header_at(template, at))?;
+        let fields = ipv4_fields(template, packet_len, stamp);
+        self.write(ETHERNET_LEN + 2, [fields.total.to_be(), stamp.id.to_be()])?;
+        self.write(ETHERNET_LEN + 10, fields.checksum.to_be())?;
+        match fields.hops {
+            Some(hops) => self.write(TTL, hops),
+            None => Ok(()),
+        }
     }
 }
 
@@ -108,6 +141,12 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     fn has_tag_beside(&self) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn carries_ip(&self) -> bool {
+        // There is no kernel to take it for anything yet.
+        false
+    }
 }
 
 impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
@@ -115,28 +154,35 @@ impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
 
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
-        let padding = self.len() - (strip.outer_len + strip.inner_len);
-        if padding > 0 {
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_xdp_adjust_tail(self.context, -(padding as i32)) })?;
-        }
-        // SAFETY: the pointer is the program's context.
-        check(unsafe { bpf_xdp_adjust_head(self.context, strip.outer_len as i32) })
+        self.cut_padding(strip)?;
+        self.adjust_head(strip.outer_len as i32)
     }
 
     #[inline(always)]
-    fn encapsulate(&mut self, template: &Template, id: u16) -> Result<(), DropReason> {
-        match template.header_len {
-            38 => self.encapsulate_by::<38, [u16; 3]>(template, id),
-            42 => self.encapsulate_by::<42, [u16; 5]>(template, id),
-            _ => Err(DropReason::Internal),
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+        let packet_len = u32::from(template.header_len) + self.len();
+        self.adjust_head(-i32::from(template.header_len))?;
+        self.write_outer(template, packet_len, stamp)
+    }
+
+    #[inline(always)]
+    fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason> {
+        self.cut_padding(strip)?;
+        if u32::from(template.header_len) != strip.outer_len {
+            self.adjust_head(strip.outer_len as i32 - i32::from(template.header_len))?;
         }
+        self.write_outer(template, u32::from(template.header_len) + strip.inner_len, stamp)
     }
 
     #[inline(always)]
     fn redirect(&mut self, egress: Egress) -> Result<u32, DropReason> {
         // The map has every interface that the tables say takes frames from here.
         DEVICES.redirect(egress.ifindex, 0).map_err(|_| DropReason::RedirectFailed)
+    }
+
+    #[inline(always)]
+    fn redirect_back(&mut self, egress: Egress) -> Result<u32, DropReason> {
+        if egress.ifindex == self.ifindex() { Ok(xdp_action::XDP_TX) } else { self.redirect(egress) }
     }
 
     #[inline(always)]

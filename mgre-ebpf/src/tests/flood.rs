@@ -92,7 +92,7 @@ fn the_largest_segment_is_flooded_whole() {
 
 #[test]
 fn copies_are_bounded() {
-    let peers = 600;
+    let peers = MAX_SEGMENT_ADJACENCIES + 100;
     let tables = network(1, peers);
     let mut flooded = HostFrame::new(frame(MacAddr::BROADCAST, station(1), 0x0806, 46));
     act::process_port(&mut flooded, &tables, 10);

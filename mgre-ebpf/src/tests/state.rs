@@ -8,11 +8,12 @@ use mgre_common::target::Target;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
-use crate::act;
-use crate::host::frame::HostFrame;
+use crate::frame::Side;
+use crate::host::frame::{HostAction, HostFrame};
 use crate::host::packet::{Outer, frame, tcp_v4};
 use crate::host::tables::MemoryTables;
 use crate::host::world::{Entry, PEER_A, PeerSpec, PortSpec, World, station};
+use crate::{act, express};
 
 fn tables() -> MemoryTables {
     let mut tables = MemoryTables::default();
@@ -44,6 +45,27 @@ fn ages() {
     act::process_port(&mut HostFrame::new(tcp_v4(station(1), station(5), 9)), &tables, 11);
     assert_eq!(seen(&tables, 5), SEEN_STATIC);
     assert_eq!(tables.traffic(Target::adjacency(0)).last_receive_seconds, 50);
+}
+
+/// When the daemon does not answer for next hops any more, the kernel is asked where it can be.
+#[test]
+fn a_lapsed_lease() {
+    let tables = tables();
+    tables.clock.lease.store(0, Ordering::Relaxed);
+    let side = |inner: Vec<u8>| {
+        let mut frame = HostFrame::new(inner);
+        match act::process_port(&mut frame, &tables, 10) {
+            HostAction::Sent(egress) => egress.side,
+            action => panic!("{action:?}"),
+        }
+    };
+    assert_eq!(side(tcp_v4(station(3), station(1), 9)), Side::Neighbor);
+    assert_eq!(side(frame(station(3), station(1), 0x0806, 46)), Side::Out, "the last known next hop");
+    // Between ports there is no next hop.
+    assert_eq!(side(tcp_v4(station(2), station(1), 9)), Side::Out);
+    // The early hook leaves it to the last.
+    let mut early = HostFrame::new(tcp_v4(station(3), station(1), 9));
+    assert_eq!(express::process_port(&mut early, &tables, 10), HostAction::Passed);
 }
 
 /// RFC 6864 4.1 and 4.2: zero where nobody may fragment the packet, else a number of its own.

@@ -8,10 +8,11 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift};
 use mgre_common::map_name;
 use mgre_common::table::{
-    Adjacency, Clock, Config, EndpointKey, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, Segment,
+    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment,
 };
 
 use super::shared::{Shared, SharedArray};
@@ -25,6 +26,7 @@ pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
 /// Names of the XDP programs for packets from the underlay: for buffers of one page, and of several.
 pub const XDP_UNDERLAY_PROGRAMS: [&str; 2] = ["mgre_xunder", "mgre_xunder_mb"];
 const PROBE_PROGRAM: &str = "mgre_probe";
+const LEASE_PROGRAM: &str = "mgre_lease";
 
 /// How much an instance has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +59,14 @@ pub struct Tables {
     pub segment_traffic: SharedArray<SegmentTraffic>,
     /// [`map_name::DEVICES`].
     pub devices: DevMapHash<MapData>,
+    /// [`map_name::PORT_SLOTS`].
+    pub port_slots: SharedArray<PortSlot>,
+    /// [`map_name::ENDPOINT_SLOTS`], until its writer takes it.
+    pub endpoint_slots: Option<SharedArray<EndpointSlot>>,
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
-    /// [`map_name::ENDPOINTS`].
-    pub endpoints: HashMap<MapData, EndpointKey, u32>,
+    /// [`map_name::ENDPOINTS`], until its writer takes it.
+    pub endpoints: Option<HashMap<MapData, EndpointKey, u32>>,
 }
 
 /// Everything loaded, nothing attached.
@@ -94,10 +100,12 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
         cpus,
         drop_shard_mask: drop_shards(cpus) - 1,
         strip_flags: 0,
+        endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(capacity.adjacencies)).shift,
+        reserved: 0,
     };
     config.strip_flags = probe_strip_flags(object)?;
     let mut programs = load_object(object, capacity, &config)?;
-    for name in [PORT_PROGRAM, UNDERLAY_PROGRAM] {
+    for name in [PORT_PROGRAM, UNDERLAY_PROGRAM, LEASE_PROGRAM] {
         classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
     }
     for name in XDP_PORT_PROGRAMS.into_iter().chain(XDP_UNDERLAY_PROGRAMS) {
@@ -115,6 +123,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config) -> Result<Ebp
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
+        .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
         .map_max_entries(map_name::FDB, buckets_for(capacity.fdb_entries))
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
@@ -132,6 +141,8 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
         cpus: possible_cpus()?,
         drop_shard_mask: 0,
         strip_flags: 0,
+        endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(1)).shift,
+        reserved: 0,
     };
     let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config)?;
     let probe = classifier(&mut programs, PROBE_PROGRAM)?;
@@ -143,6 +154,17 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
         .test_run(TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
         .context("cannot ask the kernel what it can strip")?;
     Ok(result.return_value << SHIFT)
+}
+
+/// Renews the lease on next hops: for so long the datapath goes by the templates alone.
+///
+/// # Errors
+/// The kernel does not run the program.
+pub fn renew_lease(programs: &mut Ebpf) -> Result<()> {
+    let packet = [0_u8; 64];
+    let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+    classifier(programs, LEASE_PROGRAM)?.test_run(options).context("cannot renew the lease on next hops")?;
+    Ok(())
 }
 
 /// A TC program by name.
@@ -196,9 +218,11 @@ impl Tables {
             traffic: shared(programs, map_name::TRAFFIC)?,
             drops: shared(programs, map_name::DROPS)?,
             segment_traffic: shared(programs, map_name::SEGMENT_TRAFFIC)?,
+            port_slots: shared(programs, map_name::PORT_SLOTS)?,
+            endpoint_slots: Some(shared(programs, map_name::ENDPOINT_SLOTS)?),
             devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
-            endpoints: HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?,
+            endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod counters;
+pub mod endpoints;
 pub mod fdb;
 pub mod flood;
 pub mod handover;
@@ -15,11 +16,12 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::MapError;
-use mgre_common::table::{Adjacency, FloodList, adjacency_flag, port_flag, segment_flag};
+use mgre_common::table::{Adjacency, FloodList, PortSlot, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
 
 use self::attach::Attachments;
 use self::counters::Counters;
+use self::endpoints::Endpoints;
 use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
 use self::handover::Predecessor;
@@ -32,6 +34,7 @@ pub struct Datapath {
     programs: Ebpf,
     tables: Tables,
     floods: Floods,
+    endpoints: Endpoints,
     attachments: Attachments,
     cpus: u32,
     drop_shards: u32,
@@ -51,10 +54,15 @@ impl Datapath {
         let Loaded { programs, mut tables, config, .. } = loaded;
         let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
         let floods = Floods::new(tables.flood.take().context("the flood lists are taken")?);
+        let endpoints = Endpoints::new(
+            tables.endpoints.take().context("the endpoints are taken")?,
+            tables.endpoint_slots.take().context("the endpoint index is taken")?,
+        );
         Ok(Self {
             programs,
             tables,
             floods,
+            endpoints,
             attachments: Attachments::new(pins)?,
             cpus: config.cpus,
             drop_shards: config.drop_shard_mask + 1,
@@ -75,6 +83,10 @@ impl Datapath {
         }
         self.fdb.wake(seconds);
         self.floods.wake(seconds);
+        self.endpoints.wake(seconds);
+        if let Err(error) = load::renew_lease(&mut self.programs) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     /// The counters.
@@ -110,12 +122,10 @@ impl Datapath {
                 }
                 self.forget(Target::port(*id), removed);
             }
-            Op::SetPortIndex(ifindex, id) => self.tables.port_index.insert(ifindex, id, 0)?,
-            Op::RemovePortIndex(ifindex) => self.tables.port_index.remove(ifindex).or_else(not_there)?,
-            Op::SetEndpoint(key, id) => {
-                self.tables.endpoints.insert(key, id, 0).context("no room for the peer's endpoint")?;
-            }
-            Op::RemoveEndpoint(key) => self.tables.endpoints.remove(key).or_else(not_there)?,
+            Op::SetPortIndex(ifindex, id) => self.set_port_index(*ifindex, *id)?,
+            Op::RemovePortIndex(ifindex) => self.remove_port_index(*ifindex)?,
+            Op::SetEndpoint(key, id) => self.endpoints.set(key, *id, now)?,
+            Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
             Op::RemoveSegment(segment) => self.remove_segment(*segment, now, removed),
             Op::SetFixed(key, entry) => self.fdb.set(*key, entry.target, None)?,
@@ -152,6 +162,24 @@ impl Datapath {
         let flags = adjacency.flags.load(Ordering::Relaxed);
         adjacency.flags.store(flags | adjacency_flag::VALID, Ordering::Release);
         Ok(())
+    }
+
+    fn set_port_index(&mut self, ifindex: u32, id: u32) -> Result<()> {
+        self.tables.port_index.insert(ifindex, id, 0)?;
+        let slot = self.tables.port_slots.get(PortSlot::index(ifindex)).context("no such slot")?;
+        // Another interface may have it: this one is found in the hash map then.
+        if slot.is_free() || slot.port_of(ifindex).is_some() {
+            slot.set(ifindex, id);
+        }
+        Ok(())
+    }
+
+    fn remove_port_index(&mut self, ifindex: u32) -> Result<()> {
+        let slot = self.tables.port_slots.get(PortSlot::index(ifindex));
+        if let Some(slot) = slot.filter(|slot| slot.port_of(ifindex).is_some()) {
+            slot.clear();
+        }
+        Ok(self.tables.port_index.remove(&ifindex).or_else(not_there)?)
     }
 
     fn set_port(&mut self, id: u32, record: &PortRecord, removed: &mut Vec<Entry>) -> Result<()> {

@@ -21,6 +21,10 @@ unsafe impl Shared for mgre_common::table::Clock {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::Port {}
 // SAFETY: all fields are atomics.
+unsafe impl Shared for mgre_common::table::PortSlot {}
+// SAFETY: all fields are atomics, but for zeros that nobody writes.
+unsafe impl Shared for mgre_common::endpoint::EndpointSlot {}
+// SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::Segment {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::FloodSlot {}

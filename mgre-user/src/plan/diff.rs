@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::EndpointKey;
+use mgre_common::endpoint::EndpointKey;
 
 use super::{AdjacencyRecord, Attachment, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
 

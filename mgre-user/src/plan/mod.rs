@@ -26,7 +26,8 @@ use std::net::IpAddr;
 
 use imbl::{OrdMap, OrdSet};
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{EndpointKey, Template};
+use mgre_common::endpoint::EndpointKey;
+use mgre_common::table::Template;
 use mgre_common::target::Target;
 
 pub use compile::{Compiled, compile, segment_mtu};

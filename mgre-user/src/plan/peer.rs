@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use mgre_common::table::{EndpointKey, Template, endpoint_kind, mapped_v4, template_flag};
+use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
+use mgre_common::table::{Template, template_flag};
 use mgre_common::template::{self, OuterV4};
 use mgre_common::wire::ETHERNET_LEN;
 
@@ -183,7 +184,7 @@ pub(super) fn adjacency(
     let link = way.next_hop.filter(|_| way.source.is_some()).map(|next_hop| template::Link {
         ifindex: next_hop.ifindex,
         source_mac: next_hop.source_mac,
-        destination_mac: next_hop.destination_mac,
+        destination_mac: Some(next_hop.destination_mac),
         mtu: next_hop.mtu,
     });
     let mut template = Template::gre_v4(&outer, link.as_ref());

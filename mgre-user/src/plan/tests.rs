@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use mgre_common::endpoint::{EndpointKey, endpoint_kind};
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{EndpointKey, Template, endpoint_kind, template_flag};
+use mgre_common::table::{Template, template_flag};
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;

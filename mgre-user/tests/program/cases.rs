@@ -3,12 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use aya::programs::xdp::XdpMode;
+use mgre_user::datapath::load::{Loaded, xdp};
+
 use super::capture::Capture;
-use super::kernel::{DROP, FAR, Kernel, PASS, REDIRECT, drops_between, in_namespace, interfaces};
+use super::kernel::{
+    DROP, FAR, Kernel, NO_PORT, PASS, REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, drops_between,
+    in_namespace, interfaces,
+};
+use mgre_common::counters::{Drops, Traffic};
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::{self, Case, End, Entrance, Expected, Output};
 use mgre_ebpf::host::world::{UNDERLAY, World};
-use mgre_user::datapath::load::{PORT_PROGRAM, UNDERLAY_PROGRAM};
+use mgre_user::datapath::load::{PORT_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS};
 
 #[test]
 fn the_kernel_does_what_the_host_does() {
@@ -40,6 +47,44 @@ fn the_kernel_does_what_the_host_does() {
     });
 }
 
+/// The XDP programs finish what the pipeline's early hook finishes on the host, with
+/// the same bytes and counters, and leave everything else as it was.
+#[test]
+fn the_kernels_early_hook_does_what_the_hosts_does() {
+    in_namespace(|| {
+        let world = World::express();
+        interfaces(&world);
+        let mut bench = Bench::new(&world);
+        for interface in bench.captures.keys().chain([&NO_PORT]) {
+            let Loaded { tables, programs, .. } = &mut bench.kernel.loaded;
+            tables.devices.insert(*interface, *interface, None, 0).unwrap();
+            // A test run wants an interface that is ready for XDP.
+            let any = xdp(programs, XDP_PORT_PROGRAMS[0]).unwrap();
+            any.attach_to_if_index(*interface, XdpMode::Driver).unwrap();
+        }
+        for programs in [0, 1].map(|which| (XDP_PORT_PROGRAMS[which], XDP_UNDERLAY_PROGRAMS[which])) {
+            let (mut failed, mut finished) = (0, 0);
+            for case in cases::all() {
+                // A test run takes no frame without a header.
+                if case.host_only.is_some() || case.bytes.len() < 14 {
+                    continue;
+                }
+                let (all, early) = case.run_early_on_host();
+                let expected = if early { all } else { Expected::default() };
+                let observed = bench.run_xdp(&case, programs);
+                finished += u32::from(early);
+                if observed != expected {
+                    failed += 1;
+                    println!("{}:\n expected {expected:x?}\n observed {observed:x?}", case.name);
+                }
+            }
+            println!("{finished} cases are finished by {programs:?}");
+            assert_eq!(failed, 0, "cases failed");
+            assert!(finished > 100, "{finished}");
+        }
+    });
+}
+
 struct Bench {
     kernel: Kernel,
     targets: Vec<Target>,
@@ -57,7 +102,7 @@ impl Bench {
         Self {
             kernel: Kernel::new(world),
             targets: [Target::NONE].into_iter().chain(ports).chain(peers).collect(),
-            segments: (0..=9).collect(),
+            segments: (0..=world.segments.len() as u16).collect(),
             captures: interfaces.into_iter().map(|index| (index, Capture::new(FAR + index))).collect(),
         }
     }
@@ -67,34 +112,9 @@ impl Bench {
             Entrance::Port(ifindex) => (PORT_PROGRAM, ifindex),
             Entrance::Underlay => (UNDERLAY_PROGRAM, UNDERLAY),
         };
-        let drops: Vec<_> = self.targets.iter().map(|target| self.kernel.drops(*target)).collect();
-        let traffic: Vec<_> = self.targets.iter().map(|target| self.kernel.traffic(*target)).collect();
-        let flooded: Vec<_> = self.segments.iter().map(|id| self.kernel.flooded(*id)).collect();
-
+        let before = self.numbers();
         let ran = self.kernel.run(program, ifindex, case.segment_size, &case.bytes)?;
-
-        let mut observed = Expected { reports: self.kernel.reports(), ..Expected::default() };
-        for (i, &target) in self.targets.iter().enumerate() {
-            observed.drops.extend(drops_between(target, &drops[i], &self.kernel.drops(target)));
-            let (before, after) = (traffic[i], self.kernel.traffic(target));
-            if after.receive_packets > before.receive_packets {
-                assert_eq!((after.receive_packets - before.receive_packets, observed.received), (1, None));
-                observed.received = Some((target, after.receive_bytes - before.receive_bytes));
-            }
-            let packets = after.transmit_packets - before.transmit_packets;
-            if packets > 0 {
-                let bytes = after.transmit_bytes - before.transmit_bytes;
-                observed.transmitted.insert(target, (packets, bytes));
-            }
-        }
-        observed.drops.sort();
-        for (&id, (frames, copies)) in self.segments.iter().zip(flooded) {
-            let after = self.kernel.flooded(id);
-            if after.0 > frames {
-                assert_eq!((after.0 - frames, observed.flooded), (1, None));
-                observed.flooded = Some((u32::from(id), after.1 - copies));
-            }
-        }
+        let mut observed = self.since(&before);
         observed.end = match ran.action {
             PASS => End::Passed,
             DROP => End::Dropped,
@@ -106,6 +126,66 @@ impl Bench {
         }
         observed.outputs = self.outputs(case, observed.end, ran.bytes);
         Some(observed)
+    }
+
+    fn run_xdp(&mut self, case: &Case, (port, underlay): (&str, &str)) -> Expected {
+        let (program, ifindex) = match case.entrance {
+            Entrance::Port(ifindex) => (port, ifindex),
+            Entrance::Underlay => (underlay, UNDERLAY),
+        };
+        let before = self.numbers();
+        let ran = self.kernel.run_xdp(program, ifindex, &case.bytes);
+        let mut observed = self.since(&before);
+        observed.end = match ran.action {
+            XDP_PASS => End::Passed,
+            XDP_DROP => End::Dropped,
+            XDP_TX | XDP_REDIRECT => End::Sent,
+            action => panic!("{}: action {action}", case.name),
+        };
+        if observed.end == End::Passed {
+            assert_eq!(ran.bytes, case.bytes, "{}: passed, but not untouched", case.name);
+        }
+        if let (End::Sent, Some((egress, _))) = (observed.end, case.expected.outputs.last()) {
+            let back = egress.ifindex == ifindex;
+            assert_eq!(ran.action, if back { XDP_TX } else { XDP_REDIRECT }, "{}", case.name);
+            observed.outputs.push((*egress, ran.bytes));
+        }
+        observed
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            drops: self.targets.iter().map(|target| self.kernel.drops(*target)).collect(),
+            traffic: self.targets.iter().map(|target| self.kernel.traffic(*target)).collect(),
+            flooded: self.segments.iter().map(|id| self.kernel.flooded(*id)).collect(),
+        }
+    }
+
+    /// What was counted and reported since then.
+    fn since(&mut self, numbers: &Numbers) -> Expected {
+        let mut observed = Expected { reports: self.kernel.reports(), ..Expected::default() };
+        for (i, &target) in self.targets.iter().enumerate() {
+            observed.drops.extend(drops_between(target, &numbers.drops[i], &self.kernel.drops(target)));
+            let (before, after) = (numbers.traffic[i], self.kernel.traffic(target));
+            if after.receive_packets > before.receive_packets {
+                assert_eq!((after.receive_packets - before.receive_packets, observed.received), (1, None));
+                observed.received = Some((target, after.receive_bytes - before.receive_bytes));
+            }
+            let packets = after.transmit_packets - before.transmit_packets;
+            if packets > 0 {
+                let bytes = after.transmit_bytes - before.transmit_bytes;
+                observed.transmitted.insert(target, (packets, bytes));
+            }
+        }
+        observed.drops.sort();
+        for (&id, (frames, copies)) in self.segments.iter().zip(&numbers.flooded) {
+            let after = self.kernel.flooded(id);
+            if after.0 > *frames {
+                assert_eq!((after.0 - frames, observed.flooded), (1, None));
+                observed.flooded = Some((u32::from(id), after.1 - copies));
+            }
+        }
+        observed
     }
 
     /// Copies are sent; the frame itself only seems to be: a test run cannot tell where.
@@ -124,6 +204,13 @@ impl Bench {
         }
         outputs
     }
+}
+
+/// Everything that is counted.
+struct Numbers {
+    drops: Vec<Drops>,
+    traffic: Vec<Traffic>,
+    flooded: Vec<(u64, u64)>,
 }
 
 /// What a test run shows of what must come of a case.

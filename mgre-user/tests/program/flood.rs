@@ -43,7 +43,9 @@ fn inside(packet: &[u8], peer: [u8; 4]) -> &[u8] {
 fn everyone_else_gets_one_copy() {
     in_namespace(|| {
         const PORTS: u32 = 6;
-        let world = network(PORTS, MAX_SEGMENT_ADJACENCIES);
+        /// Fewer than the queue between two interfaces holds.
+        const PEERS: u32 = 448;
+        let world = network(PORTS, PEERS);
         interfaces(&world);
         let mut kernel = Kernel::new(&world);
         let ports: Vec<_> = (0..PORTS).map(|id| Capture::new(FAR + 10 + id)).collect();
@@ -58,16 +60,16 @@ fn everyone_else_gets_one_copy() {
             assert_eq!(port.next(if id == 2 { 50 } else { 1000 }), wanted, "port {id}");
             assert_eq!(port.next(0), None, "port {id}");
         }
-        for id in 0..MAX_SEGMENT_ADJACENCIES - 1 {
+        for id in 0..PEERS - 1 {
             let packet = underlay.next(1000).unwrap_or_else(|| panic!("no copy for peer {id}"));
             assert_eq!(inside(&packet, endpoint(id)), inner);
         }
         assert_eq!(underlay.next(50), None);
         // The last peer gets the frame itself, which a test run does not send.
-        assert_eq!(inside(&ran.bytes, endpoint(MAX_SEGMENT_ADJACENCIES - 1)), inner);
-        let copies = u64::from(PORTS - 1 + MAX_SEGMENT_ADJACENCIES);
+        assert_eq!(inside(&ran.bytes, endpoint(PEERS - 1)), inner);
+        let copies = u64::from(PORTS - 1 + PEERS);
         assert_eq!(kernel.flooded(1), (1, copies));
-        for id in 0..MAX_SEGMENT_ADJACENCIES {
+        for id in 0..PEERS {
             let traffic = kernel.traffic(Target::adjacency(id));
             assert_eq!((traffic.transmit_packets, traffic.transmit_bytes), (1, inner.len() as u64));
         }
@@ -81,6 +83,29 @@ fn everyone_else_gets_one_copy() {
             assert_eq!(port.next(1000), Some(inner.clone()));
         }
         assert_eq!(underlay.next(50), None);
+    });
+}
+
+/// More copies than the queues of interfaces hold: that they were sent, the counters say.
+#[test]
+fn the_largest_segment_is_flooded_whole() {
+    in_namespace(|| {
+        let world = network(1, MAX_SEGMENT_ADJACENCIES);
+        interfaces(&world);
+        let mut kernel = Kernel::new(&world);
+        let inner = frame(MacAddr::BROADCAST, station(1), 0x0806, 46);
+        let ran = kernel.run(PORT_PROGRAM, 10, 0, &inner).unwrap();
+        assert_eq!(inside(&ran.bytes, endpoint(MAX_SEGMENT_ADJACENCIES - 1)), inner);
+        let mut copies = 0;
+        for id in 0..MAX_SEGMENT_ADJACENCIES {
+            let target = Target::adjacency(id);
+            let sent = kernel.traffic(target).transmit_packets;
+            let dropped = kernel.drops(target).get(Direction::Transmit, DropReason::RedirectFailed);
+            assert_eq!(sent + dropped, 1, "peer {id}");
+            copies += sent;
+        }
+        assert!(copies >= 1000, "{copies}");
+        assert_eq!(kernel.flooded(1), (1, copies));
     });
 }
 

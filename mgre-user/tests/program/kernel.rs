@@ -7,14 +7,15 @@ use std::thread;
 
 use aya::programs::{ProgramError, TestRun, TestRunOptions};
 use mgre_common::counters::{Drops, Traffic, drop_shards};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, EndpointKey, FloodSlot, Port, Segment, Template};
+use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment, Template};
 use mgre_common::target::Target;
 use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
-use mgre_user::datapath::load::{self, Capacity, Loaded, classifier};
+use mgre_user::datapath::load::{self, Capacity, Loaded, classifier, xdp};
 use nix::sched::{CloneFlags, unshare};
 
 /// `TC_ACT_UNSPEC`: on with the next program, or the stack.
@@ -24,6 +25,15 @@ pub(crate) const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub(crate) const REDIRECT: i32 = 7;
 
+/// `XDP_DROP`.
+pub(crate) const XDP_DROP: i32 = 1;
+/// `XDP_PASS`.
+pub(crate) const XDP_PASS: i32 = 2;
+/// `XDP_TX`: back out of the interface that it came in by.
+pub(crate) const XDP_TX: i32 = 3;
+/// `XDP_REDIRECT`.
+pub(crate) const XDP_REDIRECT: i32 = 4;
+
 /// The far end of the port with this id is the interface with this much more.
 pub(crate) const FAR: u32 = 200;
 /// A test run may refuse packets shorter than Ethernet and IPv4 headers.
@@ -31,6 +41,7 @@ const MIN_PACKET: usize = 34;
 /// An interface that is no port.
 pub(crate) const NO_PORT: u32 = 77;
 
+/// Room for adjacencies, or for as many as a network has.
 const ADJACENCIES: u32 = 600;
 
 /// The programs and their tables.
@@ -97,8 +108,10 @@ impl Kernel {
     /// Loads the programs and fills the tables.
     pub(crate) fn new(world: &World) -> Self {
         let object = mgre_user::object::object().unwrap();
-        let capacity = Capacity { fdb_entries: 1000, adjacencies: ADJACENCIES };
+        let adjacencies = ADJACENCIES.max(world.peers.len() as u32);
+        let capacity = Capacity { fdb_entries: 1000, adjacencies };
         let mut this = Self { loaded: load::load(object, capacity).unwrap() };
+        load::renew_lease(&mut this.loaded.programs).unwrap();
         world.install(&mut this);
         this
     }
@@ -136,6 +149,27 @@ impl Kernel {
         };
         out.truncate(result.data_size_out as usize);
         Some(Ran { action: result.return_value.cast_signed(), bytes: out })
+    }
+
+    /// Runs an XDP program on a packet as if it had come in on an interface.
+    pub(crate) fn run_xdp(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Ran {
+        // The fields of `struct xdp_md` that a test run may set.
+        const DATA_END: usize = 4;
+        const INGRESS_IFINDEX: usize = 12;
+        let mut context = [0_u8; 24];
+        context[DATA_END..DATA_END + 4].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; 4096];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = xdp(&mut self.loaded.programs, program).unwrap().test_run(options);
+        let result = result.unwrap_or_else(|error| panic!("{program} on {ifindex}: {error}"));
+        out.truncate(result.data_size_out as usize);
+        Ran { action: result.return_value.cast_signed(), bytes: out }
     }
 
     fn counters(&self) -> Counters<'_> {
@@ -186,6 +220,11 @@ pub(crate) fn drops_between(
 
 impl Sink for Kernel {
     fn port_index(&mut self, ifindex: u32, id: u32) {
+        // The others are found in the hash map.
+        let slot = self.loaded.tables.port_slots.get(PortSlot::index(ifindex)).unwrap();
+        if id.is_multiple_of(2) {
+            slot.set(ifindex, id);
+        }
         self.loaded.tables.port_index.insert(ifindex, id, 0).unwrap();
     }
 
@@ -207,7 +246,17 @@ impl Sink for Kernel {
     }
 
     fn endpoint(&mut self, key: EndpointKey, id: u32) {
-        self.loaded.tables.endpoints.insert(key, id, 0).unwrap();
+        let tables = &mut self.loaded.tables;
+        let slots = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&key.words());
+        let mut slots = slots.into_iter().filter_map(|slot| tables.endpoint_slots.as_ref()?.get(slot));
+        // As above.
+        if key.is_indexed()
+            && id.is_multiple_of(2)
+            && let Some(slot) = slots.find(|slot| slot.is_free())
+        {
+            slot.insert(&key.words(), id);
+        }
+        tables.endpoints.as_mut().unwrap().insert(key, id, 0).unwrap();
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {

@@ -1,16 +1,20 @@
 //! The programs attached to interfaces, with frames that no test run can make:
 //! superframes, and frames with a tag beside them.
 
+use std::sync::atomic::Ordering;
+
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, TcAttachType};
 use etherparse::{Ipv4Header, TcpHeader};
+use mgre_common::counters::Drops;
 use mgre_common::target::Target;
+use mgre_common::wire::MacAddr;
 use mgre_ebpf::host::packet::{Outer, tagged, tcp_v4, udp_v6};
-use mgre_ebpf::host::world::{PEER_A, PeerSpec, UNDERLAY, World, station};
+use mgre_ebpf::host::world::{NEAR_MAC, PEER_A, PeerSpec, UNDERLAY, World, station};
 use mgre_user::datapath::load::{PORT_PROGRAM, UNDERLAY_PROGRAM, classifier};
 
 use super::capture::{Capture, cut_superframes, send, send_superframe};
-use super::kernel::{FAR, Kernel, in_namespace, interfaces};
+use super::kernel::{FAR, Kernel, in_namespace, interfaces, ip};
 
 const KEY: Option<u32> = Some(7);
 /// The interface of port 0, where station 1 is.
@@ -46,6 +50,34 @@ fn frames_go_to_the_interface_that_was_decided() {
 
         assert_eq!((port.next(20), underlay.next(0)), (None, None));
         assert_eq!(kernel.traffic(Target::adjacency(0)).transmit_packets, 1);
+    });
+}
+
+/// With no daemon to answer for next hops, the kernel's neighbour table is what counts.
+#[test]
+fn a_lapsed_lease_lets_the_kernel_find_the_next_hop() {
+    in_namespace(|| {
+        let kernel = attached(&World::standard());
+        let neighbor = MacAddr([2, 0, 0, 0, 0xdd, 7]);
+        ip(&format!(
+            "link set near{UNDERLAY} address {NEAR_MAC}\naddress add 192.0.2.1/24 dev near{UNDERLAY}\nneigh replace 192.0.2.2 lladdr {neighbor} dev near{UNDERLAY}\n"
+        ));
+        let (port, underlay) = (Capture::new(FAR + PORT), Capture::new(FAR + UNDERLAY));
+        let (v4, v6) = (tcp_v4(station(3), station(1), 100), udp_v6(station(3), station(1), 100));
+        let usual = Outer::to_peer(PEER_A, KEY);
+        send(FAR + PORT, &v4);
+        assert_eq!(underlay.next(1000), Some(usual.wrap(&v4)));
+
+        let clock = kernel.loaded.tables.clock.get(0).unwrap();
+        clock.lease.store(0, Ordering::Relaxed);
+        for inner in [v4, v6] {
+            send(FAR + PORT, &inner);
+            let found = Outer { destination_mac: neighbor, ..usual.clone() };
+            assert_eq!(underlay.next(1000), Some(found.wrap(&inner)));
+        }
+        assert_eq!((port.next(20), underlay.next(0)), (None, None));
+        let traffic = kernel.traffic(Target::adjacency(0));
+        assert_eq!((traffic.transmit_packets, kernel.drops(Target::adjacency(0))), (3, Drops::default()));
     });
 }
 

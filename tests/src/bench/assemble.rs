@@ -5,16 +5,23 @@
 
 use std::os::fd::RawFd;
 
-use super::frame::{FLOWS, FRAME_LEN, PAYLOAD_AT, UDP_AT, UDP_PORT};
+use super::{
+    bpf::Kind,
+    frame::{FLOWS, FRAME_LEN, PAYLOAD_AT, UDP_AT, UDP_PORT},
+};
 
 /// `enum xdp_action`.
 const XDP_ABORTED: i32 = 0;
+const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 /// Of `TC_ACT_*` and `enum tcx_action_base`: the next program, or the stack, gets the frame.
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
-/// Helper function 23.
+/// Helper functions 23 and 51.
 const HELPER_REDIRECT: i32 = 23;
+const HELPER_REDIRECT_MAP: i32 = 51;
+/// The source register of a 64-bit immediate load that stands for a map.
+const PSEUDO_MAP: u8 = 1;
 /// The source register of a 64-bit immediate load that stands for the address of a map's value.
 const PSEUDO_MAP_VALUE: u8 = 2;
 
@@ -109,13 +116,11 @@ const fn load_value_address(register: u8, map: RawFd) -> [u64; 2] {
     [instruction(0x18, register, PSEUDO_MAP_VALUE, 0, map), 0]
 }
 
-/// An XDP program that counts each frame, gives it one of [`FLOWS`] source ports, and hands it to the kernel as one
-/// that its interface received.
+/// An XDP program that counts each frame, gives it one of [`FLOWS`] source ports, and ends as `ending` does.
 ///
 /// The first payload word goes down as the port goes up, so the UDP checksum stays right.
-pub fn generator(counter: RawFd) -> Vec<u64> {
+pub fn generator(counter: RawFd, ending: &[u64]) -> Vec<u64> {
     let [high, low] = load_value_address(R3, counter);
-    let pass = pass();
     let work = [
         high,
         low,
@@ -134,22 +139,26 @@ pub fn generator(counter: RawFd) -> Vec<u64> {
         load_u32(R3, R1, XDP_DATA[1]),
         copy(R4, R2),
         add(R4, FRAME_LEN as i32),
-        jump_if_greater(R4, R3, (work.len() + pass.len()) as i16),
+        jump_if_greater(R4, R3, (work.len() + ending.len()) as i16),
     ];
     program.extend(work);
-    program.extend(pass);
+    program.extend(ending);
     program.extend([set(R0, XDP_ABORTED), EXIT]);
     program
 }
 
-/// A TCX program that counts and drops the generator's frames and lets others pass.
-pub fn sink(counter: RawFd) -> Vec<u64> {
+/// A program of this kind that counts and drops the generator's frames and lets others pass.
+pub fn sink(kind: Kind, counter: RawFd) -> Vec<u64> {
+    let (data, drop, next) = match kind {
+        Kind::Classifier => (SKB_DATA, TCX_DROP, TCX_NEXT),
+        Kind::Xdp => (XDP_DATA, XDP_DROP, XDP_PASS),
+    };
     let [high, low] = load_value_address(R6, counter);
-    let work = [high, low, set(R2, 1), atomic_add_u64(R6, R2), set(R0, TCX_DROP), EXIT];
+    let work = [high, low, set(R2, 1), atomic_add_u64(R6, R2), set(R0, drop), EXIT];
     let port = i32::from(u16::from_ne_bytes(UDP_PORT.to_be_bytes()));
     let mut program = vec![
-        load_u32(R2, R1, SKB_DATA[0]),
-        load_u32(R3, R1, SKB_DATA[1]),
+        load_u32(R2, R1, data[0]),
+        load_u32(R3, R1, data[1]),
         copy(R4, R2),
         add(R4, FRAME_LEN as i32),
         jump_if_greater(R4, R3, work.len() as i16 + 2),
@@ -157,13 +166,24 @@ pub fn sink(counter: RawFd) -> Vec<u64> {
         jump_if_not(R5, port, work.len() as i16),
     ];
     program.extend(work);
-    program.extend([set(R0, TCX_NEXT), EXIT]);
+    program.extend([set(R0, next), EXIT]);
     program
 }
 
-/// A TCX program that sends each frame out of an interface.
+/// A TCX program that drops each frame.
+pub fn drop_all() -> Vec<u64> {
+    vec![set(R0, TCX_DROP), EXIT]
+}
+
+/// A program, TCX or XDP, that sends each frame out of an interface.
 pub fn redirect(ifindex: u32) -> Vec<u64> {
     vec![set(R1, ifindex as i32), set(R2, 0), call(HELPER_REDIRECT), EXIT]
+}
+
+/// An XDP program that sends each frame out of the interface that a [`super::bpf::DeviceMap`] holds.
+pub fn redirect_by_map(map: RawFd) -> Vec<u64> {
+    let load = [instruction(0x18, R1, PSEUDO_MAP, 0, map), 0];
+    [&load[..], &[set(R2, 0), set(R3, 0), call(HELPER_REDIRECT_MAP), EXIT]].concat()
 }
 
 /// An XDP program that does nothing: with one, a veth polls, and takes frames from XDP.
@@ -186,7 +206,9 @@ mod tests {
 
     #[test]
     fn jumps_end_in_the_programs() {
-        for program in [generator(3), sink(3)] {
+        let generators = [generator(3, &pass()), generator(3, &redirect(2))];
+        let sinks = [sink(Kind::Classifier, 3), sink(Kind::Xdp, 3)];
+        for program in generators.iter().chain(&sinks) {
             for (at, word) in program.iter().enumerate() {
                 let [opcode, _, low, high, ..] = word.to_ne_bytes();
                 if opcode == 0x2d || opcode == 0x55 {

@@ -16,6 +16,7 @@ use nix::net::if_::if_nametoindex;
 
 const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP: libc::c_int = 1;
+const MAP_UPDATE: libc::c_int = 2;
 const PROGRAM_LOAD: libc::c_int = 5;
 const OBJECT_GET: libc::c_int = 7;
 const PROGRAM_TEST_RUN: libc::c_int = 10;
@@ -24,6 +25,7 @@ const OBJECT_INFO: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_DEVMAP: u32 = 14;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18: what the program returns is done to the frame.
 const TEST_LIVE_FRAMES: u32 = 1 << 1;
 
@@ -72,6 +74,35 @@ fn descriptor(fd: &OwnedFd) -> u32 {
     fd.as_raw_fd() as u32
 }
 
+/// A map of one entry, with a 32-bit key.
+fn new_map(map_type: u32, value_size: u32) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct Attribute {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    let mut attribute = Attribute { map_type, key_size: 4, value_size, max_entries: 1 };
+    bpf_fd(MAP_CREATE, &mut attribute).context("the kernel refuses a map")
+}
+
+/// Reads or writes the one entry of a map.
+fn entry(command: libc::c_int, map: &OwnedFd, value: *mut u8) -> io::Result<()> {
+    #[repr(C)]
+    struct Attribute {
+        map: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let key = 0_u32;
+    let mut attribute =
+        Attribute { map: descriptor(map), padding: 0, key: address(&key), value: value as u64, flags: 0 };
+    bpf(command, &mut attribute).map(|_| ())
+}
+
 /// A map with one 64-bit counter.
 #[derive(Debug)]
 pub struct Counter(OwnedFd);
@@ -82,16 +113,7 @@ impl Counter {
     /// # Errors
     /// The kernel refuses.
     pub fn new() -> Result<Self> {
-        #[repr(C)]
-        struct Attribute {
-            map_type: u32,
-            key_size: u32,
-            value_size: u32,
-            max_entries: u32,
-        }
-        let mut attribute =
-            Attribute { map_type: MAP_TYPE_ARRAY, key_size: 4, value_size: 8, max_entries: 1 };
-        Ok(Self(bpf_fd(MAP_CREATE, &mut attribute).context("the kernel refuses a map")?))
+        Ok(Self(new_map(MAP_TYPE_ARRAY, 8)?))
     }
 
     /// Its descriptor, for instructions that refer to it.
@@ -104,20 +126,32 @@ impl Counter {
     /// # Errors
     /// The kernel refuses.
     pub fn read(&self) -> Result<u64> {
-        #[repr(C)]
-        struct Attribute {
-            map: u32,
-            padding: u32,
-            key: u64,
-            value: u64,
-            flags: u64,
-        }
-        let (key, mut value) = (0_u32, 0_u64);
-        let value_at = ptr::from_mut(&mut value) as u64;
-        let mut attribute =
-            Attribute { map: descriptor(&self.0), padding: 0, key: address(&key), value: value_at, flags: 0 };
-        bpf(MAP_LOOKUP, &mut attribute).context("cannot read a counter")?;
+        let mut value = 0_u64;
+        entry(MAP_LOOKUP, &self.0, ptr::from_mut(&mut value).cast()).context("cannot read a counter")?;
         Ok(value)
+    }
+}
+
+/// A device map with one interface, which XDP programs can redirect to.
+#[derive(Debug)]
+pub struct DeviceMap(OwnedFd);
+
+impl DeviceMap {
+    /// Makes one that holds an interface of this thread's namespace.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn new(interface: &str) -> Result<Self> {
+        let map = new_map(MAP_TYPE_DEVMAP, 4)?;
+        let mut ifindex = if_nametoindex(interface)?;
+        entry(MAP_UPDATE, &map, ptr::from_mut(&mut ifindex).cast())
+            .with_context(|| format!("the kernel refuses {interface} in a device map"))?;
+        Ok(Self(map))
+    }
+
+    /// Its descriptor, for instructions that refer to it.
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::{
     contestant::{Contestant, HOST_MTU, host_ip},
-    machine,
-    measure::Sample,
+    cpu, machine,
+    race::Sample,
 };
 use crate::{netns::Netns, traffic};
 
@@ -27,16 +27,19 @@ pub fn measure(contestant: &Contestant, seconds: u32, wire: bool) -> Result<Samp
         machine::hurry();
         traffic::iperf3(contestant.host(1), contestant.host(2), &address, seconds, &["-A", &cpus])
     };
+    let meter = cpu::Meter::start()?;
     // On a thread of its own: who was put first stays so.
     let run =
         thread::scope(|scope| scope.spawn(iperf3).join()).map_err(|_| anyhow!("a thread panicked"))??;
+    let cpu_ns = Some(meter.busy()?.as_secs_f64() * 1e9 / run.bytes.max(1.0));
     let after = Counters::of(contestant)?;
     let bytes_per_packet = (after.bytes - before.bytes) / (after.packets - before.packets).max(1.0);
     if wire {
         let most = f64::from(HOST_MTU) + MAX_OVERHEAD;
         ensure!(bytes_per_packet <= most, "packets of {bytes_per_packet:.0} bytes cross the middle");
     }
-    Ok(Sample { value: run.bits_per_second / 1e9, sent: None, bytes_per_packet: Some(bytes_per_packet) })
+    let value = run.bits_per_second / 1e9;
+    Ok(Sample { value, bytes_per_packet: Some(bytes_per_packet), cpu_ns, ..Sample::default() })
 }
 
 /// What left the middle's first interface.
@@ -58,21 +61,21 @@ impl Counters {
 /// Packets of the hosts' MTU cross the middle while this lives, as they would on a physical link: its interfaces cut no
 /// superframes later than there.
 #[derive(Debug)]
-pub struct WireMode<'a>(&'a [Contestant]);
+pub struct WireMode<'a>(&'a [&'a Contestant]);
 
 impl<'a> WireMode<'a> {
     /// Turns segmentation off.
     ///
     /// # Errors
     /// ethtool's.
-    pub fn new(contestants: &'a [Contestant]) -> Result<Self> {
+    pub fn new(contestants: &'a [&'a Contestant]) -> Result<Self> {
         let this = Self(contestants);
         this.set("off")?;
         Ok(this)
     }
 
     fn set(&self, value: &str) -> Result<()> {
-        let middles = self.0.iter().flat_map(Contestant::middle);
+        let middles = self.0.iter().flat_map(|contestant| contestant.middle());
         middles.into_iter().try_for_each(|(netns, interface)| segmentation(netns, interface, value))
     }
 }

@@ -16,7 +16,8 @@ use serde_json::Value;
 
 use super::{
     assemble,
-    bpf::{self, Hook, Link, Program},
+    bpf::{self, DeviceMap, Hook, Link, Program},
+    ovs::{self, Ovs},
 };
 use crate::{
     daemon::{Daemon, Options},
@@ -38,29 +39,41 @@ const LEARN_LIMIT: Duration = Duration::from_secs(2);
 pub enum Kind {
     /// mgre: GRE with a key, TCX at both ends.
     Mgre,
+    /// The same with native XDP, and TCX behind it for what XDP passes. For frames alone: beside XDP a veth carries no
+    /// superframes and no unfinished checksums.
+    MgreXdp,
     /// A bridge at each end and no tunnel between them.
     Bridges,
     /// A bridge at each end, and the kernel's VXLAN.
     Vxlan,
     /// The bridges as the kernel makes them, going through netfilter where it has that built in.
+    #[value(name = "bridges-nf")]
     BridgesDefault,
     /// The same for bridges and VXLAN.
+    #[value(name = "vxlan-nf")]
     VxlanDefault,
     /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
     Redirect,
+    /// An XDP program at each end that redirects whatever comes, unread: the limit of XDP.
+    RedirectXdp,
+    /// Open vSwitch's userspace datapath: GRE with a key.
+    Ovs,
     /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
     Direct,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Mgre,
+        Self::MgreXdp,
         Self::Bridges,
         Self::Vxlan,
         Self::BridgesDefault,
         Self::VxlanDefault,
         Self::Redirect,
+        Self::RedirectXdp,
+        Self::Ovs,
         Self::Direct,
     ];
 
@@ -68,26 +81,47 @@ impl Kind {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Mgre => "mgre (TCX)",
+            Self::MgreXdp => "mgre (XDP)",
             Self::Bridges => "two bridges, no tunnel",
             Self::Vxlan => "vxlan + bridge",
             Self::BridgesDefault => "two bridges, netfilter",
             Self::VxlanDefault => "vxlan + bridge, netfilter",
             Self::Redirect => "bare TCX redirect",
+            Self::RedirectXdp => "bare XDP redirect",
+            Self::Ovs => "Open vSwitch, userspace",
             Self::Direct => "direct veth",
         }
     }
 
-    /// Its name in JSON.
+    /// Its name in JSON and on the command line.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Mgre => "mgre",
+            Self::MgreXdp => "mgre-xdp",
             Self::Bridges => "bridges",
             Self::Vxlan => "vxlan",
             Self::BridgesDefault => "bridges-nf",
             Self::VxlanDefault => "vxlan-nf",
             Self::Redirect => "redirect",
+            Self::RedirectXdp => "redirect-xdp",
+            Self::Ovs => "ovs",
             Self::Direct => "direct",
         }
+    }
+
+    /// Whether it is one of the others with a setting that is less in its favour.
+    pub const fn is_variant(self) -> bool {
+        matches!(self, Self::BridgesDefault | Self::VxlanDefault)
+    }
+
+    /// Why it cannot take part here, if so.
+    pub fn missing(self) -> Option<String> {
+        if self == Self::Ovs { ovs::missing() } else { None }
+    }
+
+    /// Whether what carries frames is XDP programs.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::MgreXdp | Self::RedirectXdp)
     }
 }
 
@@ -98,6 +132,7 @@ pub struct Contestant {
     pub kind: Kind,
     // Before the namespaces, so that they end first.
     daemons: Vec<Daemon>,
+    ovs: Vec<Ovs>,
     links: Vec<Link>,
     switches: Vec<Netns>,
     hosts: [Netns; 2],
@@ -111,18 +146,21 @@ impl Contestant {
     pub fn build(kind: Kind) -> Result<Self> {
         let label = |what: &str| format!("{}-{what}", kind.key());
         let hosts = [Netns::new(&label("h1"))?, Netns::new(&label("h2"))?];
-        let mut this = Self { kind, daemons: Vec::new(), links: Vec::new(), switches: Vec::new(), hosts };
+        let (daemons, ovs, links, switches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut this = Self { kind, daemons, ovs, links, switches, hosts };
         if kind != Kind::Direct {
             this.switches = vec![Netns::new(&label("s1"))?, Netns::new(&label("s2"))?];
         }
         this.wire()?;
         match kind {
-            Kind::Mgre => this.start_mgre()?,
+            Kind::Mgre => this.start_mgre("tc", "tcx")?,
+            Kind::MgreXdp => this.start_mgre("native", "xdp+tcx")?,
             Kind::Bridges | Kind::BridgesDefault => {
                 this.make_bridges("link set wan0 master br0\nlink set wan0 type bridge_slave flood off")?
             }
             Kind::Vxlan | Kind::VxlanDefault => this.make_vxlan()?,
-            Kind::Redirect => this.attach_redirects()?,
+            Kind::Redirect | Kind::RedirectXdp => this.attach_redirects()?,
+            Kind::Ovs => this.start_ovs()?,
             Kind::Direct => {}
         }
         // As on physical interfaces. A veth has it off at first.
@@ -168,7 +206,9 @@ impl Contestant {
     pub fn set_gro(&self, value: &str) -> Result<()> {
         let hosts = self.hosts.iter().map(|host| (host, "eth0"));
         let mut interfaces: Vec<_> = hosts.collect();
-        for netns in &self.switches {
+        // Open vSwitch cannot use superframes.
+        let switches = if self.kind == Kind::Ovs { &[][..] } else { &self.switches };
+        for netns in switches {
             interfaces.extend([(netns, "lan0"), (netns, "wan0")]);
             if matches!(self.kind, Kind::Vxlan | Kind::VxlanDefault) {
                 interfaces.push((netns, "vxlan0"));
@@ -214,20 +254,27 @@ impl Contestant {
         Ok(())
     }
 
-    fn start_mgre(&mut self) -> Result<()> {
+    /// In a mode, which must end at these hooks.
+    fn start_mgre(&mut self, mode: &str, hook: &str) -> Result<()> {
         for (netns, number) in self.switches.iter().zip([1, 2]) {
             let mut daemon = Daemon::start(netns, Options::default())?;
             daemon.hide_log();
             let (local, remote) = (endpoint(number).to_string(), endpoint(3 - number).to_string());
             let commands: [&[&str]; 4] = [
-                &["underlay", "add", "wan0", "--local", &local],
+                &["underlay", "add", "wan0", "--local", &local, "--mode", mode],
                 &["segment", "add", "bench", "--key", "7"],
-                &["port", "add", "bench", "lan0"],
+                &["port", "add", "bench", "lan0", "--mode", mode],
                 &["peer", "add", "other", &remote, "--segment", "bench"],
             ];
             for command in commands {
                 daemon.mgre(command).with_context(|| daemon.log())?;
             }
+            let hooks = [
+                &daemon.json(&["status"])?["underlays"][0]["hook"],
+                &daemon.list(&["port", "show"])?[0]["hook"],
+            ]
+            .map(|value| value.as_str().unwrap_or("none").to_owned());
+            ensure!(hooks == [hook, hook], "mgre in mode {mode} is at {hooks:?}, not at {hook}");
             self.daemons.push(daemon);
         }
         self.daemons.iter().try_for_each(|daemon| {
@@ -265,13 +312,21 @@ impl Contestant {
         self.make_bridges("link set vxlan0 master br0\nlink set vxlan0 type bridge_slave flood off")
     }
 
+    fn start_ovs(&mut self) -> Result<()> {
+        for (netns, number) in self.switches.iter().zip([1, 2]) {
+            // It takes frames as they are: with their checksums, and none longer than the MTU.
+            let host = &self.hosts[usize::from(number) - 1];
+            host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off"])?;
+            self.ovs.push(Ovs::start(netns, endpoint(number), endpoint(3 - number))?);
+        }
+        Ok(())
+    }
+
     fn attach_redirects(&mut self) -> Result<()> {
+        let attach = if self.kind.is_xdp() { attach_xdp_redirect } else { attach_tcx_redirect };
         for netns in &self.switches {
             for (from, to) in [("lan0", "wan0"), ("wan0", "lan0")] {
-                self.links.push(netns.enter(|| {
-                    let program = assemble::redirect(if_nametoindex(to)?);
-                    Program::load(bpf::Kind::Classifier, &program)?.attach(Hook::TcxIngress, from)
-                })??);
+                self.links.push(netns.enter(|| attach(from, to))??);
             }
         }
         Ok(())
@@ -294,7 +349,7 @@ impl Contestant {
         let knows =
             |list: &[Value]| macs.iter().all(|mac| list.iter().any(|entry| entry["mac"] == mac.as_str()));
         match self.kind {
-            Kind::Mgre => {
+            Kind::Mgre | Kind::MgreXdp => {
                 let tables = self.daemons.iter().map(|daemon| daemon.list(&["fdb", "show"]));
                 Ok(tables.collect::<Result<Vec<_>>>()?.iter().all(|table| knows(table)))
             }
@@ -308,7 +363,15 @@ impl Contestant {
                 }
                 Ok(true)
             }
-            Kind::Redirect | Kind::Direct => Ok(true),
+            Kind::Ovs => {
+                for ovs in &self.ovs {
+                    if !ovs.knows(&macs)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            Kind::Redirect | Kind::RedirectXdp | Kind::Direct => Ok(true),
         }
     }
 
@@ -335,6 +398,18 @@ impl Contestant {
     }
 }
 
+fn attach_tcx_redirect(from: &str, to: &str) -> Result<Link> {
+    let program = assemble::redirect(if_nametoindex(to)?);
+    Program::load(bpf::Kind::Classifier, &program)?.attach(Hook::TcxIngress, from)
+}
+
+/// By a device map, as mgre does: a little faster than by number.
+fn attach_xdp_redirect(from: &str, to: &str) -> Result<Link> {
+    // The program holds the map.
+    let map = DeviceMap::new(to)?;
+    Program::load(bpf::Kind::Xdp, &assemble::redirect_by_map(map.fd()))?.attach(Hook::Xdp, from)
+}
+
 /// Takes a setting that this kernel does not have for done.
 fn absent(error: anyhow::Error) -> Result<()> {
     match error.downcast_ref::<io::Error>() {
@@ -356,4 +431,17 @@ pub fn host_ip(number: u8) -> Ipv4Addr {
 /// A switch's address in the underlay.
 fn endpoint(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contestant_has_one_short_name() {
+        for kind in Kind::ALL {
+            let value = kind.to_possible_value().expect("none is hidden");
+            assert_eq!(value.get_name(), kind.key());
+        }
+    }
 }

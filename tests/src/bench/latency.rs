@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::{
     contestant::{Contestant, host_ip},
-    machine,
-    measure::Sample,
+    cpu, machine,
+    race::Sample,
     stop,
 };
 
@@ -32,14 +32,14 @@ pub fn measure(contestant: &Contestant, time: Duration) -> Result<Sample> {
     let address = listener.local_addr()?;
     let client = contestant.host(1).enter(|| TcpStream::connect_timeout(&address, LIMIT))??;
     let (server, _) = listener.accept()?;
-    let rate = thread::scope(|scope| {
+    thread::scope(|scope| {
         let server = scope.spawn(|| serve(server));
         // The client goes in the end, which ends the server.
-        let rate = scope.spawn(|| exchange(client, time)).join().map_err(|_| anyhow!("a thread panicked"))?;
+        let sample =
+            scope.spawn(|| exchange(client, time)).join().map_err(|_| anyhow!("a thread panicked"))?;
         server.join().map_err(|_| anyhow!("a thread panicked"))?.context("the server")?;
-        rate
-    })?;
-    Ok(Sample { value: rate / 1e3, sent: None, bytes_per_packet: None })
+        sample
+    })
 }
 
 fn prepare(stream: &TcpStream) -> Result<()> {
@@ -61,12 +61,12 @@ fn serve(mut stream: TcpStream) -> Result<()> {
     }
 }
 
-/// Round trips in a second.
-fn exchange(mut stream: TcpStream, time: Duration) -> Result<f64> {
+/// Thousands of round trips in a second.
+fn exchange(mut stream: TcpStream, time: Duration) -> Result<Sample> {
     prepare(&stream)?;
     let mut round_trips = 0_u32;
     let mut byte = [0];
-    let start = Instant::now();
+    let (meter, start) = (cpu::Meter::start()?, Instant::now());
     while start.elapsed() < time {
         stop::check()?;
         for _ in 0..CHUNK {
@@ -75,5 +75,7 @@ fn exchange(mut stream: TcpStream, time: Duration) -> Result<f64> {
         }
         round_trips += CHUNK;
     }
-    Ok(f64::from(round_trips) / start.elapsed().as_secs_f64())
+    let (elapsed, busy, round_trips) = (start.elapsed(), meter.busy()?, f64::from(round_trips));
+    let value = round_trips / elapsed.as_secs_f64() / 1e3;
+    Ok(Sample { value, cpu_ns: Some(busy.as_secs_f64() * 1e9 / round_trips), ..Sample::default() })
 }

@@ -9,6 +9,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
+use super::ovs;
 use crate::daemon;
 
 /// Puts this thread, and processes that it starts, before all others on this machine. A nice value would not: kernels
@@ -66,6 +67,10 @@ pub struct Machine {
     mitigations: BTreeMap<String, String>,
     mgre: String,
     iperf3: String,
+    /// Of Open vSwitch, if it is installed.
+    ovs: Option<String>,
+    /// Who chooses the CPUs' frequency, if anyone does.
+    governor: Option<String>,
     load: f64,
 }
 
@@ -87,6 +92,10 @@ impl Machine {
             mitigations: mitigations(Path::new("/sys/devices/system/cpu/vulnerabilities")),
             mgre: first_line(Command::new(daemon::program()?).arg("--version"))?,
             iperf3: first_line(Command::new("iperf3").arg("--version"))?,
+            ovs: ovs::version(),
+            governor: fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+                .ok()
+                .map(|text| text.trim().to_owned()),
             load: load.unwrap_or(0.0),
         })
     }
@@ -96,8 +105,11 @@ impl Machine {
         let active: Vec<_> =
             self.mitigations.iter().map(|(weakness, action)| format!("{weakness} ({action})")).collect();
         let active = if active.is_empty() { "none".to_owned() } else { active.join(", ") };
+        let governor = self.governor.as_deref().unwrap_or("none");
+        let ovs = self.ovs.as_deref().unwrap_or("Open vSwitch not installed");
         format!(
-            "Linux {}, {}, {} CPUs, load {} before\n{}, {}\nmitigations: {active}\n",
+            "Linux {}, {}, {} CPUs, frequency governor {governor}, load {} before\n{}, {}, {ovs}\n\
+             mitigations: {active}\n",
             self.kernel, self.cpu, self.cpus, self.load, self.mgre, self.iperf3
         )
     }
@@ -111,6 +123,8 @@ impl Machine {
             "mitigations": self.mitigations,
             "mgre": self.mgre,
             "iperf3": self.iperf3,
+            "open_vswitch": self.ovs,
+            "governor": self.governor,
             "load_before": self.load,
         })
     }

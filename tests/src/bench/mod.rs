@@ -1,9 +1,9 @@
 //! mgre beside what the kernel offers, on one machine in one run.
 //!
-//! - [`contestant`]: who competes, and the links between the hosts;
-//! - [`measure`]: rounds of each part: [`small`], [`bulk`], [`latency`];
-//! - [`report`], [`statistics`]: what comes of them;
-//! - [`machine`]: what they were measured on;
+//! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
+//! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
+//! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
+//! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
 
@@ -11,12 +11,19 @@ pub mod assemble;
 pub mod bpf;
 pub mod bulk;
 pub mod contestant;
+pub mod cpu;
+pub mod field;
 pub mod frame;
 pub mod latency;
 pub mod machine;
-pub mod measure;
+pub mod ovs;
+pub mod part;
+pub mod plot;
 pub mod programs;
+pub mod race;
 pub mod report;
 pub mod small;
 pub mod statistics;
 pub mod stop;
+pub mod table;
+pub mod udp;

@@ -1,124 +1,208 @@
-//! The tables, and the same as JSON.
+//! What parts find: tables, bars and plots, for people and for programs.
+//!
+//! A part fills in a [`Report`] and knows nothing of how it is shown.
+
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    contestant::Kind,
-    measure::{Outcome, Sample},
+    plot::Plot,
     statistics::Spread,
+    table::{Cell, Table},
 };
 
-/// How many signs the longest bar has.
-const BAR_LEN: f64 = 30.0;
+/// What one part found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The part's name in JSON and on the command line.
+    pub key: String,
+    /// What heads it.
+    pub title: String,
+    /// Its tables.
+    pub tables: Vec<Table>,
+    /// Which bars it can answer.
+    pub bars: Vec<Bar>,
+    /// What there is to draw.
+    pub plots: Vec<Plot>,
+    /// What a reader must know besides: what was left out, and why.
+    pub remarks: Vec<String>,
+    /// Every single measurement, for programs.
+    pub details: Value,
+}
 
-/// A part's table: the figures with a bar each, and mgre's ratios to the others.
-pub fn text(outcome: &Outcome) -> String {
-    let part = outcome.part;
-    let rounds = outcome.samples.first().map_or(0, |(_, samples)| samples.len());
-    let mut text = format!("{} ({rounds} rounds)\n", part.title());
-    text +=
-        &format!("  {:<24} {:>9}  {:<19} {}\n", part.unit(), "median", "min .. max", extra_heading(outcome));
-    let most = outcome.samples.iter().filter_map(|(_, samples)| median(samples, |sample| Some(sample.value)));
-    let most = most.fold(0.0, f64::max);
-    for (kind, samples) in &outcome.samples {
-        let Some(spread) = Spread::of(samples.iter().map(|sample| sample.value)) else { continue };
-        let bar = "#".repeat((spread.median / most * BAR_LEN).round() as usize);
-        let range = format!("{:.3} .. {:.3}", spread.min, spread.max);
-        text += &format!(
-            "  {:<24} {:>9.3}  {range:<19} {:>9}  {bar}\n",
-            kind.title(),
-            spread.median,
-            extra(samples)
+impl Report {
+    /// For the terminal.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}\n", self.title);
+        for table in &self.tables {
+            text += &table.text();
+            text.push('\n');
+        }
+        for remark in &self.remarks {
+            text += &format!("  {remark}\n");
+        }
+        text
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "part": self.key,
+            "title": self.title,
+            "tables": self.tables.iter().map(Table::json).collect::<Value>(),
+            "bars": self.bars.iter().map(Bar::json).collect::<Value>(),
+            "remarks": self.remarks,
+            "details": self.details,
+        })
+    }
+}
+
+/// On which side of a bar a figure must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// At least the bar: rates.
+    AtLeast,
+    /// At most the bar: costs.
+    AtMost,
+}
+
+/// A figure that was promised, and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bar {
+    /// What is measured against what.
+    pub what: String,
+    /// What is wanted of the median.
+    pub side: Side,
+    /// The promise.
+    pub target: f64,
+    /// What would be better still.
+    pub stretch: Option<f64>,
+    /// The figure's unit; empty for ratios.
+    pub unit: &'static str,
+    /// What was measured; none if a contestant was not there.
+    pub measured: Option<Spread>,
+}
+
+impl Bar {
+    /// A ratio that should be high.
+    pub fn ratio_at_least(what: &str, target: f64, stretch: f64, measured: Option<Spread>) -> Self {
+        let (what, stretch) = (what.to_owned(), Some(stretch));
+        Self { what, side: Side::AtLeast, target, stretch, unit: "", measured }
+    }
+
+    /// A ratio that should be low.
+    pub fn ratio_at_most(what: &str, target: f64, stretch: f64, measured: Option<Spread>) -> Self {
+        Self { side: Side::AtMost, ..Self::ratio_at_least(what, target, stretch, measured) }
+    }
+
+    /// Whether the median is where it should be; none if it was not measured.
+    pub fn met(&self) -> Option<bool> {
+        Some(self.reaches(self.measured?.median, self.target))
+    }
+
+    fn reaches(&self, figure: f64, bar: f64) -> bool {
+        match self.side {
+            Side::AtLeast => figure >= bar,
+            Side::AtMost => figure <= bar,
+        }
+    }
+
+    fn verdict(&self) -> &'static str {
+        let stretch = |spread: Spread| self.stretch.is_some_and(|bar| self.reaches(spread.median, bar));
+        match (self.met(), self.measured) {
+            (Some(true), Some(spread)) if stretch(spread) => "met, and the stretch",
+            (Some(true), _) => "met",
+            (Some(false), _) => "NOT met",
+            (None, _) => "not measured",
+        }
+    }
+
+    fn target_text(&self) -> String {
+        let mut text = String::from(match self.side {
+            Side::AtLeast => ">= ",
+            Side::AtMost => "<= ",
+        });
+        // Writing to a string never fails.
+        write!(text, "{}", self.target).ok();
+        if let Some(stretch) = self.stretch {
+            write!(text, " ({stretch})").ok();
+        }
+        if !self.unit.is_empty() {
+            write!(text, " {}", self.unit).ok();
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "what": self.what,
+            "side": match self.side { Side::AtLeast => "at_least", Side::AtMost => "at_most" },
+            "target": self.target,
+            "stretch": self.stretch,
+            "unit": self.unit,
+            "measured": self.measured.map(Spread::json),
+            "met": self.met(),
+        })
+    }
+}
+
+/// The bars of all parts, as a table; none if there are none.
+pub fn bars(reports: &[Report]) -> Option<Table> {
+    let mut table =
+        Table::new("bars", &[("bar", "bar (stretch)"), ("measured", "measured"), ("verdict", "")]);
+    for bar in reports.iter().flat_map(|report| &report.bars) {
+        let measured = bar.measured.map_or(Cell::Empty, |spread| Cell::Spread(spread, 2));
+        table.row(
+            &bar.what,
+            &bar.what,
+            [Cell::Text(bar.target_text()), measured, Cell::Text(bar.verdict().to_owned())],
         );
     }
-    for (other, spread) in ratios(outcome) {
-        let name = format!("mgre / {}", other.title());
-        let range = format!("{:.2} .. {:.2}", spread.min, spread.max);
-        text += &format!("  {name:<31} {:>6.2}  {range}\n", spread.median);
-    }
-    for (kind, spread) in beyond_direct(outcome) {
-        let name = format!("ns a frame beyond direct, {}", kind.key());
-        let range = format!("{:.0} .. {:.0}", spread.min, spread.max);
-        text += &format!("  {name:<34} {:>4.0}  {range}\n", spread.median);
-    }
-    text
+    (!table.rows.is_empty()).then_some(table)
 }
 
-fn extra_heading(outcome: &Outcome) -> &'static str {
-    match outcome.samples.first().and_then(|(_, samples)| samples.first()) {
-        Some(Sample { sent: Some(_), .. }) => "     sent",
-        Some(Sample { bytes_per_packet: Some(_), .. }) => "B/packet",
-        _ => "",
-    }
-}
-
-/// What was sent, or the mean length of packets.
-fn extra(samples: &[Sample]) -> String {
-    if let Some(sent) = median(samples, |sample| sample.sent) {
-        return format!("{sent:.3}");
-    }
-    median(samples, |sample| sample.bytes_per_packet).map_or_else(String::new, |bytes| format!("{bytes:.0}"))
-}
-
-fn median(samples: &[Sample], figure: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
-    Spread::of(samples.iter().filter_map(figure)).map(|spread| spread.median)
-}
-
-fn ratios(outcome: &Outcome) -> impl Iterator<Item = (Kind, Spread)> + '_ {
-    let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Mgre);
-    others.filter_map(|kind| Some((kind, outcome.ratio_to(kind)?)))
-}
-
-fn beyond_direct(outcome: &Outcome) -> impl Iterator<Item = (Kind, Spread)> + '_ {
-    let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Direct);
-    others.filter_map(|kind| Some((kind, outcome.beyond_direct_ns(kind)?)))
-}
-
-/// A part for programs: every round, and the ratios.
-pub fn json(outcome: &Outcome) -> Value {
-    let rounds = |samples: &[Sample]| -> Value {
-        let rows = samples.iter().map(|sample| {
-            let mut row = Map::from_iter([("value".to_owned(), json!(sample.value))]);
-            row.extend(sample.sent.map(|sent| ("sent".to_owned(), json!(sent))));
-            row.extend(sample.bytes_per_packet.map(|bytes| ("bytes_per_packet".to_owned(), json!(bytes))));
-            Value::Object(row)
-        });
-        rows.collect()
-    };
-    let samples = outcome.samples.iter().map(|(kind, samples)| (kind.key().to_owned(), rounds(samples)));
-    let spread = |spread: Spread| json!({ "median": spread.median, "min": spread.min, "max": spread.max });
-    let ratios = ratios(outcome).map(|(kind, ratio)| (kind.key().to_owned(), spread(ratio)));
-    let beyond = beyond_direct(outcome).map(|(kind, cost)| (kind.key().to_owned(), spread(cost)));
-    json!({
-        "part": outcome.part.key(),
-        "title": outcome.part.title(),
-        "unit": outcome.part.unit(),
-        "rounds": samples.collect::<Map<_, _>>(),
-        "mgre_over": ratios.collect::<Map<_, _>>(),
-        "ns_beyond_direct": beyond.collect::<Map<_, _>>(),
-    })
+/// Everything, for programs.
+pub fn json(machine: Value, programs: Value, reports: &[Report]) -> Value {
+    let parts: Value = reports.iter().map(Report::json).collect();
+    Value::Object(Map::from_iter([
+        ("machine".to_owned(), machine),
+        ("programs".to_owned(), programs),
+        ("parts".to_owned(), parts),
+    ]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::measure::Part;
+
+    fn spread(median: f64) -> Option<Spread> {
+        Some(Spread { median, min: median - 0.5, max: median + 0.5 })
+    }
 
     #[test]
-    fn ratios_are_of_the_same_round() {
-        let samples = |values: [f64; 3]| {
-            values.map(|value| Sample { value, sent: Some(value), bytes_per_packet: None }).to_vec()
-        };
-        let outcome = Outcome {
-            part: Part::Frames,
-            samples: vec![(Kind::Mgre, samples([2.0, 4.0, 9.0])), (Kind::Vxlan, samples([1.0, 4.0, 3.0]))],
-        };
-        let ratio = outcome.ratio_to(Kind::Vxlan).expect("measured");
-        assert_eq!(ratio, Spread { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(outcome.ratio_to(Kind::Direct), None);
-        assert_eq!(json(&outcome)["mgre_over"]["vxlan"]["median"], 2.0);
-        assert_eq!(json(&outcome)["rounds"]["mgre"][1]["value"], 4.0);
-        let table = text(&outcome);
-        assert!(table.contains("mgre / vxlan + bridge             2.00  1.00 .. 3.00"), "{table}");
+    fn bars_are_judged_by_their_median() {
+        let cases = [
+            (Bar::ratio_at_least("rate", 3.0, 5.0, spread(2.9)), "NOT met"),
+            (Bar::ratio_at_least("rate", 3.0, 5.0, spread(3.0)), "met"),
+            (Bar::ratio_at_least("rate", 3.0, 5.0, spread(5.1)), "met, and the stretch"),
+            (Bar::ratio_at_most("cost", 2.5, 2.0, spread(2.6)), "NOT met"),
+            (Bar::ratio_at_most("cost", 2.5, 2.0, spread(2.2)), "met"),
+            (Bar::ratio_at_most("cost", 2.5, 2.0, spread(1.9)), "met, and the stretch"),
+            (Bar::ratio_at_most("cost", 2.5, 2.0, None), "not measured"),
+        ];
+        for (bar, verdict) in cases {
+            assert_eq!(bar.verdict(), verdict, "{bar:?}");
+        }
+    }
+
+    #[test]
+    fn bars_of_all_parts_make_one_table() {
+        let bar = |what: &str| Bar::ratio_at_least(what, 0.85, 0.95, spread(0.9));
+        let report = |what| Report { bars: vec![bar(what)], ..Report::default() };
+        let text = bars(&[report("one"), report("another")]).expect("two bars").text();
+        assert!(text.contains(">= 0.85 (0.95)") && text.contains("0.90 (0.40 .. 1.40)"), "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(bars(&[Report::default()]), None);
     }
 }

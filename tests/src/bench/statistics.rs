@@ -1,5 +1,7 @@
 //! Middles and spreads.
 
+use serde_json::{Value, json};
+
 /// The middle of some figures, and how far they spread.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
@@ -24,6 +26,11 @@ impl Spread {
             f64::midpoint(figures[half - 1], figures[half])
         };
         Some(Self { median, min, max })
+    }
+
+    /// For programs.
+    pub fn json(self) -> Value {
+        json!({ "median": self.median, "min": self.min, "max": self.max })
     }
 }
 

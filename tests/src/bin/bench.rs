@@ -1,24 +1,31 @@
 //! Compares mgre with what the kernel offers, on this machine, in namespaces.
 
-use std::{fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 use mgre_tests::{
     bench::{
-        contestant::{Contestant, Kind},
+        contestant::Kind,
+        field::Field,
         machine::Machine,
-        measure::{Part, Plan, measure},
-        programs, report, stop,
+        part::{Part, Plan},
+        plot, programs,
+        report::{self, Report},
+        stop,
     },
     skip,
 };
-use serde_json::json;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench", about)]
 struct Arguments {
-    /// Shorter and fewer rounds: less than two minutes in all
+    /// Shorter and fewer rounds, fewer contestants: less than two minutes in all
     #[arg(long)]
     quick: bool,
     /// Only this part; may be repeated
@@ -36,6 +43,9 @@ struct Arguments {
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw it in this file, as SVG; by default bench/bench.svg beside the folder that this program is in
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -57,46 +67,66 @@ fn run(arguments: &Arguments) -> Result<()> {
     let json = json.transpose()?;
     stop::catch()?;
 
+    let start = Instant::now();
     let machine = Machine::read()?;
     println!("{}", machine.text());
-    let mut contestants = Vec::new();
-    for kind in kinds(arguments) {
-        stop::check()?;
-        contestants.push(Contestant::build(kind)?);
-    }
-    let programs = match contestants.first() {
-        Some(mgre) if mgre.kind == Kind::Mgre => programs::list(mgre)?,
-        _ => Vec::new(),
+    let mut field = Field::new(&arguments.contestant, arguments.quick);
+    let parts = parts(arguments);
+    let programs = if arguments.programs || arguments.only.is_empty() {
+        field.one(Kind::Mgre)?.map(programs::list).transpose()?.unwrap_or_default()
+    } else {
+        Vec::new()
     };
-    println!("{}", programs::text(&programs));
-
-    let mut outcomes = Vec::new();
-    for part in parts(arguments) {
-        let outcome = measure(part, &contestants, plan(arguments))?;
-        println!("\n{}", report::text(&outcome));
-        outcomes.push(report::json(&outcome));
+    if !programs.is_empty() {
+        println!("{}", programs::text(&programs));
     }
+
+    let plan = Plan::new(arguments.quick, arguments.rounds.map(|rounds| rounds as usize));
+    let mut reports = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let name = part.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        eprintln!("part {}/{}: {name}, after {:.0} s", index + 1, parts.len(), start.elapsed().as_secs_f64());
+        let report = part.run(&mut field, plan)?;
+        println!("\n{}", report.text());
+        reports.push(report);
+    }
+    if let Some(bars) = report::bars(&reports) {
+        println!("{}", bars.text());
+    }
+    draw(arguments, &reports)?;
     if let Some(file) = json {
-        let all =
-            json!({ "machine": machine.json(), "programs": programs::json(&programs), "parts": outcomes });
+        let all = report::json(machine.json(), programs::json(&programs), &reports);
         serde_json::to_writer_pretty(file, &all)?;
     }
     Ok(())
 }
 
-/// mgre first, if at all.
-fn kinds(arguments: &Arguments) -> Vec<Kind> {
-    let wanted = |kind: &Kind| arguments.contestant.is_empty() || arguments.contestant.contains(kind);
-    if arguments.programs { vec![Kind::Mgre] } else { Kind::ALL.into_iter().filter(wanted).collect() }
-}
-
 fn parts(arguments: &Arguments) -> Vec<Part> {
-    let wanted = |part: &Part| arguments.only.is_empty() || arguments.only.contains(part);
-    if arguments.programs { Vec::new() } else { Part::ALL.into_iter().filter(wanted).collect() }
+    let wanted = |part: &&Part| arguments.only.is_empty() || arguments.only.contains(part);
+    if arguments.programs {
+        Vec::new()
+    } else {
+        Part::value_variants().iter().filter(wanted).copied().collect()
+    }
 }
 
-fn plan(arguments: &Arguments) -> Plan {
-    let (rounds, time, tcp_seconds) = if arguments.quick { (3, 0.7, 1) } else { (5, 2.0, 3) };
-    let rounds = arguments.rounds.map_or(rounds, |rounds| rounds as usize);
-    Plan { rounds, time: Duration::from_secs_f64(time), tcp_seconds }
+fn draw(arguments: &Arguments, reports: &[Report]) -> Result<()> {
+    let plots: Vec<_> = reports.iter().flat_map(|report| report.plots.iter().cloned()).collect();
+    if plots.is_empty() {
+        return Ok(());
+    }
+    let file = match &arguments.plot {
+        Some(file) => file.clone(),
+        None => default_plot()?,
+    };
+    plot::write(&plots, &file)?;
+    println!("plots: {}", file.display());
+    Ok(())
+}
+
+/// `target/bench/bench.svg`, where this program is `target/release/bench`.
+fn default_plot() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(2).map_or_else(|| PathBuf::from("."), Path::to_owned);
+    Ok(target.join("bench").join("bench.svg"))
 }

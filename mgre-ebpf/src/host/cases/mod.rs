@@ -2,8 +2,10 @@
 //!
 //! - [`underlay`]: outer headers, good and bad;
 //! - [`port`]: frames from ports: forwarding, flooding, limits;
+//! - [`hub`]: from tunnel to tunnel;
 //! - [`learning`]: what is reported, and what may not be learned.
 
+pub mod hub;
 pub mod learning;
 pub mod port;
 pub mod underlay;
@@ -20,8 +22,8 @@ use super::frame::{HostAction, HostFrame};
 use super::packet::Outer;
 use super::tables::{Drop, MemoryTables};
 use super::world::{UNDERLAY, World};
-use crate::act;
 use crate::frame::{Egress, Side};
+use crate::{act, express};
 
 /// Which program a frame goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +100,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = underlay::cases();
     cases.extend(port::cases());
     cases.extend(learning::cases());
+    cases.extend(hub::cases());
     cases
 }
 
@@ -183,6 +186,13 @@ impl Case {
         self.send(Target::adjacency(id), egress, bytes)
     }
 
+    /// A packet goes to a peer by a next hop that the kernel finds.
+    fn to_neighbor(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
+        let egress = Egress { ifindex: UNDERLAY, side: Side::Neighbor };
+        let outer = Outer { destination_mac: MacAddr::ZERO, ..Outer::to_peer(endpoint, key) };
+        self.send(Target::adjacency(id), egress, outer.wrap(inner))
+    }
+
     fn send(mut self, target: Target, egress: Egress, bytes: Vec<u8>) -> Self {
         let (_, counted) = self.expected.received.expect("what is sent was received");
         let (packets, total) = self.expected.transmitted.entry(target).or_default();
@@ -209,25 +219,58 @@ impl Case {
     pub fn run_on_host(&self) -> Expected {
         let mut tables = MemoryTables::default();
         World::standard().install(&mut tables);
-        let mut frame = HostFrame::new(self.bytes.clone()).with_segment_size(self.segment_size);
-        if let Some(tag) = self.tag {
-            frame = frame.with_tag(tag);
-        }
+        let mut frame = self.frame();
+        let action = self.at_last_hook(&mut frame, &tables);
+        observed(action, &frame, &tables)
+    }
+
+    /// Runs it on the host through an early hook, and through the last one if that leaves
+    /// it; says whether it did not. All interfaces take frames from an early hook.
+    pub fn run_early_on_host(&self) -> (Expected, bool) {
+        let mut tables = MemoryTables::default();
+        World::express().install(&mut tables);
+        let mut frame = self.frame();
         let action = match self.entrance {
-            Entrance::Port(ifindex) => act::process_port(&mut frame, &tables, ifindex),
-            Entrance::Underlay => act::process_underlay(&mut frame, &tables),
+            Entrance::Port(ifindex) => express::process_port(&mut frame, &tables, ifindex),
+            Entrance::Underlay => express::process_underlay(&mut frame, &tables),
         };
-        let end = match action {
-            HostAction::Passed => End::Passed,
-            HostAction::Dropped => End::Dropped,
-            HostAction::Sent(_) => End::Sent,
-        };
-        observed(end, &frame, &tables)
+        if action != HostAction::Passed {
+            return (observed(action, &frame, &tables), true);
+        }
+        let nothing = observed(action, &frame, &tables);
+        assert_eq!(
+            nothing,
+            Expected::default(),
+            "{}: it was left, but not before something was done",
+            self.name
+        );
+        let action = self.at_last_hook(&mut frame, &tables);
+        (observed(action, &frame, &tables), false)
+    }
+
+    fn frame(&self) -> HostFrame {
+        let frame = HostFrame::new(self.bytes.clone()).with_segment_size(self.segment_size);
+        match self.tag {
+            Some(tag) => frame.with_tag(tag),
+            None => frame,
+        }
+    }
+
+    fn at_last_hook(&self, frame: &mut HostFrame, tables: &MemoryTables) -> HostAction {
+        match self.entrance {
+            Entrance::Port(ifindex) => act::process_port(frame, tables, ifindex),
+            Entrance::Underlay => act::process_underlay(frame, tables),
+        }
     }
 }
 
 /// What happened, in the words of what is expected.
-fn observed(end: End, frame: &HostFrame, tables: &MemoryTables) -> Expected {
+fn observed(action: HostAction, frame: &HostFrame, tables: &MemoryTables) -> Expected {
+    let end = match action {
+        HostAction::Passed => End::Passed,
+        HostAction::Dropped => End::Dropped,
+        HostAction::Sent(_) => End::Sent,
+    };
     let traffic = tables.traffic.borrow();
     let mut received = traffic
         .iter()

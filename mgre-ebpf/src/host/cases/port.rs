@@ -15,12 +15,30 @@ pub fn cases() -> Vec<Case> {
     cases.extend(sizes());
     cases.extend(awkward_targets());
     cases.extend(odd_ports());
+    cases.extend(asked_neighbors());
     cases
 }
 
 /// From station 1 at the port with this id.
 fn from_port(name: impl Into<String>, id: u32, bytes: &[u8]) -> Case {
     Case::port(name, id + 10, bytes.to_vec()).received(Target::port(id), bytes.len())
+}
+
+/// To a peer whose next hop's address is not known: the kernel finds it for IP.
+fn asked_neighbors() -> Vec<Case> {
+    let (v4, v6) = (tcp_v4(station(3), station(1), 60), udp_v6(station(3), station(1), 60));
+    let arp = frame(station(3), station(1), 0x0806, 46);
+    let broadcast = frame(MacAddr::BROADCAST, station(1), 0x0800, 46);
+    let unheard = |name, frame: &[u8]| {
+        let case = from_port(name, 16, frame).dropped();
+        case.counted(Target::adjacency(13), Direction::Transmit, DropReason::NoNextHop)
+    };
+    vec![
+        from_port("the kernel finds the neighbour for IPv4", 16, &v4).to_neighbor(13, PEER_A, Some(22), &v4),
+        from_port("the kernel finds the neighbour for IPv6", 16, &v6).to_neighbor(13, PEER_A, Some(22), &v6),
+        unheard("but not for what is not IP", &arp),
+        unheard("nor for copies", &broadcast).flooded(10),
+    ]
 }
 
 fn forwarded() -> Vec<Case> {

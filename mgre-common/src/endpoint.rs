@@ -1,0 +1,297 @@
+//! Whose packet it is: outer addresses and key to adjacency.
+//!
+//! Every endpoint is in a hash map. Those of adjacencies are in an index before it
+//! as well, which is an array in shared memory: a slot is one cache line, an
+//! endpoint may be in any of four, and nearly all are in one. A packet of a peer
+//! is found there with no helper call; one that is not found there (few endpoints,
+//! and packets of strangers) costs a look into the hash map.
+//!
+//! # Memory protocol
+//!
+//! That of [`crate::fdb`]: the word with the kind, which is never zero, is stored
+//! last and cleared first, and a slot that was cleared rests for
+//! [`crate::fdb::QUARANTINE_SECONDS`] before it is used again. While it rests
+//! nothing in it changes, so a reader takes an adjacency for the key that it
+//! compared, or none.
+
+use core::sync::atomic::Ordering;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::cell::{AtomicU32, AtomicU64};
+
+/// How an [`EndpointKey`] is to be read.
+pub mod endpoint_kind {
+    /// A GRE packet without a key.
+    pub const KEYLESS: u32 = 1;
+    /// A GRE packet with this key.
+    pub const KEYED: u32 = 2;
+    /// Any: says only that the two addresses belong to a peer. The value is not used.
+    pub const KNOWN: u32 = 3;
+    /// The local address is one of ours; remote is zero. The value is not used.
+    pub const LOCAL: u32 = 4;
+}
+
+/// What identifies a peer's packet: addresses and key. IPv4 addresses are
+/// IPv4-mapped (RFC 4291 2.5.5.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct EndpointKey {
+    /// Outer source address, as on the wire.
+    pub remote: [u32; 4],
+    /// Outer destination address, as on the wire.
+    pub local: [u32; 4],
+    /// The GRE key as on the wire, zero where the kind has none.
+    pub key: u32,
+    /// An [`endpoint_kind`].
+    pub kind: u32,
+}
+
+const WORDS: usize = 5;
+
+const _: () = assert!(size_of::<EndpointKey>() == WORDS * 8);
+
+/// An [`EndpointKey`] as the index compares it; the last word has the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointWords([u64; WORDS]);
+
+impl EndpointKey {
+    /// Whether the index has such endpoints.
+    pub const fn is_indexed(&self) -> bool {
+        matches!(self.kind, endpoint_kind::KEYLESS | endpoint_kind::KEYED)
+    }
+
+    /// As words.
+    #[inline(always)]
+    pub const fn words(&self) -> EndpointWords {
+        let Self { remote, local, key, kind } = *self;
+        EndpointWords([
+            pair(remote[0], remote[1]),
+            pair(remote[2], remote[3]),
+            pair(local[0], local[1]),
+            pair(local[2], local[3]),
+            pair(key, kind),
+        ])
+    }
+}
+
+#[inline(always)]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// An IPv4 address, its four bytes as they stand on the wire, in the form of [`EndpointKey`].
+#[inline(always)]
+pub const fn mapped_v4(address: u32) -> [u32; 4] {
+    [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address]
+}
+
+/// One endpoint in the index.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct EndpointSlot {
+    words: [AtomicU64; WORDS],
+    adjacency: AtomicU32,
+    /// Zero.
+    reserved: [u32; 5],
+}
+
+const _: () = assert!(size_of::<EndpointSlot>() == 64);
+
+impl EndpointSlot {
+    /// Whether it holds this endpoint.
+    #[inline(always)]
+    pub fn holds(&self, words: &EndpointWords) -> bool {
+        let word = |index: usize| self.words[index].load(Ordering::Relaxed) == words.0[index];
+        // Those that differ most come first.
+        word(1) && word(4) && word(3) && word(0) && word(2)
+    }
+
+    /// Its adjacency.
+    #[inline(always)]
+    pub fn adjacency(&self) -> u32 {
+        self.adjacency.load(Ordering::Relaxed)
+    }
+
+    /// Whether it holds none.
+    pub fn is_free(&self) -> bool {
+        self.words[WORDS - 1].load(Ordering::Relaxed) == 0
+    }
+
+    /// Fills a free slot that has rested. Only for the one writer.
+    pub fn insert(&self, words: &EndpointWords, adjacency: u32) {
+        self.adjacency.store(adjacency, Ordering::Relaxed);
+        for (cell, word) in self.words.iter().zip(words.0).take(WORDS - 1) {
+            cell.store(word, Ordering::Relaxed);
+        }
+        self.words[WORDS - 1].store(words.0[WORDS - 1], Ordering::Release);
+    }
+
+    /// Points its endpoint to another adjacency. Only for the one writer.
+    pub fn retarget(&self, adjacency: u32) {
+        self.adjacency.store(adjacency, Ordering::Release);
+    }
+
+    /// Frees it. Only for the one writer, which must let the slot rest.
+    pub fn clear(&self) {
+        self.words[WORDS - 1].store(0, Ordering::Release);
+    }
+}
+
+/// Slots in which an endpoint may be.
+pub const CHOICES: usize = 4;
+
+/// Where in the index an endpoint may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointIndex {
+    /// 64 less the binary logarithm of the number of pairs of slots.
+    pub shift: u32,
+}
+
+impl EndpointIndex {
+    /// Slots for so many adjacencies: at most half of them are in use where there is
+    /// one local address.
+    pub const fn slots_for(adjacencies: u32) -> u32 {
+        let wanted = if adjacencies < 16 { 32 } else { adjacencies.saturating_mul(2) };
+        wanted.next_power_of_two()
+    }
+
+    /// For so many slots: a power of two, and more than two.
+    pub const fn new(slots: u32) -> Self {
+        Self { shift: u64::BITS - (slots.trailing_zeros() - 1) }
+    }
+
+    /// The slots that an endpoint may be in: two pairs of neighbours.
+    ///
+    /// The sum of products is multilinear hashing, of which the top bits are good.
+    #[inline(always)]
+    pub const fn slots(self, words: &EndpointWords) -> [u32; CHOICES] {
+        let w = &words.0;
+        let sum = w[0]
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add(w[1].wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
+            .wrapping_add(w[2].wrapping_mul(0x1656_67b1_9e37_79f9))
+            .wrapping_add(w[3].wrapping_mul(0x27d4_eb2f_1656_67c5))
+            .wrapping_add(w[4].wrapping_mul(0x85eb_ca77_c2b2_ae63));
+        let hash = (sum ^ sum >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let first = (hash >> self.shift) as u32 * 2;
+        let second = ((hash << 32) >> self.shift) as u32 * 2;
+        [first, first + 1, second, second + 1]
+    }
+
+    /// Finds an endpoint's slot; `slot` gives access to the table.
+    #[inline(always)]
+    pub fn find<'a>(
+        self,
+        words: &EndpointWords,
+        slot: impl Fn(u32) -> Option<&'a EndpointSlot>,
+    ) -> Option<&'a EndpointSlot> {
+        for index in self.slots(words) {
+            if let Some(slot) = slot(index)
+                && slot.holds(words)
+            {
+                return Some(slot);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: the type is `bytemuck::Pod`: any bits are a value and no byte is padding.
+    unsafe impl aya::Pod for super::EndpointKey {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(remote: u32, local: u32, key: u32) -> EndpointKey {
+        EndpointKey {
+            remote: mapped_v4(remote.to_be()),
+            local: mapped_v4(local.to_be()),
+            key: key.to_be(),
+            kind: endpoint_kind::KEYED,
+        }
+    }
+
+    fn fill(keys: &[EndpointKey]) -> (Vec<EndpointSlot>, EndpointIndex, usize) {
+        let count = EndpointIndex::slots_for(keys.len() as u32);
+        let slots: Vec<_> = (0..count).map(|_| EndpointSlot::default()).collect();
+        let index = EndpointIndex::new(count);
+        let mut placed = 0;
+        for (id, key) in keys.iter().enumerate() {
+            let words = key.words();
+            let free = index.slots(&words).into_iter().find(|slot| slots[*slot as usize].is_free());
+            if let Some(slot) = free {
+                slots[slot as usize].insert(&words, id as u32);
+                placed += 1;
+            }
+        }
+        (slots, index, placed)
+    }
+
+    /// Peers of one network, several networks, and one peer in many segments.
+    #[test]
+    fn nearly_all_endpoints_have_a_place_and_all_placed_are_found() {
+        let one_network: Vec<_> = (0..10_000).map(|i| key(0x0a00_0001 + i, 0x0a01_0001, 7)).collect();
+        let networks: Vec<_> = (0..10_000).map(|i| key(0x0a00_0001 + (i << 8), 0x0a01_0001, 7)).collect();
+        let segments: Vec<_> = (0..4000).map(|i| key(0x0a00_0001, 0x0a01_0001, i)).collect();
+        for keys in [one_network, networks, segments] {
+            let (slots, index, placed) = fill(&keys);
+            // In the fullest of them, which has half its slots in use.
+            let few = keys.len() * 3 / 100;
+            assert!(placed >= keys.len() - few, "{placed} of {}", keys.len());
+            let mut found = 0;
+            for (id, key) in keys.iter().enumerate() {
+                if let Some(slot) = index.find(&key.words(), |slot| slots.get(slot as usize)) {
+                    assert_eq!(slot.adjacency(), id as u32);
+                    found += 1;
+                }
+            }
+            assert_eq!(found, placed);
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_key_counts() {
+        let one = key(1, 2, 3);
+        let (slots, index, _) = fill(&[one]);
+        let find = |key: EndpointKey| index.find(&key.words(), |slot| slots.get(slot as usize)).is_some();
+        assert!(find(one));
+        let mut others = vec![
+            EndpointKey { kind: endpoint_kind::KEYLESS, ..one },
+            EndpointKey { key: 4_u32.to_be(), ..one },
+        ];
+        for word in 0..4 {
+            let (mut remote, mut local) = (one.remote, one.local);
+            remote[word] ^= 1;
+            local[word] ^= 1;
+            others.extend([EndpointKey { remote, ..one }, EndpointKey { local, ..one }]);
+        }
+        for other in others {
+            // Wherever it would be looked for.
+            assert!(!slots.iter().any(|slot| slot.holds(&other.words())), "{other:?}");
+            assert!(!find(other));
+        }
+    }
+
+    #[test]
+    fn a_slot_can_be_cleared_and_retargeted() {
+        let one = key(1, 2, 3);
+        let slot = EndpointSlot::default();
+        assert!(slot.is_free());
+        slot.insert(&one.words(), 9);
+        slot.retarget(10);
+        assert!(slot.holds(&one.words()) && slot.adjacency() == 10);
+        slot.clear();
+        assert!(slot.is_free() && !slot.holds(&one.words()));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!((EndpointIndex::slots_for(1), EndpointIndex::slots_for(16_384)), (32, 32_768));
+        assert_eq!(EndpointIndex::new(32).shift, 60);
+    }
+}
