@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{field::Field, race::Race, report::Report};
+use super::{control, field::Field, race::Race, report::Report};
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,8 @@ pub enum Part {
     Wire,
     /// One byte back and forth over TCP
     Latency,
+    /// The daemon with many peers: changes, scrapes, learning, memory
+    Control,
 }
 
 impl Part {
@@ -37,6 +39,7 @@ impl Part {
             Self::Bulk => Race::Bulk.run(field, plan),
             Self::Wire => Race::Wire.run(field, plan),
             Self::Latency => Race::Latency.run(field, plan),
+            Self::Control => control::run(plan),
         }
     }
 }
