@@ -379,6 +379,7 @@ impl Engine {
             self.fit_interfaces().await;
         }
         self.catching_up = started.elapsed();
+        tracing::debug!(elapsed = ?self.catching_up, "caught up");
     }
 
     /// Looks at everything again, soon.

@@ -78,6 +78,7 @@ impl Options {
 /// # Errors
 /// What keeps it from running.
 pub async fn run(options: Options) -> Result<()> {
+    system::give_memory_back();
     let object = object()?;
     system::check_privileges()?;
     let kernel = system::kernel_release()?;

@@ -29,7 +29,7 @@ impl Engine {
             Request::Underlays(reply) => send(reply, Ok(self.underlay_views())),
             Request::Segments(reply) => send(reply, Ok(self.segment_views())),
             Request::Ports(reply) => send(reply, Ok(self.port_views())),
-            Request::Peers(reply) => send(reply, Ok(self.peer_views())),
+            Request::Peers { only, reply } => send(reply, Ok(self.peer_views(only.as_deref()))),
             Request::Fdb { filter, reply } => send(reply, self.fdb_views(&filter)),
             Request::Stats(reply) => send(reply, Ok(self.stats_view())),
             Request::Status(reply) => send(reply, Ok(self.status_view())),
@@ -75,10 +75,7 @@ impl Engine {
     }
 
     fn segment_views(&self) -> Vec<SegmentView> {
-        let mut entries: HashMap<u16, u64> = HashMap::new();
-        for entry in self.datapath.fdb.iter() {
-            *entries.entry(entry.key.segment()).or_default() += 1;
-        }
+        let given = self.given_entries();
         let view = |(name, segment): (&String, &crate::model::Segment)| SegmentView {
             name: name.clone(),
             key: segment.key,
@@ -87,7 +84,8 @@ impl Engine {
             max_macs: segment.max_macs,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
-            fdb_entries: entries.get(&segment.id).copied().unwrap_or(0),
+            fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
+                + u64::from(self.datapath.fdb.learned_in(segment.id)),
         };
         self.state.segments.iter().map(view).collect()
     }
@@ -132,20 +130,29 @@ impl Engine {
         self.datapath.counters().drops(target).packets.iter().flatten().sum()
     }
 
-    fn peer_views(&self) -> Vec<PeerView> {
-        let mut entries: HashMap<Target, u64> = HashMap::new();
-        for entry in self.datapath.fdb.iter() {
-            *entries.entry(entry.target).or_default() += 1;
+    fn peer_views(&self, only: Option<&str>) -> Vec<PeerView> {
+        let mut given: HashMap<Target, u64> = HashMap::new();
+        for entry in self.plan.fixed.values() {
+            *given.entry(entry.target).or_default() += 1;
         }
-        self.state.peers.iter().map(|(name, peer)| self.peer_view(name, peer, &entries)).collect()
+        match only {
+            Some(name) => self
+                .state
+                .peers
+                .get(name)
+                .map(|peer| self.peer_view(name, peer, &given))
+                .into_iter()
+                .collect(),
+            None => self.state.peers.iter().map(|(name, peer)| self.peer_view(name, peer, &given)).collect(),
+        }
     }
 
-    fn peer_view(&self, name: &str, peer: &Peer, entries: &HashMap<Target, u64>) -> PeerView {
+    fn peer_view(&self, name: &str, peer: &Peer, given: &HashMap<Target, u64>) -> PeerView {
         let outcome = self.compiled.peers.get(name);
         let unknown = PeerStatus::Unresolved("not looked at yet".to_owned());
         let (state, reason) = peer_state(outcome.map_or(&unknown, |outcome| &outcome.status));
         let adjacencies: Vec<_> =
-            peer.segments.iter().map(|(segment, id)| self.adjacency_view(segment, *id, entries)).collect();
+            peer.segments.iter().map(|(segment, id)| self.adjacency_view(segment, *id, given)).collect();
         let sum = |of: fn(&crate::api::messages::AdjacencyView) -> u64| adjacencies.iter().map(of).sum();
         PeerView {
             name: name.to_owned(),

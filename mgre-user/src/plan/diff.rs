@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use mgre_common::fdb::FdbKey;
 use mgre_common::endpoint::EndpointKey;
+use mgre_common::fdb::FdbKey;
 
 use super::{AdjacencyRecord, Attachment, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
 

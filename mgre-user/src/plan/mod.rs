@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use imbl::{OrdMap, OrdSet};
-use mgre_common::fdb::FdbKey;
 use mgre_common::endpoint::EndpointKey;
+use mgre_common::fdb::FdbKey;
 use mgre_common::table::Template;
 use mgre_common::target::Target;
 

@@ -29,7 +29,6 @@ use crate::{
     daemon::{Daemon, Options},
     netns::{self, Netns},
     packet::{BROADCAST, Gre, Mac, mac_text, marked},
-    wait,
 };
 
 /// Peers of one segment.
@@ -267,17 +266,20 @@ fn followed(site: &Site) -> Result<Figure> {
     let mut times = Vec::new();
     for turn in 0..TURNS {
         let (gateway, mac) = (["10.0.0.254", "10.0.0.253"][turn % 2], GATEWAYS[(turn + 1) % 2]);
-        let capture = Capture::start(&site.core, "eth0")?;
-        let start = Instant::now();
+        let capture = Capture::start_where(&site.core, "eth0", move |bytes| {
+            bytes.starts_with(&mac) && Gre::parse(bytes).is_some()
+        })?;
         site.netns.ip(&format!("route replace 10.64.0.0/16 via {gateway}"))?;
-        let changed = start.elapsed();
-        let new_way = || {
+        let changed = Instant::now();
+        let first = loop {
+            ensure!(changed.elapsed() < LIMIT, "packets do not go the new way");
             sender.send(&frame)?;
-            let new = |bytes: &[u8]| bytes.starts_with(&mac) && Gre::parse(bytes).is_some();
-            Ok(capture.frames().iter().any(|packet| new(&packet.bytes)))
+            if let Some(packet) = capture.frames().first() {
+                break packet.at;
+            }
+            thread::sleep(Duration::from_micros(500));
         };
-        wait::until("packets go the new way", LIMIT, new_way)?;
-        times.push((start.elapsed() - changed).as_secs_f64() * 1e3);
+        times.push(first.saturating_duration_since(changed).as_secs_f64() * 1e3);
         thread::sleep(Duration::from_millis(100));
     }
     Ok(figure("followed", "a new route in the first packet", "ms", &times).bar(100.0, 50.0))
