@@ -1,20 +1,23 @@
-//! The Prometheus text (exposition format 0.0.4) of a [`MetricsSnapshot`].
+//! The Prometheus text (exposition format 0.0.4) of [`Numbers`].
 //!
-//! Every series of everything that exists is there from the start, at zero. A
-//! MAC address is never a label.
+//! Every series of everything that exists is there from the start, at zero, but for
+//! one: where there are more than [`ZEROS_MOST`] adjacencies, a reason for which no
+//! frame of an adjacency was dropped is left out. There are 46 of them for each, half
+//! a million lines for ten thousand. A MAC address is never a label.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 
 use mgre_common::counters::Drops;
 use mgre_common::reason::{Direction, DropReason};
-
-use crate::api::messages::{AdjacencyMetrics, MetricsSnapshot, PeerMetrics, PortMetrics, TrafficSum};
 
 #[cfg(test)]
 mod tests;
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// With more adjacencies, drop counters of theirs that are zero are left out.
+pub const ZEROS_MOST: usize = 1024;
 
 /// A label: its name and value.
 type Label<'a> = (&'static str, &'a str);
@@ -36,30 +39,143 @@ const PORT_TRAFFIC: [TrafficNumber; 4] = [
     ("transmit_bytes", "Bytes of frames delivered out of the port.", |sum| sum.transmit_bytes),
 ];
 
+/// Traffic of a port or an adjacency, summed over CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficSum {
+    /// Frames received from the peer, or taken in from the port.
+    pub receive_packets: u64,
+    /// Bytes of them.
+    pub receive_bytes: u64,
+    /// Frames sent to the peer, or out of the port.
+    pub transmit_packets: u64,
+    /// Bytes of them.
+    pub transmit_bytes: u64,
+}
+
+/// All numbers of an instance at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers<'a> {
+    /// The daemon's version.
+    pub version: &'a str,
+    /// Every peer.
+    pub peers: Vec<PeerNumbers<'a>>,
+    /// Every peer in every segment, in the order of the peers.
+    pub adjacencies: Vec<AdjacencyNumbers<'a>>,
+    /// Every port.
+    pub ports: Vec<PortNumbers>,
+    /// Every segment.
+    pub segments: Vec<SegmentNumbers>,
+    /// Every underlay and port that a program is attached to.
+    pub interfaces: Vec<InterfaceNumbers>,
+    /// Drops that belong to no peer and no port, summed over shards.
+    pub drops: Drops,
+    /// How many FDB entries there is room for.
+    pub fdb_capacity: u64,
+    /// Learn events that the daemon has handled.
+    pub fdb_events: u64,
+    /// Learn events that were lost.
+    pub fdb_events_lost: u64,
+}
+
+/// Numbers of a peer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PeerNumbers<'a> {
+    /// Its name.
+    pub peer: &'a str,
+    /// Its endpoint as given.
+    pub remote: &'a str,
+    /// Whether it can be reached.
+    pub up: bool,
+    /// When a frame was last received from it, in seconds since 1970-01-01 UTC; none for never.
+    pub last_seen_timestamp_seconds: Option<f64>,
+}
+
+/// Numbers of a peer in a segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdjacencyNumbers<'a> {
+    /// The peer.
+    pub peer: &'a str,
+    /// The segment.
+    pub segment: &'a str,
+    /// Its traffic.
+    pub traffic: TrafficSum,
+    /// Its drops, summed over shards; none if there was none.
+    pub drops: Option<Box<Drops>>,
+    /// The largest inner packet in bytes; zero if not known.
+    pub mtu_bytes: u32,
+}
+
+/// Numbers of a port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortNumbers {
+    /// Its interface.
+    pub port: String,
+    /// Its segment.
+    pub segment: String,
+    /// Whether it works.
+    pub up: bool,
+    /// Its traffic.
+    pub traffic: TrafficSum,
+    /// Its drops, summed over shards.
+    pub drops: Drops,
+}
+
+/// Numbers of a segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SegmentNumbers {
+    /// Its name.
+    pub segment: String,
+    /// Static FDB entries.
+    pub fdb_static: u64,
+    /// Learned FDB entries.
+    pub fdb_learned: u64,
+    /// FDB entries of interfaces that the daemon made.
+    pub fdb_local: u64,
+    /// Addresses that were seen elsewhere and followed.
+    pub fdb_moves: u64,
+    /// Copies made of flooded frames.
+    pub flood_copies: u64,
+}
+
+/// How a program is attached to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceNumbers {
+    /// The interface.
+    pub interface: String,
+    /// What it is attached to, as `port show` says it.
+    pub hook: String,
+    /// The mode that was asked for.
+    pub mode: String,
+}
+
 /// Writes all series.
-pub fn render(snapshot: &MetricsSnapshot) -> String {
-    let mut out = Text::default();
-    peers(&mut out, &snapshot.peers);
-    ports(&mut out, &snapshot.ports);
+pub fn render(numbers: &Numbers<'_>) -> String {
+    // Names and labels of an adjacency's series take some 70 bytes, and there are eight of them.
+    let mut out = Text(String::with_capacity(64 * 1024 + 640 * numbers.adjacencies.len()));
+    peers(&mut out, numbers);
+    ports(&mut out, &numbers.ports);
     out.family(
         "mgre_drops_total",
         Kind::Counter,
         "Frames dropped that belong to no peer and no port, by reason.",
     );
-    out.drops("mgre_drops_total", &[], &snapshot.drops);
-    segments(&mut out, snapshot);
-    instance(&mut out, snapshot);
+    out.drops("mgre_drops_total", &Labels::default(), &numbers.drops, true);
+    segments(&mut out, numbers);
+    instance(&mut out, numbers);
     out.0
 }
 
-fn peers(out: &mut Text, peers: &[PeerMetrics]) {
-    let adjacencies =
-        || peers.iter().flat_map(|peer| peer.adjacencies.iter().map(move |adjacency| (peer, adjacency)));
+fn peers(out: &mut Text, numbers: &Numbers<'_>) {
+    let labels = |adjacency: &AdjacencyNumbers<'_>| {
+        Labels::new(&[("peer", adjacency.peer), ("segment", adjacency.segment)])
+    };
+    let adjacencies: Vec<_> =
+        numbers.adjacencies.iter().map(|adjacency| (labels(adjacency), adjacency)).collect();
     for (middle, help, value) in PEER_TRAFFIC {
         let name = format!("mgre_peer_{middle}_total");
         out.family(&name, Kind::Counter, help);
-        for (peer, adjacency) in adjacencies() {
-            out.sample(&name, &adjacency_labels(peer, adjacency), value(&adjacency.traffic));
+        for (labels, adjacency) in &adjacencies {
+            out.whole(&name, labels, value(&adjacency.traffic));
         }
     }
     out.family(
@@ -67,41 +183,49 @@ fn peers(out: &mut Text, peers: &[PeerMetrics]) {
         Kind::Counter,
         "Frames from or to the peer that were dropped, by reason.",
     );
-    for (peer, adjacency) in adjacencies() {
-        out.drops("mgre_peer_drops_total", &adjacency_labels(peer, adjacency), &adjacency.drops);
+    let zeros = adjacencies.len() <= ZEROS_MOST;
+    let none = Drops::default();
+    for (labels, adjacency) in &adjacencies {
+        match &adjacency.drops {
+            Some(drops) => out.drops("mgre_peer_drops_total", labels, drops, zeros),
+            None if zeros => out.drops("mgre_peer_drops_total", labels, &none, true),
+            None => {}
+        }
     }
     out.family("mgre_peer_mtu_bytes", Kind::Gauge, "Largest inner packet to the peer; 0 if not known yet.");
-    for (peer, adjacency) in adjacencies() {
-        out.sample("mgre_peer_mtu_bytes", &adjacency_labels(peer, adjacency), adjacency.mtu_bytes);
+    for (labels, adjacency) in &adjacencies {
+        out.whole("mgre_peer_mtu_bytes", labels, adjacency.mtu_bytes.into());
     }
+    drop(adjacencies);
     out.family("mgre_peer_info", Kind::Gauge, "The peer's endpoint as configured.");
-    for peer in peers {
-        out.sample("mgre_peer_info", &[("peer", &peer.peer), ("remote", &peer.remote)], 1);
+    for peer in &numbers.peers {
+        out.whole("mgre_peer_info", &Labels::new(&[("peer", peer.peer), ("remote", peer.remote)]), 1);
     }
+    let labels: Vec<_> =
+        numbers.peers.iter().map(|peer| (Labels::new(&[("peer", peer.peer)]), peer)).collect();
     out.family("mgre_peer_up", Kind::Gauge, "Whether the peer's endpoint, route and next hop are known.");
-    for peer in peers {
-        out.sample("mgre_peer_up", &[("peer", &peer.peer)], u8::from(peer.up));
+    for (labels, peer) in &labels {
+        out.whole("mgre_peer_up", labels, peer.up.into());
     }
     let name = "mgre_peer_last_seen_timestamp_seconds";
     out.family(name, Kind::Gauge, "When a frame was last received from the peer; 0 for never.");
-    for peer in peers {
-        out.sample(name, &[("peer", &peer.peer)], peer.last_seen_timestamp_seconds.unwrap_or(0.0));
+    for (labels, peer) in &labels {
+        match peer.last_seen_timestamp_seconds {
+            Some(seconds) => out.sample(name, labels, seconds),
+            None => out.whole(name, labels, 0),
+        }
     }
 }
 
-fn adjacency_labels<'a>(peer: &'a PeerMetrics, adjacency: &'a AdjacencyMetrics) -> [Label<'a>; 2] {
-    [("peer", &peer.peer), ("segment", &adjacency.segment)]
-}
-
-fn ports(out: &mut Text, ports: &[PortMetrics]) {
-    fn labels(port: &PortMetrics) -> [Label<'_>; 2] {
-        [("port", &port.port), ("segment", &port.segment)]
+fn ports(out: &mut Text, ports: &[PortNumbers]) {
+    fn labels(port: &PortNumbers) -> Labels {
+        Labels::new(&[("port", &port.port), ("segment", &port.segment)])
     }
     for (middle, help, value) in PORT_TRAFFIC {
         let name = format!("mgre_port_{middle}_total");
         out.family(&name, Kind::Counter, help);
         for port in ports {
-            out.sample(&name, &labels(port), value(&port.traffic));
+            out.whole(&name, &labels(port), value(&port.traffic));
         }
     }
     out.family(
@@ -110,49 +234,55 @@ fn ports(out: &mut Text, ports: &[PortMetrics]) {
         "Frames from or to the port that were dropped, by reason.",
     );
     for port in ports {
-        out.drops("mgre_port_drops_total", &labels(port), &port.drops);
+        out.drops("mgre_port_drops_total", &labels(port), &port.drops, true);
     }
     out.family("mgre_port_up", Kind::Gauge, "Whether the port's interface is there, up, and attached.");
     for port in ports {
-        out.sample("mgre_port_up", &labels(port), u8::from(port.up));
+        out.whole("mgre_port_up", &labels(port), port.up.into());
     }
 }
 
-fn segments(out: &mut Text, snapshot: &MetricsSnapshot) {
+fn segments(out: &mut Text, numbers: &Numbers<'_>) {
     out.family("mgre_fdb_entries", Kind::Gauge, "FDB entries, by how they came to be.");
-    for segment in &snapshot.segments {
+    for segment in &numbers.segments {
         let types =
             [("static", segment.fdb_static), ("learned", segment.fdb_learned), ("local", segment.fdb_local)];
         for (kind, count) in types {
-            out.sample("mgre_fdb_entries", &[("segment", &segment.segment), ("type", kind)], count);
+            let labels = Labels::new(&[("segment", &segment.segment), ("type", kind)]);
+            out.whole("mgre_fdb_entries", &labels, count);
         }
     }
+    let labels = |segment: &SegmentNumbers| Labels::new(&[("segment", &segment.segment)]);
     out.family("mgre_fdb_moves_total", Kind::Counter, "Addresses that were seen elsewhere and followed.");
-    for segment in &snapshot.segments {
-        out.sample("mgre_fdb_moves_total", &[("segment", &segment.segment)], segment.fdb_moves);
+    for segment in &numbers.segments {
+        out.whole("mgre_fdb_moves_total", &labels(segment), segment.fdb_moves);
     }
     out.family("mgre_flood_copies_total", Kind::Counter, "Copies made of flooded frames.");
-    for segment in &snapshot.segments {
-        out.sample("mgre_flood_copies_total", &[("segment", &segment.segment)], segment.flood_copies);
+    for segment in &numbers.segments {
+        out.whole("mgre_flood_copies_total", &labels(segment), segment.flood_copies);
     }
 }
 
-fn instance(out: &mut Text, snapshot: &MetricsSnapshot) {
+fn instance(out: &mut Text, numbers: &Numbers<'_>) {
+    let none = Labels::default();
     out.family("mgre_fdb_capacity", Kind::Gauge, "FDB entries that there is room for.");
-    out.sample("mgre_fdb_capacity", &[], snapshot.fdb_capacity);
+    out.whole("mgre_fdb_capacity", &none, numbers.fdb_capacity);
     out.family("mgre_fdb_events_total", Kind::Counter, "Learn events that the daemon has handled.");
-    out.sample("mgre_fdb_events_total", &[], snapshot.fdb_events);
+    out.whole("mgre_fdb_events_total", &none, numbers.fdb_events);
     let lost = "Learn events that were lost: bursts beyond the limit, or a full ring.";
     out.family("mgre_fdb_events_lost_total", Kind::Counter, lost);
-    out.sample("mgre_fdb_events_lost_total", &[], snapshot.fdb_events_lost);
+    out.whole("mgre_fdb_events_lost_total", &none, numbers.fdb_events_lost);
     out.family("mgre_interface_mode", Kind::Gauge, "What each interface is attached to.");
-    for interface in &snapshot.interfaces {
-        let labels: [Label<'_>; 3] =
-            [("interface", &interface.interface), ("hook", &interface.hook), ("mode", &interface.mode)];
-        out.sample("mgre_interface_mode", &labels, 1);
+    for interface in &numbers.interfaces {
+        let labels = Labels::new(&[
+            ("interface", &interface.interface),
+            ("hook", &interface.hook),
+            ("mode", &interface.mode),
+        ]);
+        out.whole("mgre_interface_mode", &labels, 1);
     }
     out.family("mgre_build_info", Kind::Gauge, "The daemon's version.");
-    out.sample("mgre_build_info", &[("version", &snapshot.version)], 1);
+    out.whole("mgre_build_info", &Labels::new(&[("version", numbers.version)]), 1);
 }
 
 #[derive(Clone, Copy)]
@@ -161,8 +291,39 @@ enum Kind {
     Gauge,
 }
 
-/// The text so far.
+/// Labels as they are written, without the braces.
 #[derive(Default)]
+struct Labels(String);
+
+impl Labels {
+    fn new(labels: &[Label<'_>]) -> Self {
+        let mut this = Self(String::with_capacity(64));
+        labels.iter().for_each(|(name, text)| this.push(name, text));
+        this
+    }
+
+    fn push(&mut self, name: &str, text: &str) {
+        if !self.0.is_empty() {
+            self.0.push(',');
+        }
+        self.0.push_str(name);
+        self.0.push_str("=\"");
+        let mut rest = text;
+        while let Some(index) = rest.find(['\\', '"', '\n']) {
+            self.0.push_str(&rest[..index]);
+            self.0.push_str(match rest.as_bytes()[index] {
+                b'\\' => "\\\\",
+                b'"' => "\\\"",
+                _ => "\\n",
+            });
+            rest = &rest[index + 1..];
+        }
+        self.0.push_str(rest);
+        self.0.push('"');
+    }
+}
+
+/// The text so far.
 struct Text(String);
 
 impl Text {
@@ -174,51 +335,47 @@ impl Text {
         };
         // In a help text only backslash and line feed are escaped.
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
-        self.line(format_args!("# HELP {name} {help}"));
-        self.line(format_args!("# TYPE {name} {kind}"));
+        self.0.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
 
-    /// One sample of the family that was begun last.
-    fn sample(&mut self, name: &str, labels: &[Label<'_>], value: impl Display) {
+    /// Begins a sample of the family that was begun last.
+    fn series(&mut self, name: &str, labels: &Labels) {
         self.0.push_str(name);
-        for (i, (label, text)) in labels.iter().enumerate() {
-            self.0.push(if i == 0 { '{' } else { ',' });
-            self.0.push_str(label);
-            self.0.push_str("=\"");
-            self.escaped(text);
-            self.0.push('"');
-        }
-        if !labels.is_empty() {
+        if !labels.0.is_empty() {
+            self.0.push('{');
+            self.0.push_str(&labels.0);
             self.0.push('}');
         }
-        self.line(format_args!(" {value}"));
+        self.0.push(' ');
     }
 
-    /// A sample for each direction and reason.
-    fn drops(&mut self, name: &str, labels: &[Label<'_>], drops: &Drops) {
-        let mut all = labels.to_vec();
+    /// A sample that is a whole number.
+    fn whole(&mut self, name: &str, labels: &Labels, value: u64) {
+        self.series(name, labels);
+        self.0.push_str(itoa::Buffer::new().format(value));
+        self.0.push('\n');
+    }
+
+    /// Another sample.
+    fn sample(&mut self, name: &str, labels: &Labels, value: impl Display) {
+        self.series(name, labels);
+        self.0.push_str(&value.to_string());
+        self.0.push('\n');
+    }
+
+    /// A sample for each direction and reason; only of those not zero, if `zeros` says so.
+    fn drops(&mut self, name: &str, labels: &Labels, drops: &Drops, zeros: bool) {
         for direction in Direction::ALL {
             for reason in DropReason::ALL {
-                all.truncate(labels.len());
-                all.extend([("direction", direction.name()), ("reason", reason.name())]);
-                self.sample(name, &all, drops.get(direction, *reason));
+                let count = drops.get(direction, *reason);
+                if count == 0 && !zeros {
+                    continue;
+                }
+                let mut all = Labels(labels.0.clone());
+                all.push("direction", direction.name());
+                all.push("reason", reason.name());
+                self.whole(name, &all, count);
             }
         }
-    }
-
-    fn escaped(&mut self, text: &str) {
-        for c in text.chars() {
-            match c {
-                '\\' => self.0.push_str("\\\\"),
-                '"' => self.0.push_str("\\\""),
-                '\n' => self.0.push_str("\\n"),
-                c => self.0.push(c),
-            }
-        }
-    }
-
-    fn line(&mut self, text: std::fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        self.0.write_fmt(text).and_then(|()| self.0.write_char('\n')).unwrap_or_default();
     }
 }

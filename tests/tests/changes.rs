@@ -195,10 +195,12 @@ fn a_change_that_cannot_be_saved_changes_and_loses_nothing() -> Result<()> {
         || -> Result<u64> { Ok(daemon.list(&["peer", "show"])?[0]["rx_packets"].as_u64().unwrap_or(0)) };
     let before = (daemon.mgre(&["export"])?, daemon.list(&["fdb", "show"])?.len(), received()?);
     assert!(before.1 >= 2 && before.2 > 0, "{before:?}");
-    // A directory where the new file is to be written: as good as a full disk, and root cannot write there either.
-    let state = fs::read_dir(daemon.path().join("state"))?.next().expect("a state file")?.path();
-    let obstacle = state.with_extension("json.new");
-    fs::create_dir(&obstacle)?;
+    // Directories where the journal and a new snapshot are to be written: as good as a full disk, and root cannot
+    // write there either.
+    let state = daemon.path().join("state").join("default.json");
+    let obstacles = [state.with_extension("journal"), state.with_extension("json.new")];
+    fs::remove_file(&obstacles[0])?;
+    obstacles.iter().try_for_each(fs::create_dir)?;
     for change in [
         &["peer", "del", "spoke2"] as &[&str],
         &["port", "del", "lan0"],
@@ -214,9 +216,56 @@ fn a_change_that_cannot_be_saved_changes_and_loses_nothing() -> Result<()> {
     assert!(received()? >= before.2, "counters were cleared");
     assert!(!one.netns.run(&["ip", "-br", "link"])?.contains("mg0"), "an interface was left");
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
-    fs::remove_dir(&obstacle)?;
+    obstacles.iter().try_for_each(fs::remove_dir)?;
     daemon.mgre(&["peer", "del", "spoke2"])?;
     assert!(daemon.list(&["peer", "show"])?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn what_was_answered_outlives_a_crash() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(1, Underlay::Switched)?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    for number in 0..20 {
+        let (name, remote) = (format!("p{number}"), format!("10.0.0.{}", 100 + number));
+        daemon.mgre(&["peer", "add", &name, &remote, "--segment", SEGMENT])?;
+    }
+    daemon.mgre(&["peer", "del", "p3"])?;
+    daemon.mgre(&["peer", "set", "p4", "--ttl", "9"])?;
+    let before = (daemon.mgre(&["export"])?, daemon.json(&["status"])?["adjacencies"].clone());
+    let journal = daemon.path().join("state").join("default.journal");
+    assert!(fs::metadata(&journal)?.len() > 0);
+    daemon.kill()?;
+    // The last write was under way when the machine went down.
+    let mut torn = fs::read(&journal)?;
+    torn.extend_from_slice(b"1b851995 {\"version\":1,\"chan");
+    fs::write(&journal, torn)?;
+    daemon.start_again()?;
+    assert_eq!((daemon.mgre(&["export"])?, daemon.json(&["status"])?["adjacencies"].clone()), before);
+    assert!(daemon.log().contains("in the middle of a record"), "{}", daemon.log());
+    // A clean end leaves one file that says everything.
+    daemon.stop()?;
+    assert!(!journal.exists());
+    daemon.start_again()?;
+    assert_eq!(daemon.mgre(&["export"])?, before.0);
+    // A journal that is damaged elsewhere than at its end is not guessed at.
+    daemon.mgre(&["peer", "del", "p5"])?;
+    daemon.mgre(&["peer", "del", "p6"])?;
+    daemon.kill()?;
+    let mut damaged = fs::read(&journal)?;
+    damaged[30] ^= 1;
+    fs::write(&journal, &damaged)?;
+    let error = daemon.start_again().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("default.journal"), "{error}");
+    assert_eq!(fs::read(&journal)?, damaged);
+    damaged[30] ^= 1;
+    fs::write(&journal, &damaged)?;
+    daemon.wait()?;
+    daemon.start_again()?;
+    assert_eq!(daemon.json(&["status"])?["peers"], 17);
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 //! The engine is an actor: it owns state, netlink and datapath, and takes one
 //! [`Request`] after the other from a channel. A [`Handle`] is the other end.
 
-use mgre_common::counters::Drops;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -16,7 +15,7 @@ pub use super::views::{
 use crate::model::{Change, Document};
 
 /// Requests that wait for the engine at most; more wait in their senders.
-const QUEUE: usize = 64;
+const QUEUE: usize = 256;
 /// Events that a slow listener may lag behind before it loses some.
 const EVENTS: usize = 4096;
 
@@ -52,6 +51,27 @@ pub struct FdbFilter {
     pub peer: Option<String>,
 }
 
+/// An answer that is worked out by whoever asked: the engine has gathered what it takes.
+pub struct Later<T>(Box<dyn FnOnce() -> T + Send>);
+
+impl<T> Later<T> {
+    /// What `work` gives.
+    pub fn new(work: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Works it out.
+    pub fn now(self) -> T {
+        (self.0)()
+    }
+}
+
+impl<T> std::fmt::Debug for Later<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Later").finish_non_exhaustive()
+    }
+}
+
 /// What can be asked of the engine.
 #[derive(Debug)]
 pub enum Request {
@@ -77,8 +97,13 @@ pub enum Request {
     Segments(Reply<Vec<SegmentView>>),
     /// All ports.
     Ports(Reply<Vec<PortView>>),
-    /// All peers.
-    Peers(Reply<Vec<PeerView>>),
+    /// Peers.
+    Peers {
+        /// The one with this name, if there is one; else all.
+        only: Option<String>,
+        /// Where the answer goes.
+        reply: Reply<Vec<PeerView>>,
+    },
     /// FDB entries.
     Fdb {
         /// Which.
@@ -92,8 +117,8 @@ pub enum Request {
     Status(Reply<StatusView>),
     /// The wanted state as a document.
     Config(Reply<Document>),
-    /// All numbers.
-    Metrics(Reply<MetricsSnapshot>),
+    /// All numbers, as the text of `/metrics`.
+    Metrics(Reply<Later<String>>),
     /// Remove everything from the kernel, then stop.
     Detach(Reply<()>),
 }
@@ -164,7 +189,7 @@ impl Handle {
     /// # Errors
     /// The engine's.
     pub async fn peers(&self) -> Result<Vec<PeerView>, Problem> {
-        self.ask(Request::Peers).await
+        self.ask(|reply| Request::Peers { only: None, reply }).await
     }
 
     /// FDB entries.
@@ -199,12 +224,22 @@ impl Handle {
         self.ask(Request::Config).await
     }
 
-    /// All numbers.
+    /// The peer with a name, if there is one.
     ///
     /// # Errors
     /// The engine's.
-    pub async fn metrics(&self) -> Result<MetricsSnapshot, Problem> {
-        self.ask(Request::Metrics).await
+    pub async fn peer(&self, name: &str) -> Result<Vec<PeerView>, Problem> {
+        let only = Some(name.to_owned());
+        self.ask(|reply| Request::Peers { only, reply }).await
+    }
+
+    /// All numbers, as the text of `/metrics`. It is written beside the engine.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn metrics(&self) -> Result<String, Problem> {
+        let later = self.ask(Request::Metrics).await?;
+        tokio::task::spawn_blocking(|| later.now()).await.map_err(|_| Problem::unavailable())
     }
 
     /// Removes everything from the kernel and stops the daemon.
@@ -219,111 +254,4 @@ impl Handle {
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
-}
-
-/// Traffic of a port or an adjacency, summed over CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TrafficSum {
-    /// Frames received from the peer, or taken in from the port.
-    pub receive_packets: u64,
-    /// Bytes of them.
-    pub receive_bytes: u64,
-    /// Frames sent to the peer, or out of the port.
-    pub transmit_packets: u64,
-    /// Bytes of them.
-    pub transmit_bytes: u64,
-}
-
-/// All numbers of an instance at one time.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MetricsSnapshot {
-    /// The daemon's version.
-    pub version: String,
-    /// Every peer.
-    pub peers: Vec<PeerMetrics>,
-    /// Every port.
-    pub ports: Vec<PortMetrics>,
-    /// Every segment.
-    pub segments: Vec<SegmentMetrics>,
-    /// Every underlay and port that a program is attached to.
-    pub interfaces: Vec<InterfaceMetrics>,
-    /// Drops that belong to no peer and no port, summed over shards.
-    pub drops: Drops,
-    /// How many FDB entries there is room for.
-    pub fdb_capacity: u64,
-    /// Learn events that the daemon has handled.
-    pub fdb_events: u64,
-    /// Learn events that were lost.
-    pub fdb_events_lost: u64,
-}
-
-/// Numbers of a peer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PeerMetrics {
-    /// Its name.
-    pub peer: String,
-    /// Its endpoint as given.
-    pub remote: String,
-    /// Whether it can be reached.
-    pub up: bool,
-    /// When a frame was last received from it, in seconds since 1970-01-01 UTC; none for never.
-    pub last_seen_timestamp_seconds: Option<f64>,
-    /// One for each segment.
-    pub adjacencies: Vec<AdjacencyMetrics>,
-}
-
-/// Numbers of a peer in a segment.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdjacencyMetrics {
-    /// The segment.
-    pub segment: String,
-    /// Its traffic.
-    pub traffic: TrafficSum,
-    /// Its drops, summed over shards.
-    pub drops: Drops,
-    /// The largest inner packet in bytes; zero if not known.
-    pub mtu_bytes: u32,
-}
-
-/// Numbers of a port.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PortMetrics {
-    /// Its interface.
-    pub port: String,
-    /// Its segment.
-    pub segment: String,
-    /// Whether it works.
-    pub up: bool,
-    /// Its traffic.
-    pub traffic: TrafficSum,
-    /// Its drops, summed over shards.
-    pub drops: Drops,
-}
-
-/// Numbers of a segment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SegmentMetrics {
-    /// Its name.
-    pub segment: String,
-    /// Static FDB entries.
-    pub fdb_static: u64,
-    /// Learned FDB entries.
-    pub fdb_learned: u64,
-    /// FDB entries of interfaces that the daemon made.
-    pub fdb_local: u64,
-    /// Addresses that were seen elsewhere and followed.
-    pub fdb_moves: u64,
-    /// Copies made of flooded frames.
-    pub flood_copies: u64,
-}
-
-/// How a program is attached to an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceMetrics {
-    /// The interface.
-    pub interface: String,
-    /// See [`UnderlayView::hook`].
-    pub hook: String,
-    /// The mode that was asked for.
-    pub mode: String,
 }

@@ -204,7 +204,7 @@ async fn peers(State(app): State<App>) -> Answer<Vec<PeerView>> {
 }
 
 async fn peer(State(app): State<App>, Names(name): Names<String>) -> Answer<PeerView> {
-    one("peer", &name, app.engine.peers().await?, |view| view.name == name)
+    one("peer", &name, app.engine.peer(&name).await?, |view| view.name == name)
 }
 
 async fn put_peer(
@@ -322,8 +322,8 @@ async fn detach(State(app): State<App>) -> Result<StatusCode, Problem> {
 }
 
 async fn metrics_text(State(app): State<App>) -> Result<Response, Problem> {
-    let snapshot = app.engine.metrics().await?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&snapshot)).into_response())
+    let text = app.engine.metrics().await?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 /// One JSON object a line, until the client leaves or the server stops.

@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
 use crate::api::messages::Problem;
 use crate::model::{Mode, State};
 use crate::netlink::{Address, Link};
@@ -18,10 +21,7 @@ pub(super) fn check(
     addresses: &[Address],
     ours: impl Fn(&Link) -> bool,
 ) -> Result<(), Problem> {
-    for (name, underlay) in &new.underlays {
-        if old.underlays.get(name) == Some(underlay) {
-            continue;
-        }
+    for (name, underlay) in come(&old.underlays, &new.underlays) {
         usable(name, underlay.mode, observed)?;
         if !addresses.iter().any(|address| address.address == underlay.local) {
             return Err(Problem::invalid(format!(
@@ -30,7 +30,7 @@ pub(super) fn check(
             )));
         }
     }
-    for (name, port) in new.ports.iter().filter(|(name, _)| !old.ports.contains_key(*name)) {
+    for (name, port) in come(&old.ports, &new.ports).filter(|(name, _)| !old.ports.contains_key(*name)) {
         if port.created.is_none() {
             let link = usable(name, port.mode, observed)?;
             if let Some(controller) = link.controller {
@@ -44,18 +44,32 @@ pub(super) fn check(
         }
     }
     // What was fine once stays: an address that became local makes its peer unresolved.
-    let changed = |name: &str| {
-        old.peers.get(name).map(|peer| &peer.remote) != new.peers.get(name).map(|peer| &peer.remote)
+    let local = |remote: &IpAddr| {
+        let route = observed.routes.get(remote).copied().flatten();
+        route.is_some_and(|route| route.local) || addresses.iter().any(|address| address.address == *remote)
     };
-    for (name, peer) in new.peers.iter().filter(|(name, _)| changed(name)) {
-        let local = |remote: &IpAddr| addresses.iter().any(|address| address.address == *remote);
-        if let Some(remote) = peer.remote_address().filter(local) {
+    for (name, peer) in come(&old.peers, &new.peers) {
+        if old.peers.get(name).is_some_and(|old| old.remote == peer.remote) {
+            continue;
+        }
+        if let Some(remote) = peer.remote_address().filter(&local) {
             return Err(Problem::invalid(format!(
                 "peer {name}: {remote} is an address of this host, not of a peer"
             )));
         }
     }
     Ok(())
+}
+
+/// What is new or different.
+fn come<'a, K: Ord, V: PartialEq>(
+    old: &'a OrdMap<K, V>,
+    new: &'a OrdMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    old.diff(new).filter_map(|item| match item {
+        DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } => Some((key, value)),
+        DiffItem::Remove(..) => None,
+    })
 }
 
 /// The interface with this name, if programs can be attached to it.
@@ -86,7 +100,7 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
 /// What an operator should know about a state that was just put in force.
 pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Address]) -> Vec<String> {
     let mut warnings = Vec::new();
-    for (name, port) in new.ports.iter().filter(|(name, _)| !old.ports.contains_key(*name)) {
+    for (name, port) in come(&old.ports, &new.ports).filter(|(name, _)| !old.ports.contains_key(*name)) {
         let (Some(link), Some(segment)) = (observed.link(name), new.segments.get(&port.segment)) else {
             continue;
         };

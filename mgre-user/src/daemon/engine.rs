@@ -1,9 +1,12 @@
 //! The engine: one task that owns the wanted state, the picture of the kernel and
 //! the datapath, and brings the last in line with the first two.
+//!
+//! Whatever happens costs what it changes, not what there is. What takes a while in
+//! the kernel or on the disk runs beside the engine, which learns addresses meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,26 +20,33 @@ use mgre_common::target::Target;
 
 use super::Options;
 use super::index::Index;
+use super::limits::Touched;
 use super::names::Names;
-use super::observe::{Stale, refresh};
+use super::observe::{Observer, Stale};
 use super::store::Store;
-use crate::api::messages::{Event, EventKind, PeerState, Request};
+use super::transact::Asked;
+use crate::api::messages::{Event, EventKind, Request};
 use crate::datapath::Datapath;
 use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
 use crate::learn::Damper;
 use crate::model::{Ids, State};
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Choice, Compiled, Hook, Observed, PeerOutcome, PeerStatus, Plan, compile, diff};
+use crate::plan::{Compiled, Hook, Observed, Op, Plan, compile, diff};
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
+/// The longest that they are gathered for, where catching up takes long itself.
+const GATHER_MOST: Duration = Duration::from_millis(50);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often neighbours are asked for again, for kernels that do not keep them by themselves.
-const KEEP_SECONDS: u32 = 15;
 /// An id that is free again is not given out for so long.
 const REST_SECONDS: u32 = 3;
+/// Requests that are taken up together at most.
+const TOGETHER: usize = 256;
+
+/// The events' ring, which says when it can be read.
+pub(super) type Ring = AsyncFd<RingBuf<MapData>>;
 
 /// The engine.
 pub(super) struct Engine {
@@ -47,31 +57,44 @@ pub(super) struct Engine {
     /// Names by id, of `state`.
     pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
-    pub(super) store: Arc<Store>,
+    pub(super) store: Arc<Mutex<Store>>,
     pub(super) netlink: Netlink,
+    pub(super) observer: Observer,
     pub(super) observed: Observed,
+    /// What comes of state and picture.
+    pub(super) compiled: Compiled,
+    /// What the datapath holds.
     pub(super) plan: Plan,
-    pub(super) outcomes: BTreeMap<String, PeerOutcome>,
-    pub(super) hooks: BTreeMap<String, Choice>,
     pub(super) datapath: Datapath,
     pub(super) damper: Damper,
-    pub(super) full: BTreeSet<Target>,
+    pub(super) full: HashSet<Target>,
     pub(super) full_segments: BTreeSet<u16>,
+    pub(super) touched: Touched,
     pub(super) learn_events: u64,
     /// Addresses since the last tick that the FDB had no room for.
     pub(super) unlearned: u64,
     pub(super) moves: HashMap<u16, u64>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
-    kept: BTreeSet<(u32, IpAddr)>,
-    resting: Vec<(u32, Resting)>,
-    stale: Stale,
+    /// Neighbours that the kernel is asked to keep resolved.
+    pub(super) kept: BTreeSet<(u32, IpAddr)>,
+    /// Those of them that it has forgotten all the same.
+    pub(super) forgotten: BTreeSet<(u32, IpAddr)>,
+    /// Which ids may be given out.
+    pub(super) ids: Ids,
+    resting: VecDeque<(u32, Resting)>,
+    pub(super) stale: Stale,
     gather_until: Option<tokio::time::Instant>,
+    /// How long catching up took lately.
+    catching_up: Duration,
+    /// Taken out while it is read.
+    ring: Option<Ring>,
 }
 
-/// An id that is free again, and since when.
+/// An id that is free again.
+#[derive(Clone, Copy)]
 enum Resting {
-    Segment(u16),
+    Segment(u32),
     Port(u32),
     Adjacency(u32),
 }
@@ -86,37 +109,52 @@ pub(super) struct Parts {
     pub(super) netlink: Netlink,
     pub(super) datapath: Datapath,
     pub(super) events: broadcast::Sender<Event>,
+    pub(super) ring: RingBuf<MapData>,
 }
 
 impl Engine {
-    pub(super) fn new(parts: Parts) -> Self {
-        Self {
+    /// # Errors
+    /// The ring cannot be waited for.
+    pub(super) fn new(parts: Parts) -> Result<Self> {
+        // SAFETY: the ring owns its descriptor, which stays open and the same until the
+        // `AsyncFd` has let go of it and is dropped.
+        let ring = unsafe { AsyncFd::register_with_interest(parts.ring, Interest::READABLE) }
+            .map_err(|error| error.into_parts().1)
+            .context("cannot wait for events")?;
+        let mut index = Index::default();
+        index.follow(&State::default(), &parts.state);
+        Ok(Self {
+            ids: Ids { adjacency_capacity: parts.options.adjacencies, ..Ids::default() },
             options: parts.options,
             kernel: parts.kernel,
             started: Instant::now(),
-            index: Index::new(&parts.state),
+            index,
             state: parts.state,
             promiscuous: parts.promiscuous,
-            store: Arc::new(parts.store),
+            store: Arc::new(Mutex::new(parts.store)),
+            observer: Observer::new(parts.netlink.clone()),
             netlink: parts.netlink,
             observed: Observed::default(),
+            compiled: Compiled::default(),
             plan: Plan::default(),
-            outcomes: BTreeMap::new(),
-            hooks: BTreeMap::new(),
             datapath: parts.datapath,
             damper: Damper::default(),
-            full: BTreeSet::new(),
+            full: HashSet::new(),
             full_segments: BTreeSet::new(),
+            touched: Touched::default(),
             learn_events: 0,
             unlearned: 0,
             moves: HashMap::new(),
             events: parts.events,
             names: Names::new(),
             kept: BTreeSet::new(),
-            resting: Vec::new(),
+            forgotten: BTreeSet::new(),
+            resting: VecDeque::new(),
             stale: Stale::default(),
             gather_until: None,
-        }
+            catching_up: Duration::ZERO,
+            ring: Some(ring),
+        })
     }
 
     /// Puts the saved state in force.
@@ -126,28 +164,28 @@ impl Engine {
     pub(super) async fn start(&mut self) -> Result<()> {
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
-        let links = Stale { links: true, ..Stale::default() };
-        refresh(&self.netlink, &self.state, &mut self.observed, links).await?;
+        self.refresh(&Stale::links()).await?;
         let state = self.state.clone();
         if let Err(problem) = self.create_interfaces(&state).await {
             tracing::warn!("{problem}");
         }
-        refresh(&self.netlink, &self.state, &mut self.observed, Stale::ALL).await?;
+        self.refresh(&Stale::all()).await?;
         self.observed.own_xdp = Attachments::left_behind(&self.options.pins())?
             .into_iter()
             .filter(|(_, hook)| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort))
             .map(|(ifindex, _)| ifindex)
             .collect();
-        let Compiled { plan, peers, hooks } = compile(&self.state, &self.observed);
-        self.hooks = hooks;
+        let before = self.compiled.clone();
+        self.compiled = compile(&self.state, &self.observed);
+        let plan = self.compiled.plan.clone();
         if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
             tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
         }
-        self.follow(plan)?;
+        self.follow()?;
         self.datapath.detach_unused()?;
-        self.take_outcomes(peers);
-        self.names.ask_again(&self.state);
-        self.keep_neighbors(true).await;
+        self.take_outcomes(&before);
+        self.follow_neighbors(&before).await;
+        self.names.ask_again(self.index.dns_names());
         self.fit_interfaces().await;
         Ok(())
     }
@@ -157,35 +195,31 @@ impl Engine {
         &mut self,
         mut requests: mpsc::Receiver<Request>,
         mut monitor: Monitor,
-        ring: RingBuf<MapData>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<()> {
-        // SAFETY: the ring owns its descriptor, which stays open and the same until the
-        // `AsyncFd` has let go of it and is dropped.
-        let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-            .map_err(|error| error.into_parts().1)
-            .context("cannot wait for events")?;
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(shutdown);
+        let mut waiting = Vec::new();
         loop {
             let gathered = self.gather_until;
+            let Self { names, ring, .. } = self;
+            let readable = async {
+                match ring {
+                    Some(ring) => ring.readable().await.map(drop),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = &mut shutdown => return Ok(()),
-                request = requests.recv() => match request {
-                    None => return Ok(()),
-                    Some(Request::Detach(reply)) => {
-                        let detached = self.detach().await;
-                        let ok = detached.is_ok();
-                        if reply.send(detached).is_err() {
-                            tracing::debug!("nobody waits for the answer");
-                        }
-                        if ok {
-                            return Ok(());
-                        }
+                () = &mut shutdown => break,
+                count = requests.recv_many(&mut waiting, TOGETHER) => {
+                    if count == 0 {
+                        break;
                     }
-                    Some(request) => self.handle(request).await,
-                },
+                    if self.requests(std::mem::take(&mut waiting)).await {
+                        return Ok(());
+                    }
+                }
                 change = monitor.next() => match change {
                     Ok(change) => self.note(change),
                     Err(error) => {
@@ -194,13 +228,11 @@ impl Engine {
                         self.note(Change::Resynchronize);
                     }
                 },
-                ready = ring.readable_mut() => {
-                    let mut ready = ready.context("cannot wait for events")?;
-                    if self.learn(ready.get_inner_mut()) {
-                        ready.clear_ready();
-                    }
+                ready = readable => {
+                    ready.context("cannot wait for events")?;
+                    self.learn_ready();
                 }
-                resolved = self.names.next() => {
+                resolved = names.next() => {
                     let (name, address) = resolved;
                     self.resolved(name, address);
                 }
@@ -211,184 +243,227 @@ impl Engine {
                 _ = tick.tick() => self.tick().await,
             }
         }
+        self.close_store();
+        Ok(())
+    }
+
+    /// Answers requests in their order; changes that follow one another are taken together.
+    /// Says whether that was the end.
+    async fn requests(&mut self, requests: Vec<Request>) -> bool {
+        let mut changes = Vec::new();
+        for request in requests {
+            match request {
+                Request::Change { changes: asked, dry_run: false, reply } => {
+                    changes.push(Asked { changes: asked, reply });
+                    continue;
+                }
+                other => {
+                    self.change_all(std::mem::take(&mut changes)).await;
+                    if let Request::Detach(reply) = other {
+                        let detached = self.detach().await;
+                        let ok = detached.is_ok();
+                        if reply.send(detached).is_err() {
+                            tracing::debug!("nobody waits for the answer");
+                        }
+                        if ok {
+                            return true;
+                        }
+                    } else {
+                        self.handle(other).await;
+                    }
+                }
+            }
+        }
+        self.change_all(changes).await;
+        false
+    }
+
+    /// Takes events that are there.
+    fn learn_ready(&mut self) {
+        let Some(mut ring) = self.ring.take() else { return };
+        if let Some(Ok(mut ready)) = futures::FutureExt::now_or_never(ring.readable_mut())
+            && self.learn(ready.get_inner_mut())
+        {
+            ready.clear_ready();
+        }
+        self.ring = Some(ring);
+    }
+
+    /// Waits for something that does not need the engine, and learns addresses meanwhile.
+    pub(super) async fn while_learning<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            let readable = async {
+                match &self.ring {
+                    Some(ring) => ring.readable().await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                done = &mut work => return done,
+                readable = readable => {
+                    if !readable {
+                        return work.await;
+                    }
+                    self.learn_ready();
+                }
+            }
+        }
     }
 
     /// Takes note of a change in the kernel.
     fn note(&mut self, change: Change) {
         match change {
-            Change::Links => self.stale = Stale::ALL,
-            Change::Addresses | Change::Routes => {
+            Change::Link { index } => drop(self.stale.some_links.insert(index)),
+            Change::Addresses => {
+                self.observer.forget_addresses();
                 self.stale.routes = true;
-                self.stale.neighbors = true;
             }
-            Change::Neighbor { ifindex, address } => {
-                if !self.kept.contains(&(ifindex, address)) {
+            Change::Routes => self.stale.routes = true,
+            Change::Neighbor { ifindex, address, neighbor } => {
+                if !self.note_neighbor((ifindex, address), neighbor) {
                     return;
                 }
-                self.stale.neighbors = true;
             }
-            Change::Resynchronize => self.stale = Stale::ALL,
+            Change::Resynchronize => {
+                self.observer.forget_addresses();
+                self.stale = Stale::all();
+            }
         }
-        if self.gather_until.is_none() {
-            self.gather_until = Some(tokio::time::Instant::now() + GATHER);
-        }
+        self.catch_up_soon();
+    }
+
+    /// Catches up once there were no news for a moment.
+    pub(super) fn catch_up_soon(&mut self) {
+        let pause = (self.catching_up * 4).clamp(GATHER, GATHER_MOST);
+        self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
     fn resolved(&mut self, name: String, address: Option<IpAddr>) {
         let Some(address) = address else { return };
         if self.observed.endpoints.insert(name, address) != Some(address) {
-            self.note(Change::Routes);
+            self.stale.some_routes.insert(address);
+            self.catch_up_soon();
         }
+    }
+
+    /// Brings the picture up to date.
+    pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
+        self.observer.refresh(&self.state, &mut self.observed, stale).await
     }
 
     /// Brings picture and datapath up to date after changes in the kernel.
     pub(super) async fn catch_up(&mut self) {
         let stale = std::mem::take(&mut self.stale);
-        if !stale.any() {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        if !stale.any() && forgotten.is_empty() {
             return;
         }
-        if let Err(error) = refresh(&self.netlink, &self.state, &mut self.observed, stale).await {
+        let started = Instant::now();
+        let links = self.observed.links.clone();
+        if let Err(error) = self.refresh(&stale).await {
             tracing::warn!(%error, "cannot look at the kernel, trying again");
             self.try_again();
             return;
         }
-        let Compiled { plan, peers, hooks } = compile(&self.state, &self.observed);
-        self.hooks = hooks;
-        if let Err(error) = self.follow(plan) {
+        let before = self.compiled.clone();
+        self.compiled = before.next(&self.state, &self.observed);
+        if let Err(error) = self.follow() {
             tracing::error!("{error:#}; trying again");
             self.try_again();
         }
-        self.take_outcomes(peers);
-        self.keep_neighbors(stale.links).await;
-        self.fit_interfaces().await;
+        self.take_outcomes(&before);
+        self.follow_neighbors(&before).await;
+        self.keep_again(&links, forgotten).await;
+        if stale.links || !stale.some_links.is_empty() {
+            self.fit_interfaces().await;
+        }
+        self.catching_up = started.elapsed();
+        tracing::debug!(elapsed = ?self.catching_up, "caught up");
     }
 
     /// Looks at everything again, soon.
     fn try_again(&mut self) {
-        self.stale = Stale::ALL;
+        self.stale = Stale::all();
         self.gather_until = Some(tokio::time::Instant::now() + RETRY);
     }
 
-    /// Follows the kernel: as [`Self::carry_out`], but an interface that cannot be
+    /// Follows the kernel: carries out what was compiled, but an interface that cannot be
     /// attached to holds up nothing else. It is named, and does without.
-    fn follow(&mut self, mut plan: Plan) -> Result<()> {
+    fn follow(&mut self) -> Result<()> {
+        let mut plan = self.compiled.plan.clone();
         plan.attachments.values_mut().for_each(|attachment| attachment.optional = true);
-        self.carry_out(plan)
+        let result = self.carry_out(plan);
+        self.update_limits();
+        result
     }
 
-    /// Makes the datapath hold a plan.
+    /// Makes the datapath hold a plan. Then [`Self::update_limits`], once the state is the plan's.
     ///
     /// # Errors
     /// The first step that could not be taken; the steps before it are undone.
     pub(super) fn carry_out(&mut self, plan: Plan) -> Result<()> {
         let mut removed = Vec::new();
-        let mut failed = None;
-        for op in diff(&self.plan, &plan) {
-            if let Err(error) = self.datapath.apply(&op, &mut removed) {
-                failed = Some(error);
-                break;
-            }
-        }
-        if let Some(error) = failed {
+        let failed = self.take_steps(&diff(&self.plan, &plan), &mut removed).err();
+        if failed.is_some() {
             for op in diff(&plan, &self.plan) {
-                if let Err(error) = self.datapath.apply(&op, &mut removed) {
+                if let Err(error) = self.take_steps(&[op], &mut removed) {
                     tracing::warn!("while undoing: {error:#}");
                 }
             }
-            self.report_removed(&removed);
-            return Err(error);
+        } else {
+            self.plan = plan;
+            let own_xdp = self.datapath.xdp_interfaces().collect();
+            if self.observed.own_xdp != own_xdp {
+                self.observed.own_xdp = own_xdp;
+            }
         }
-        self.rest_ids(&plan);
-        self.plan = plan;
-        self.observed.own_xdp = self.datapath.xdp_interfaces().collect();
+        self.touched.entries(&removed);
         self.report_removed(&removed);
-        self.update_full();
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn take_steps(&mut self, ops: &[Op], removed: &mut Vec<Entry>) -> Result<()> {
+        for op in ops {
+            self.datapath.apply(op, removed)?;
+            match op {
+                Op::RemoveAdjacency(id) => drop(self.full.remove(&Target::adjacency(*id))),
+                Op::RemovePort(id) => drop(self.full.remove(&Target::port(*id))),
+                Op::RemoveSegment(id) => drop(self.full_segments.remove(id)),
+                Op::SetAdjacency(id, record) => self.touched.insert(Target::adjacency(*id), record.segment),
+                Op::SetFlood(id, _) => self.touched.insert(Target::NONE, *id),
+                _ => {}
+            }
+        }
         Ok(())
     }
 
-    /// Notes which ids are free again.
-    fn rest_ids(&mut self, next: &Plan) {
+    /// Lets the ids rest that one state has and the next one has not.
+    pub(super) fn rest_ids(&mut self, old: &State, new: &State) {
         let now = self.datapath.now();
-        let segments = self.plan.floods.keys().filter(|id| !next.floods.contains_key(id));
-        let ports = self.plan.ports.keys().filter(|id| !next.ports.contains_key(id));
-        let adjacencies = self.plan.adjacencies.keys().filter(|id| !next.adjacencies.contains_key(id));
-        self.resting.extend(
-            segments
-                .map(|id| Resting::Segment(*id))
-                .chain(ports.map(|id| Resting::Port(*id)))
-                .chain(adjacencies.map(|id| Resting::Adjacency(*id)))
-                .map(|id| (now, id)),
-        );
-    }
-
-    /// Which ids may be given out.
-    pub(super) fn ids(&self) -> Ids {
-        let mut ids = Ids { adjacency_capacity: self.options.adjacencies, ..Ids::default() };
-        for (_, resting) in &self.resting {
-            match resting {
-                Resting::Segment(id) => _ = ids.resting_segments.insert(*id),
-                Resting::Port(id) => _ = ids.resting_ports.insert(*id),
-                Resting::Adjacency(id) => _ = ids.resting_adjacencies.insert(*id),
-            }
-        }
-        ids
-    }
-
-    /// Takes note of how peers can be reached now, and tells who listens.
-    pub(super) fn take_outcomes(&mut self, outcomes: BTreeMap<String, PeerOutcome>) {
-        for (name, outcome) in &outcomes {
-            let before = self.outcomes.get(name).map(|outcome| peer_state(&outcome.status));
-            let now = peer_state(&outcome.status);
-            if before.as_ref() != Some(&now) {
-                let (state, reason) = now;
-                tracing::info!(peer = %name, ?state, reason = reason.as_deref().unwrap_or(""), "peer");
-                self.emit(EventKind::PeerState { peer: name.clone(), state, reason });
-            }
-        }
-        self.outcomes = outcomes;
-    }
-
-    /// Asks the kernel to keep the peers' next hops resolved, and lets go of those no longer needed.
-    pub(super) async fn keep_neighbors(&mut self, again: bool) {
-        let wanted: BTreeSet<_> = self.outcomes.values().filter_map(|outcome| outcome.neighbor).collect();
-        for (ifindex, address) in wanted.iter().filter(|neighbor| again || !self.kept.contains(neighbor)) {
-            if let Err(error) = self.netlink.keep_neighbor(*ifindex, *address).await {
-                tracing::warn!(%error, "cannot keep neighbour {address} resolved");
-            }
-        }
-        for (ifindex, address) in self.kept.difference(&wanted) {
-            if let Err(error) = self.netlink.release_neighbor(*ifindex, *address).await {
-                tracing::debug!(%error, "cannot let go of neighbour {address}");
-            }
-        }
-        if wanted.difference(&self.kept).next().is_some() {
-            // It may have been resolved before it was watched.
-            self.stale.neighbors = true;
-            self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
-        }
-        self.kept = wanted;
-    }
-
-    /// Lets go of all neighbours.
-    pub(super) async fn release_neighbors(&mut self) {
-        self.outcomes.clear();
-        self.keep_neighbors(false).await;
+        let freed = freed(old, new);
+        freed.iter().for_each(|id| id.put_into(&mut self.ids));
+        self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 
     async fn tick(&mut self) {
         let now = self.datapath.now() + 1;
         self.datapath.set_clock(now);
-        self.resting.retain(|(since, _)| now.saturating_sub(*since) < REST_SECONDS);
+        while let Some((since, id)) = self.resting.front().copied() {
+            if now.saturating_sub(since) < REST_SECONDS {
+                break;
+            }
+            id.take_from(&mut self.ids);
+            self.resting.pop_front();
+        }
         self.damper.forget(now);
         if std::mem::take(&mut self.unlearned) > 0 {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }
         self.age(now);
-        self.names.ask_again(&self.state);
+        self.names.ask_again(self.index.dns_names());
         self.watch_features().await;
-        if now.is_multiple_of(KEEP_SECONDS) {
-            self.keep_neighbors(true).await;
-        }
+        self.keep_some(now);
     }
 
     /// Looks whether interfaces became, or ceased to be, targets for XDP: a veth does
@@ -398,8 +473,14 @@ impl Engine {
             return;
         }
         match self.netlink.xdp_features().await {
-            Ok(features) if features != self.observed.features => self.note(Change::Links),
-            Ok(_) => {}
+            Ok(features) => {
+                let features = features.into_iter().collect();
+                if self.observed.features != features {
+                    self.observed.features = features;
+                    self.stale.told = true;
+                    self.catch_up_soon();
+                }
+            }
             Err(error) => tracing::warn!(%error, "cannot tell what interfaces can do with XDP"),
         }
     }
@@ -411,6 +492,11 @@ impl Engine {
         }
     }
 
+    /// Whether anybody listens.
+    pub(super) fn is_heard(&self) -> bool {
+        self.events.receiver_count() > 0
+    }
+
     /// Tells those who listen.
     pub(super) fn emit(&self, kind: EventKind) {
         // No listener is no error.
@@ -418,11 +504,61 @@ impl Engine {
     }
 }
 
-/// A peer's state and reason as the API says them.
-pub(super) fn peer_state(status: &PeerStatus) -> (PeerState, Option<String>) {
-    match status {
-        PeerStatus::Up(_) => (PeerState::Up, None),
-        PeerStatus::Unresolved(why) => (PeerState::Unresolved, Some(why.clone())),
-        PeerStatus::Down(why) => (PeerState::Down, Some(why.clone())),
+/// The ids that one state has and the next one has not.
+fn freed(old: &State, new: &State) -> Vec<Resting> {
+    use imbl::ordmap::DiffItem;
+    let mut freed = Vec::new();
+    for item in old.segments.diff(&new.segments) {
+        match item {
+            DiffItem::Remove(_, old) => freed.push(Resting::Segment(old.id.into())),
+            DiffItem::Update { old: (_, old), new: (_, new) } if old.id != new.id => {
+                freed.push(Resting::Segment(old.id.into()));
+            }
+            _ => {}
+        }
+    }
+    for item in old.ports.diff(&new.ports) {
+        match item {
+            DiffItem::Remove(_, old) => freed.push(Resting::Port(old.id)),
+            DiffItem::Update { old: (_, old), new: (_, new) } if old.id != new.id => {
+                freed.push(Resting::Port(old.id));
+            }
+            _ => {}
+        }
+    }
+    for item in old.peers.diff(&new.peers) {
+        match item {
+            DiffItem::Remove(_, old) => freed.extend(old.segments.values().map(|id| Resting::Adjacency(*id))),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                let stays = |id: &&u32| new.segments.values().any(|new| new == *id);
+                let gone = old.segments.values().filter(|id| !stays(id));
+                freed.extend(gone.map(|id| Resting::Adjacency(*id)));
+            }
+            DiffItem::Add(..) => {}
+        }
+    }
+    freed
+}
+
+/// Lets ids rest in `ids` that a state frees on the way to another.
+pub(super) fn rest_in(ids: &mut Ids, old: &State, new: &State) {
+    freed(old, new).into_iter().for_each(|id| id.put_into(ids));
+}
+
+impl Resting {
+    fn put_into(self, ids: &mut Ids) {
+        match self {
+            Self::Segment(id) => ids.resting_segments.insert(id),
+            Self::Port(id) => ids.resting_ports.insert(id),
+            Self::Adjacency(id) => ids.resting_adjacencies.insert(id),
+        };
+    }
+
+    fn take_from(self, ids: &mut Ids) {
+        match self {
+            Self::Segment(id) => ids.resting_segments.remove(&id),
+            Self::Port(id) => ids.resting_ports.remove(&id),
+            Self::Adjacency(id) => ids.resting_adjacencies.remove(&id),
+        };
     }
 }

@@ -1,26 +1,54 @@
 //! From ids, as the datapath knows things, to names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use mgre_common::target::{Target, TargetKind};
 
 use crate::api::messages::Place;
-use crate::model::State;
+use crate::model::{Peer, State};
 
 /// Names by id, for one state.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     segments: HashMap<u16, String>,
     ports: HashMap<u32, String>,
-    peers: HashMap<u32, String>,
+    peers: HashMap<u32, Arc<str>>,
+    /// Remotes of peers that were given as DNS names, by peer.
+    dns_names: BTreeMap<Arc<str>, String>,
 }
 
 impl Index {
-    pub(super) fn new(state: &State) -> Self {
-        Self {
-            segments: state.segments.iter().map(|(name, segment)| (segment.id, name.clone())).collect(),
-            ports: state.ports.iter().map(|(name, port)| (port.id, name.clone())).collect(),
-            peers: state.adjacencies().map(|(id, peer, ..)| (id, peer.to_owned())).collect(),
+    /// Goes from one state to another.
+    pub(super) fn follow(&mut self, old: &State, new: &State) {
+        // An id that is free rests before it is another's, so the order does not matter.
+        for item in old.segments.diff(&new.segments) {
+            let (gone, come) = sides(item);
+            gone.into_iter().for_each(|(_, segment)| drop(self.segments.remove(&segment.id)));
+            self.segments.extend(come.map(|(name, segment)| (segment.id, name.clone())));
+        }
+        for item in old.ports.diff(&new.ports) {
+            let (gone, come) = sides(item);
+            gone.into_iter().for_each(|(_, port)| drop(self.ports.remove(&port.id)));
+            self.ports.extend(come.map(|(name, port)| (port.id, name.clone())));
+        }
+        for item in old.peers.diff(&new.peers) {
+            let (gone, come) = sides(item);
+            gone.into_iter().for_each(|(name, peer)| self.remove_peer(name, peer));
+            come.into_iter().for_each(|(name, peer)| self.add_peer(name, peer));
+        }
+    }
+
+    fn remove_peer(&mut self, name: &Arc<str>, peer: &Peer) {
+        peer.segments.values().for_each(|id| drop(self.peers.remove(id)));
+        self.dns_names.remove(name);
+    }
+
+    fn add_peer(&mut self, name: &Arc<str>, peer: &Peer) {
+        self.peers.extend(peer.segments.values().map(|id| (*id, Arc::clone(name))));
+        if peer.remote_address().is_none() {
+            self.dns_names.insert(Arc::clone(name), peer.remote.clone());
         }
     }
 
@@ -32,7 +60,7 @@ impl Index {
     /// The name of an adjacency's peer.
     pub(super) fn peer(&self, target: Target) -> Option<&str> {
         match target.kind() {
-            TargetKind::Adjacency(id) => self.peers.get(&id).map(String::as_str),
+            TargetKind::Adjacency(id) => self.peers.get(&id).map(|name| &**name),
             TargetKind::Port(_) | TargetKind::None => None,
         }
     }
@@ -44,5 +72,21 @@ impl Index {
             TargetKind::Adjacency(_) => self.peer(target).map(Place::peer),
             TargetKind::None => None,
         }
+    }
+
+    /// The remotes of peers that were given as DNS names.
+    pub(super) fn dns_names(&self) -> impl Iterator<Item = &str> {
+        self.dns_names.values().map(String::as_str)
+    }
+}
+
+/// A thing as it was, and as it is.
+type Sides<'a, 'b, K, V> = (Option<(&'a K, &'a V)>, Option<(&'b K, &'b V)>);
+
+fn sides<'a, 'b, K, V>(item: DiffItem<'a, 'b, K, V>) -> Sides<'a, 'b, K, V> {
+    match item {
+        DiffItem::Add(key, value) => (None, Some((key, value))),
+        DiffItem::Remove(key, value) => (Some((key, value)), None),
+        DiffItem::Update { old, new } => (Some(old), Some(new)),
     }
 }

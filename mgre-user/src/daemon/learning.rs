@@ -11,8 +11,7 @@ use mgre_common::wire::MacAddr;
 use super::engine::Engine;
 use crate::api::messages::{EventKind, Place};
 use crate::datapath::fdb::Entry;
-use crate::learn::{Decision, Known, Quota, decide};
-use crate::model::Peer;
+use crate::learn::{Decision, Known, decide};
 
 /// Events taken in one go, before the engine looks at what else there is to do.
 const BATCH: usize = 1024;
@@ -78,7 +77,11 @@ impl Engine {
                 self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbLearned { segment, mac, place })
             }
         }
-        self.update_full();
+        self.update_peer(target);
+        if let Some(from) = from {
+            self.update_peer(from);
+        }
+        self.update_segment(key.segment());
     }
 
     /// Forgets addresses that were not seen for their segment's ageing time. Called
@@ -101,9 +104,8 @@ impl Engine {
         for entry in &aged {
             self.emit_fdb(entry, |segment, mac, place| EventKind::FdbAged { segment, mac, place });
         }
-        if !aged.is_empty() {
-            self.update_full();
-        }
+        self.touched.entries(&aged);
+        self.update_limits();
     }
 
     /// The segment that a port or an adjacency is in.
@@ -115,65 +117,9 @@ impl Engine {
         }
     }
 
-    fn segment_quota(&self, id: u16) -> Option<Quota> {
-        let segment = self.state.segments.get(self.index.segment(id)?)?;
-        Some(Quota { learned: self.datapath.fdb.learned_in(id), limit: segment.max_macs })
-    }
-
-    /// The peer that an adjacency is of, and its quota over all its segments.
-    fn peer_quota(&self, target: Target) -> Option<(&Peer, Quota)> {
-        let peer = self.state.peers.get(self.index.peer(target)?)?;
-        let targets = peer.segments.values().map(|id| Target::adjacency(*id));
-        let learned = targets.map(|target| self.datapath.fdb.learned_from(target)).sum();
-        Some((peer, Quota { learned, limit: peer.max_macs }))
-    }
-
-    /// Tells the datapath whether the peer and the segment that an entry was just
-    /// added to may have more.
-    fn update_full_of(&mut self, target: Target, segment: u16) {
-        if let Some((peer, quota)) = self.peer_quota(target) {
-            let targets: Vec<Target> = peer.segments.values().map(|id| Target::adjacency(*id)).collect();
-            for target in targets {
-                self.set_full(target, quota.is_full());
-            }
-        }
-        if let Some(quota) = self.segment_quota(segment) {
-            self.set_segment_full(segment, quota.is_full());
-        }
-    }
-
-    /// Tells the datapath which peers and segments may have no more addresses learned.
-    pub(super) fn update_full(&mut self) {
-        let adjacencies: Vec<(u32, u16)> =
-            self.plan.adjacencies.iter().map(|(id, record)| (*id, record.segment)).collect();
-        self.full.retain(|target| self.index.peer(*target).is_some());
-        for (id, segment) in adjacencies {
-            self.update_full_of(Target::adjacency(id), segment);
-        }
-        let segments: Vec<u16> = self.plan.floods.keys().copied().collect();
-        self.full_segments.retain(|id| segments.contains(id));
-        for id in segments {
-            self.update_full_of(Target::NONE, id);
-        }
-    }
-
-    fn set_full(&mut self, target: Target, full: bool) {
-        let changed = if full { self.full.insert(target) } else { self.full.remove(&target) };
-        if changed {
-            self.datapath.set_full(target, full);
-        }
-    }
-
-    fn set_segment_full(&mut self, id: u16, full: bool) {
-        let changed = if full { self.full_segments.insert(id) } else { self.full_segments.remove(&id) };
-        if changed {
-            self.datapath.set_segment_full(id, full);
-        }
-    }
-
     /// Tells those who listen about an FDB entry, if its segment and place still have names.
     pub(super) fn emit_fdb(&self, entry: &Entry, kind: impl FnOnce(String, MacAddr, Place) -> EventKind) {
-        if self.events.receiver_count() == 0 {
+        if !self.is_heard() {
             return;
         }
         let segment = self.index.segment(entry.key.segment());

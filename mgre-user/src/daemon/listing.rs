@@ -35,7 +35,7 @@ impl Engine {
             if !places.contains_key(&target)
                 && let Some(place) = self.index.place(target)
             {
-                let outcome = place.peer.as_ref().and_then(|peer| self.outcomes.get(peer));
+                let outcome = place.peer.as_ref().and_then(|peer| self.compiled.peers.get(peer.as_str()));
                 let endpoint = outcome.and_then(|outcome| outcome.endpoint);
                 places.insert(target, (place, endpoint));
             }

@@ -2,17 +2,22 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
-//! - `learning`: events from the datapath, and ageing; `index`: names by id;
+//! - `interfaces`, `neighbors`: what the kernel is asked for;
+//! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `observe`, `names`: the picture of the kernel, and of DNS;
-//! - `store`: the saved state; `system`: what must be there before a start.
+//! - `store`, `journal`: the saved state; `system`: what must be there before a start.
 
 mod check;
 mod engine;
 mod index;
+mod interfaces;
+mod journal;
 mod learning;
+mod limits;
 mod listing;
 mod names;
+mod neighbors;
 mod numbers;
 mod observe;
 mod requests;
@@ -74,6 +79,7 @@ impl Options {
 /// # Errors
 /// What keeps it from running.
 pub async fn run(options: Options) -> Result<()> {
+    system::give_memory_back();
     let object = object()?;
     system::check_privileges()?;
     let kernel = system::kernel_release()?;
@@ -87,7 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
         None => None,
     };
     let config = options.config.as_ref().map(|path| read_config(path)).transpose()?;
-    let store = Store::open(&options.state_dir, &options.instance)?;
+    let mut store = Store::open(&options.state_dir, &options.instance)?;
     let saved = store.load()?;
     let highest = saved.state.adjacencies().map(|(id, ..)| id).max();
     if let Some(id) = highest.filter(|id| *id >= options.adjacencies) {
@@ -109,12 +115,12 @@ pub async fn run(options: Options) -> Result<()> {
         netlink: Netlink::connect()?,
         datapath,
         events,
-    });
+        ring,
+    })?;
     engine.start().await?;
     if let Some(document) = config {
         let replace = Change::Replace(Box::new(document));
-        let applied =
-            engine.change(vec![replace], false).await.context("the configuration cannot be applied")?;
+        let applied = engine.change(vec![replace]).await.context("the configuration cannot be applied")?;
         for line in applied.changed {
             tracing::info!("{line}");
         }
@@ -137,7 +143,7 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        let result = engine.run(requests, monitor, ring, shutdown).await;
+        let result = engine.run(requests, monitor, shutdown).await;
         // The server may have ended by itself.
         stop.send(()).ok();
         result

@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::model::State;
-
 /// How long an answer is taken for true.
 const FRESH: Duration = Duration::from_secs(60);
 /// How soon a name that did not resolve is asked for again.
@@ -43,16 +41,15 @@ impl Names {
         }
     }
 
-    /// Asks for the names of a state that were not asked for lately.
-    pub(super) fn ask_again(&mut self, state: &State) {
+    /// Asks for those names that were not asked for lately.
+    pub(super) fn ask_again<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
         let now = Instant::now();
-        let names = state.peers.values().filter(|peer| peer.remote_address().is_none());
-        for name in names.map(|peer| &peer.remote) {
+        for name in names {
             if self.asked.get(name).is_some_and(|due| now < *due) {
                 continue;
             }
-            self.asked.insert(name.clone(), now + FRESH);
-            let (name, sender) = (name.clone(), self.sender.clone());
+            self.asked.insert(name.to_owned(), now + FRESH);
+            let (name, sender) = (name.to_owned(), self.sender.clone());
             tokio::spawn(async move {
                 let found = tokio::net::lookup_host((name.as_str(), 0)).await;
                 let address = found.ok().and_then(|mut found| {

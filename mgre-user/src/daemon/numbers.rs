@@ -8,12 +8,13 @@ use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::Target;
 
 use super::engine::Engine;
-use crate::api::messages::{
-    AdjacencyMetrics, AdjacencyView, InterfaceMetrics, MetricsSnapshot, PeerMetrics, PortMetrics, PortState,
-    SegmentMetrics, StatsRow, StatsView, TrafficRow, TrafficSum,
+use crate::api::messages::{AdjacencyView, Later, PortState, StatsRow, StatsView, TrafficRow};
+use crate::datapath::counters::Counters;
+use crate::metrics::{
+    AdjacencyNumbers, InterfaceNumbers, Numbers, PeerNumbers, PortNumbers, SegmentNumbers, TrafficSum, render,
 };
-use crate::model::Peer;
-use crate::plan::{Hook, PeerStatus};
+use crate::model::State;
+use crate::plan::{Compiled, Hook, PeerStatus, Plan};
 use mgre_common::wire::ETHERNET_LEN;
 
 /// Who a row of counters belongs to.
@@ -61,24 +62,11 @@ impl Engine {
         view
     }
 
-    /// Seconds since a frame was last received.
-    fn last_seen(&self, traffic: &Traffic) -> Option<u64> {
-        (traffic.receive_packets > 0)
-            .then(|| u64::from(self.datapath.now()).saturating_sub(traffic.last_receive_seconds))
-    }
-
-    /// The largest inner packet that goes to an adjacency; none while it is not resolved.
-    fn adjacency_mtu(&self, id: u32) -> Option<u32> {
-        let template = &self.plan.adjacencies.get(&id)?.template;
-        let mtu = template.max_frame.saturating_sub(ETHERNET_LEN as u32);
-        (template.ifindex != 0).then_some(mtu)
-    }
-
     pub(super) fn adjacency_view(
         &self,
         segment: &str,
         id: u32,
-        entries: &HashMap<Target, u64>,
+        given: &HashMap<Target, u64>,
     ) -> AdjacencyView {
         let target = Target::adjacency(id);
         let traffic = self.datapath.counters().traffic(target);
@@ -89,83 +77,83 @@ impl Engine {
             tx_packets: traffic.transmit_packets,
             tx_bytes: traffic.transmit_bytes,
             drops: self.drop_count(target),
-            last_seen_seconds: self.last_seen(&traffic),
-            mtu: self.adjacency_mtu(id),
-            fdb_entries: entries.get(&target).copied().unwrap_or(0),
+            last_seen_seconds: last_seen(&traffic, self.datapath.now()),
+            mtu: adjacency_mtu(&self.plan, id),
+            fdb_entries: given.get(&target).copied().unwrap_or(0)
+                + u64::from(self.datapath.fdb.learned_from(target)),
         }
     }
 
     /// Learn events that did not reach the daemon.
     pub(super) fn events_lost(&self) -> u64 {
         let counters = self.datapath.counters();
-        self.owners().into_iter().map(|(target, _)| counters.traffic(target).reports_lost).sum()
+        let ports = self.state.ports.values().map(|port| Target::port(port.id));
+        let adjacencies = self.state.adjacencies().map(|(id, ..)| Target::adjacency(id));
+        let all = ports.chain(adjacencies).chain([Target::NONE]);
+        all.map(|target| counters.traffic(target).reports_lost).sum()
     }
 
-    pub(super) fn metrics(&self) -> MetricsSnapshot {
+    /// The text of `/metrics`, to be written by another than the engine.
+    pub(super) fn metrics(&self) -> Later<String> {
         let counters = self.datapath.counters();
-        MetricsSnapshot {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            peers: self.state.peers.iter().map(|(name, peer)| self.peer_metrics(name, peer)).collect(),
-            ports: self
-                .state
-                .ports
-                .iter()
-                .map(|(name, port)| PortMetrics {
-                    port: name.clone(),
-                    segment: port.segment.clone(),
-                    up: self.port_state(name, port).0 == PortState::Up,
-                    traffic: sum(&counters.traffic(Target::port(port.id))),
-                    drops: counters.drops(Target::port(port.id)),
-                })
-                .collect(),
-            segments: self.segment_metrics(),
-            interfaces: self.interface_metrics(),
+        let ports = self.state.ports.iter().map(|(name, port)| PortNumbers {
+            port: name.clone(),
+            segment: port.segment.clone(),
+            up: self.port_state(name, port).0 == PortState::Up,
+            traffic: sum(&counters.traffic(Target::port(port.id))),
+            drops: counters.drops(Target::port(port.id)),
+        });
+        let numbers = Numbers {
+            version: env!("CARGO_PKG_VERSION"),
+            ports: ports.collect(),
+            segments: self.segment_numbers(),
+            interfaces: self.interface_numbers(),
             drops: counters.drops(Target::NONE),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             fdb_events: self.learn_events,
             fdb_events_lost: self.events_lost(),
-        }
-    }
-
-    fn peer_metrics(&self, name: &str, peer: &Peer) -> PeerMetrics {
-        let counters = self.datapath.counters();
-        let adjacency = |(segment, id): (&String, &u32)| AdjacencyMetrics {
-            segment: segment.clone(),
-            traffic: sum(&counters.traffic(Target::adjacency(*id))),
-            drops: counters.drops(Target::adjacency(*id)),
-            mtu_bytes: self.adjacency_mtu(*id).unwrap_or(0),
+            ..Numbers::default()
         };
-        let seen = |id: &u32| self.last_seen(&counters.traffic(Target::adjacency(*id)));
-        let status = self.outcomes.get(name).map(|outcome| &outcome.status);
-        PeerMetrics {
-            peer: name.to_owned(),
-            remote: peer.remote.clone(),
-            up: matches!(status, Some(PeerStatus::Up(_))),
-            last_seen_timestamp_seconds: peer.segments.values().filter_map(seen).min().map(timestamp),
-            adjacencies: peer.segments.iter().map(adjacency).collect(),
-        }
+        let peers = Peers {
+            state: self.state.clone(),
+            compiled: self.compiled.clone(),
+            counters: counters.clone(),
+            now: self.datapath.now(),
+        };
+        Later::new(move || {
+            let (peers, adjacencies) = peers.numbers();
+            render(&Numbers { peers, adjacencies, ..numbers })
+        })
     }
 
-    fn segment_metrics(&self) -> Vec<SegmentMetrics> {
-        let mut by_id: HashMap<u16, SegmentMetrics> = HashMap::new();
-        for entry in self.datapath.fdb.iter() {
-            let metrics = by_id.entry(entry.key.segment()).or_default();
-            match (entry.seen, self.plan.fixed.get(&entry.key)) {
-                (Some(_), _) => metrics.fdb_learned += 1,
-                (None, Some(fixed)) if fixed.local => metrics.fdb_local += 1,
-                (None, _) => metrics.fdb_static += 1,
+    /// FDB entries that were given: how many there are in each segment, and how many of them are local.
+    pub(super) fn given_entries(&self) -> HashMap<u16, (u64, u64)> {
+        let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
+        for (key, entry) in &self.plan.fixed {
+            let (all, local) = counts.entry(key.segment()).or_default();
+            *all += 1;
+            *local += u64::from(entry.local);
+        }
+        counts
+    }
+
+    fn segment_numbers(&self) -> Vec<SegmentNumbers> {
+        let given = self.given_entries();
+        let numbers = |(name, segment): (&String, &crate::model::Segment)| {
+            let (all, local) = given.get(&segment.id).copied().unwrap_or_default();
+            SegmentNumbers {
+                segment: name.clone(),
+                fdb_static: all - local,
+                fdb_learned: self.datapath.fdb.learned_in(segment.id).into(),
+                fdb_local: local,
+                fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
+                flood_copies: self.datapath.counters().segment(segment.id).flood_copies,
             }
-        }
-        let metrics = |(name, segment): (&String, &crate::model::Segment)| SegmentMetrics {
-            segment: name.clone(),
-            fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
-            flood_copies: self.datapath.counters().segment(segment.id).flood_copies,
-            ..by_id.remove(&segment.id).unwrap_or_default()
         };
-        self.state.segments.iter().map(metrics).collect()
+        self.state.segments.iter().map(numbers).collect()
     }
 
-    fn interface_metrics(&self) -> Vec<InterfaceMetrics> {
+    fn interface_numbers(&self) -> Vec<InterfaceNumbers> {
         let underlays =
             self.state.underlays.iter().map(|(name, underlay)| (name, Hook::Underlay, underlay.mode));
         let ports = self.state.ports.iter().map(|(name, port)| {
@@ -176,10 +164,61 @@ impl Engine {
             .chain(ports)
             .filter_map(|(name, hook, mode)| {
                 let hook = self.hook_of(name, hook).0?;
-                Some(InterfaceMetrics { interface: name.clone(), hook, mode: mode.to_string() })
+                Some(InterfaceNumbers { interface: name.clone(), hook, mode: mode.to_string() })
             })
             .collect()
     }
+}
+
+/// What the peers' numbers are made of.
+struct Peers {
+    state: State,
+    compiled: Compiled,
+    counters: Counters,
+    now: u32,
+}
+
+impl Peers {
+    fn numbers(&self) -> (Vec<PeerNumbers<'_>>, Vec<AdjacencyNumbers<'_>>) {
+        let mut peers = Vec::with_capacity(self.state.peers.len());
+        let mut adjacencies = Vec::with_capacity(self.state.adjacency_count() as usize);
+        for (name, peer) in &self.state.peers {
+            let mut seen: Option<u64> = None;
+            for (segment, id) in &peer.segments {
+                let target = Target::adjacency(*id);
+                let traffic = self.counters.traffic(target);
+                seen = seen.into_iter().chain(last_seen(&traffic, self.now)).min();
+                let drops = self.counters.drops(target);
+                adjacencies.push(AdjacencyNumbers {
+                    peer: name,
+                    segment,
+                    traffic: sum(&traffic),
+                    drops: (drops != Drops::default()).then(|| Box::new(drops)),
+                    mtu_bytes: adjacency_mtu(&self.compiled.plan, *id).unwrap_or(0),
+                });
+            }
+            let status = self.compiled.peers.get(name).map(|outcome| &outcome.status);
+            peers.push(PeerNumbers {
+                peer: name,
+                remote: &peer.remote,
+                up: matches!(status, Some(PeerStatus::Up(_))),
+                last_seen_timestamp_seconds: seen.map(timestamp),
+            });
+        }
+        (peers, adjacencies)
+    }
+}
+
+/// Seconds since a frame was last received.
+fn last_seen(traffic: &Traffic, now: u32) -> Option<u64> {
+    (traffic.receive_packets > 0).then(|| u64::from(now).saturating_sub(traffic.last_receive_seconds))
+}
+
+/// The largest inner packet that goes to an adjacency; none while it is not resolved.
+fn adjacency_mtu(plan: &Plan, id: u32) -> Option<u32> {
+    let template = &plan.adjacencies.get(&id)?.template;
+    let mtu = template.max_frame.saturating_sub(ETHERNET_LEN as u32);
+    (template.ifindex != 0).then_some(mtu)
 }
 
 fn drop_rows<'a>(drops: &'a Drops, owner: Owner<'a>) -> impl Iterator<Item = StatsRow> + 'a {

@@ -1,58 +1,163 @@
 //! Keeps the picture of what the kernel has.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
 
 use crate::model::State;
-use crate::netlink::{Netlink, Result};
+use crate::netlink::{Address, Netlink, Result, Route};
 use crate::plan::Observed;
 
 /// Which parts of the picture may be out of date.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stale {
-    /// Interfaces.
+    /// All interfaces.
     pub(super) links: bool,
-    /// Routes to the peers.
+    /// These interfaces.
+    pub(super) some_links: BTreeSet<u32>,
+    /// Routes to all peers.
     pub(super) routes: bool,
+    /// Routes to these endpoints.
+    pub(super) some_routes: BTreeSet<IpAddr>,
     /// The neighbour tables.
     pub(super) neighbors: bool,
+    /// Something was told that the plan does not say yet.
+    pub(super) told: bool,
 }
 
 impl Stale {
     /// Everything.
-    pub(super) const ALL: Self = Self { links: true, routes: true, neighbors: true };
+    pub(super) fn all() -> Self {
+        Self { links: true, routes: true, neighbors: true, ..Self::default() }
+    }
+
+    /// All interfaces.
+    pub(super) fn links() -> Self {
+        Self { links: true, ..Self::default() }
+    }
 
     /// Whether anything is.
-    pub(super) const fn any(self) -> bool {
-        self.links || self.routes || self.neighbors
+    pub(super) fn any(&self) -> bool {
+        *self != Self::default()
     }
 }
 
-/// Brings the picture up to date for a state.
-///
-/// # Errors
-/// The kernel does not answer.
-pub(super) async fn refresh(
-    netlink: &Netlink,
-    state: &State,
-    observed: &mut Observed,
-    stale: Stale,
-) -> Result<()> {
-    if stale.links {
-        observed.links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
-        observed.features = netlink.xdp_features().await?;
+/// The picture, and what only checks look at.
+#[derive(Debug)]
+pub(super) struct Observer {
+    netlink: Netlink,
+    /// This host's addresses; none if they may be out of date.
+    addresses: Option<Arc<[Address]>>,
+}
+
+impl Observer {
+    pub(super) const fn new(netlink: Netlink) -> Self {
+        Self { netlink, addresses: None }
     }
-    if stale.routes {
-        let mut routes = HashMap::new();
-        for remote in remotes(state, observed) {
-            routes.insert(remote, netlink.route_to(remote, None).await?);
+
+    /// This host's addresses changed.
+    pub(super) fn forget_addresses(&mut self) {
+        self.addresses = None;
+    }
+
+    /// This host's addresses.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) async fn addresses(&mut self) -> Result<Arc<[Address]>> {
+        if let Some(addresses) = &self.addresses {
+            return Ok(Arc::clone(addresses));
         }
-        observed.routes = routes;
+        let addresses: Arc<[Address]> = self.netlink.addresses().await?.into();
+        self.addresses = Some(Arc::clone(&addresses));
+        Ok(addresses)
     }
-    if stale.neighbors {
-        observed.neighbors = netlink.neighbors().await?;
+
+    /// Brings the picture up to date for a state.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) async fn refresh(&self, state: &State, observed: &mut Observed, stale: &Stale) -> Result<()> {
+        let netlink = &self.netlink;
+        if stale.links {
+            let links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
+            replace(&mut observed.links, links);
+            replace(&mut observed.features, netlink.xdp_features().await?.into_iter().collect());
+        } else if !stale.some_links.is_empty() {
+            let asked: Vec<u32> = stale.some_links.iter().copied().collect();
+            let mut links = observed.links.clone();
+            asked.iter().for_each(|index| drop(links.remove(index)));
+            let found = netlink.links_with(asked).await?;
+            links.extend(found.into_iter().map(|link| (link.index, link)));
+            replace(&mut observed.links, links);
+            replace(&mut observed.features, netlink.xdp_features().await?.into_iter().collect());
+        }
+        if stale.routes {
+            let asked: Vec<IpAddr> = remotes(state, observed).into_iter().collect();
+            replace(&mut observed.routes, netlink.routes_to(asked).await?.into_iter().collect());
+        } else if !stale.some_routes.is_empty() {
+            let asked = stale.some_routes.iter().copied().collect();
+            for (remote, route) in netlink.routes_to(asked).await? {
+                set_route(observed, remote, route);
+            }
+        }
+        if stale.neighbors {
+            replace(&mut observed.neighbors, netlink.neighbors().await?.into_iter().collect());
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Looks up routes to endpoints that are new, and the neighbours that they lead to.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) async fn look_ahead(
+        &self,
+        observed: &mut Observed,
+        underlays: &BTreeSet<u32>,
+        remotes: &BTreeSet<IpAddr>,
+    ) -> Result<()> {
+        let asked: Vec<IpAddr> =
+            remotes.iter().filter(|remote| !observed.routes.contains_key(*remote)).copied().collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let mut neighbors = BTreeSet::new();
+        for (remote, route) in self.netlink.routes_to(asked).await? {
+            set_route(observed, remote, route);
+            if let Some(route) = route.filter(|route| underlays.contains(&route.ifindex) && !route.local) {
+                neighbors.insert((route.ifindex, route.gateway.unwrap_or(remote)));
+            }
+        }
+        neighbors.retain(|neighbor| !observed.neighbors.contains_key(neighbor));
+        if neighbors.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<_> = neighbors.iter().copied().collect();
+        let found = self.netlink.neighbors_at(asked).await?;
+        let found = neighbors.into_iter().zip(found).filter_map(|(key, found)| Some((key, found?)));
+        observed.neighbors.extend(found);
+        Ok(())
+    }
+}
+
+/// Makes a map hold what another does, and keeps what stays the same shared with older copies.
+fn replace<K: Ord + Clone, V: PartialEq + Clone>(map: &mut OrdMap<K, V>, wanted: OrdMap<K, V>) {
+    let gone: Vec<K> = map.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+    gone.iter().for_each(|key| drop(map.remove(key)));
+    for (key, value) in wanted {
+        if map.get(&key) != Some(&value) {
+            map.insert(key, value);
+        }
+    }
+}
+
+fn set_route(observed: &mut Observed, remote: IpAddr, route: Option<Route>) {
+    if observed.routes.get(&remote) != Some(&route) {
+        observed.routes.insert(remote, route);
+    }
 }
 
 /// The peers' endpoints, as far as they are known.

@@ -5,21 +5,22 @@ use std::collections::HashMap;
 use mgre_common::target::Target;
 use tokio::task::spawn_blocking;
 
-use super::engine::{Engine, peer_state};
+use super::engine::Engine;
+use super::neighbors::peer_state;
 use crate::api::messages::{
     FdbFilter, Flushed, PeerView, PortState, PortView, Problem, Reply, Request, SegmentView, StatusView,
     UnderlayView,
 };
 use crate::datapath::fdb::Entry;
 use crate::model::{Document, Peer, Port};
-use crate::plan::{Hook, PeerStatus, segment_mtu};
+use crate::plan::{Hook, PeerOutcome, PeerStatus, segment_mtu};
 
 impl Engine {
     /// Answers one request.
     pub(super) async fn handle(&mut self, request: Request) {
         match request {
             Request::Change { changes, dry_run, reply } => {
-                let answer = self.change(changes, dry_run).await;
+                let answer = if dry_run { self.try_out(changes).await } else { self.change(changes).await };
                 send(reply, answer);
             }
             Request::Flush { filter, reply } => {
@@ -29,7 +30,7 @@ impl Engine {
             Request::Underlays(reply) => send(reply, Ok(self.underlay_views())),
             Request::Segments(reply) => send(reply, Ok(self.segment_views())),
             Request::Ports(reply) => send(reply, Ok(self.port_views())),
-            Request::Peers(reply) => send(reply, Ok(self.peer_views())),
+            Request::Peers { only, reply } => send(reply, Ok(self.peer_views(only.as_deref()))),
             Request::Fdb { filter, reply } => match self.list_fdb(&filter) {
                 Ok(listing) => drop(spawn_blocking(move || send(reply, Ok(listing.views())))),
                 Err(problem) => send(reply, Err(problem)),
@@ -68,7 +69,7 @@ impl Engine {
         if let Some(refusal) = self.datapath.refusal(link.index, early) {
             return (Some("tcx".to_owned()), Some(format!("its driver refused XDP: {refusal}")));
         }
-        match self.hooks.get(name) {
+        match self.compiled.hooks.get(name) {
             Some(choice) => (Some(choice.hook().to_owned()), Some(choice.reason.clone())),
             None => {
                 let reason = "an interface of the host: TCX on its transmit path";
@@ -78,19 +79,17 @@ impl Engine {
     }
 
     fn segment_views(&self) -> Vec<SegmentView> {
-        let mut entries: HashMap<u16, u64> = HashMap::new();
-        for entry in self.datapath.fdb.iter() {
-            *entries.entry(entry.key.segment()).or_default() += 1;
-        }
+        let given = self.given_entries();
         let view = |(name, segment): (&String, &crate::model::Segment)| SegmentView {
             name: name.clone(),
             key: segment.key,
             mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
             aging_seconds: segment.aging_seconds,
             max_macs: segment.max_macs,
-            peers: self.state.peers_in(name).count() as u64,
+            peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
-            fdb_entries: entries.get(&segment.id).copied().unwrap_or(0),
+            fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
+                + u64::from(self.datapath.fdb.learned_in(segment.id)),
         };
         self.state.segments.iter().map(view).collect()
     }
@@ -135,20 +134,29 @@ impl Engine {
         self.datapath.counters().drops(target).packets.iter().flatten().sum()
     }
 
-    fn peer_views(&self) -> Vec<PeerView> {
-        let mut entries: HashMap<Target, u64> = HashMap::new();
-        for entry in self.datapath.fdb.iter() {
-            *entries.entry(entry.target).or_default() += 1;
+    fn peer_views(&self, only: Option<&str>) -> Vec<PeerView> {
+        let mut given: HashMap<Target, u64> = HashMap::new();
+        for entry in self.plan.fixed.values() {
+            *given.entry(entry.target).or_default() += 1;
         }
-        self.state.peers.iter().map(|(name, peer)| self.peer_view(name, peer, &entries)).collect()
+        match only {
+            Some(name) => self
+                .state
+                .peers
+                .get(name)
+                .map(|peer| self.peer_view(name, peer, &given))
+                .into_iter()
+                .collect(),
+            None => self.state.peers.iter().map(|(name, peer)| self.peer_view(name, peer, &given)).collect(),
+        }
     }
 
-    fn peer_view(&self, name: &str, peer: &Peer, entries: &HashMap<Target, u64>) -> PeerView {
-        let outcome = self.outcomes.get(name);
+    fn peer_view(&self, name: &str, peer: &Peer, given: &HashMap<Target, u64>) -> PeerView {
+        let outcome = self.compiled.peers.get(name);
         let unknown = PeerStatus::Unresolved("not looked at yet".to_owned());
         let (state, reason) = peer_state(outcome.map_or(&unknown, |outcome| &outcome.status));
         let adjacencies: Vec<_> =
-            peer.segments.iter().map(|(segment, id)| self.adjacency_view(segment, *id, entries)).collect();
+            peer.segments.iter().map(|(segment, id)| self.adjacency_view(segment, *id, given)).collect();
         let sum = |of: fn(&crate::api::messages::AdjacencyView) -> u64| adjacencies.iter().map(of).sum();
         PeerView {
             name: name.to_owned(),
@@ -156,7 +164,7 @@ impl Engine {
             endpoint: outcome.and_then(|outcome| outcome.endpoint),
             segments: peer.segments.keys().cloned().collect(),
             state,
-            reason,
+            reason: reason.map(str::to_owned),
             rx_packets: sum(|view| view.rx_packets),
             rx_bytes: sum(|view| view.rx_bytes),
             tx_packets: sum(|view| view.tx_packets),
@@ -190,7 +198,7 @@ impl Engine {
                 let peer = self
                     .state
                     .peers
-                    .get(name)
+                    .get(name.as_str())
                     .ok_or_else(|| Problem::not_found(format!("there is no peer {name}")))?;
                 Some(peer.segments.values().map(|id| Target::adjacency(*id)).collect())
             }
@@ -204,19 +212,15 @@ impl Engine {
     fn flush(&mut self, filter: &FdbFilter) -> Result<Flushed, Problem> {
         let picked = self.picked(filter)?;
         let removed = self.datapath.fdb.remove_where(|entry| entry.seen.is_some() && picked(entry));
-        self.update_full();
+        self.touched.entries(&removed);
+        self.update_limits();
         self.report_removed(&removed);
         Ok(Flushed { removed: removed.len() as u64 })
     }
 
     fn status_view(&self) -> StatusView {
-        let (mut peers_up, mut adjacencies) = (0, 0);
-        for (name, peer) in &self.state.peers {
-            let up =
-                self.outcomes.get(name).is_some_and(|outcome| matches!(outcome.status, PeerStatus::Up(_)));
-            peers_up += u64::from(up);
-            adjacencies += peer.segments.len() as u64;
-        }
+        let is_up = |outcome: &&PeerOutcome| matches!(outcome.status, PeerStatus::Up(_));
+        let peers_up = self.compiled.peers.values().filter(is_up).count() as u64;
         StatusView {
             instance: self.options.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -228,7 +232,7 @@ impl Engine {
             peers: self.state.peers.len() as u64,
             peers_up,
             ports: self.state.ports.len() as u64,
-            adjacencies,
+            adjacencies: u64::from(self.state.adjacency_count()),
             adjacency_capacity: u64::from(self.options.adjacencies),
             fdb_entries: u64::from(self.datapath.fdb.len()),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),

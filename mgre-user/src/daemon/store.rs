@@ -1,17 +1,26 @@
-//! The saved state: what was asked for, in a file that is always whole.
+//! The saved state: a snapshot of everything, and beside it a journal of what has
+//! changed since. The snapshot is replaced as a whole when the journal outgrows it.
+//!
+//! To replay a record twice changes nothing. So it does no harm that a crash between
+//! a new snapshot and the journal's end leaves a journal that the snapshot has in it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::journal::{self, Entry};
 use crate::model::State;
 
+/// A journal of fewer bytes is never too long.
+const JOURNAL_LEAST: u64 = 256 * 1024;
+
 /// What is saved.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Saved {
     /// The wanted state.
@@ -21,10 +30,17 @@ pub(super) struct Saved {
     pub(super) promiscuous: BTreeSet<String>,
 }
 
-/// The state file of an instance.
+/// The state files of an instance.
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
+    journal: PathBuf,
+    /// Length of the snapshot in bytes; none if there is none to go on from.
+    snapshot: Option<u64>,
+    /// Length of the journal in bytes, as this store left it.
+    length: u64,
+    /// Where the last unit begins; none if a snapshot was the last thing written.
+    last: Option<u64>,
 }
 
 impl Store {
@@ -34,131 +50,202 @@ impl Store {
     /// The directory cannot be made.
     pub(super) fn open(directory: &Path, instance: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { path: directory.join(format!("{instance}.json")) })
+        let path = directory.join(format!("{instance}.json"));
+        let journal = directory.join(format!("{instance}.journal"));
+        Ok(Self { path, journal, snapshot: None, length: 0, last: None })
     }
 
     /// What was saved; nothing if nothing was.
     ///
     /// # Errors
-    /// The file cannot be read, or is of another version or damaged. It is left as it is.
-    pub(super) fn load(&self) -> Result<Saved> {
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", self.path.display()));
+    /// A file cannot be read, or is of another version or damaged. It is left as it is.
+    pub(super) fn load(&mut self) -> Result<Saved> {
+        let mut saved = match read(&self.path)? {
+            Some(text) => {
+                self.snapshot = Some(text.len() as u64);
+                serde_json::from_slice(&text).with_context(|| mend(&self.path))?
             }
+            None => Saved::default(),
         };
-        serde_json::from_str(&text).with_context(|| {
-            format!("cannot understand {}: mend it, or move it away to start empty", self.path.display())
-        })
+        let Some(bytes) = read(&self.journal)? else { return Ok(saved) };
+        ensure!(
+            self.snapshot.is_some() || bytes.is_empty(),
+            "there is {}, but not what it goes on from, {}: bring that back, or move both away to start empty",
+            self.journal.display(),
+            self.path.display(),
+        );
+        let (entries, whole) = journal::read(&bytes).with_context(|| mend(&self.journal))?;
+        self.length = whole as u64;
+        for entry in entries {
+            entry.replay(&mut saved);
+        }
+        if whole < bytes.len() {
+            tracing::warn!(
+                "{} ends in the middle of a record, which nobody was told is saved: dropped",
+                self.journal.display()
+            );
+            // Its length is not what it says, so that it is not gone on with.
+        }
+        Ok(saved)
     }
 
-    /// Saves at once.
+    /// Saves changes: when this returns they are on the disk. `whole` is what is saved after them.
     ///
     /// # Errors
-    /// It cannot be written; the old file is as it was.
-    pub(super) fn save(&self, saved: &Saved) -> Result<()> {
-        self.stage(saved)?.commit()
-    }
-
-    /// Writes a new file, whole and on the disk, beside the old one. What can fail for
-    /// want of room fails here, before anything else is changed.
-    ///
-    /// # Errors
-    /// It cannot be written; the old file is as it was.
-    pub(super) fn stage(&self, saved: &Saved) -> Result<Staged<'_>> {
-        let staged = Staged { path: &self.path, new: self.path.with_extension("json.new") };
-        staged.write(saved).with_context(|| format!("cannot save {}", self.path.display()))?;
-        Ok(staged)
-    }
-
-    /// Puts the file aside: the next daemon starts empty, and nothing is lost.
-    ///
-    /// # Errors
-    /// It cannot be renamed.
-    pub(super) fn retire(&self) -> Result<()> {
-        match fs::rename(&self.path, self.path.with_extension("detached.json")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot rename {}", self.path.display()))
-            }
-            _ => Ok(()),
+    /// They cannot be written; what was saved is as it was.
+    pub(super) fn save(&mut self, entries: &[Entry], whole: &Saved) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if self.snapshot.is_none() {
+            return self.snapshot(whole);
+        }
+        match self.append(entries) {
+            Ok(true) => Ok(()),
+            // Somebody else was at it.
+            Ok(false) => self.snapshot(whole),
+            Err(error) => Err(error).with_context(|| format!("cannot save {}", self.journal.display())),
         }
     }
-}
 
-/// A state that is written and not in force. Dropped, it is as if it had never been.
-#[derive(Debug)]
-pub(super) struct Staged<'a> {
-    path: &'a Path,
-    new: PathBuf,
-}
-
-impl Staged<'_> {
-    fn write(&self, saved: &Saved) -> Result<()> {
-        let mut file = File::create(&self.new)?;
-        file.write_all(serde_json::to_string_pretty(saved)?.as_bytes())?;
-        Ok(file.sync_all()?)
-    }
-
-    /// Puts it in the old file's place.
+    /// Takes back what was saved last, but for these entries, after which all is `whole`.
     ///
     /// # Errors
-    /// It cannot be renamed; the old file is as it was.
-    pub(super) fn commit(self) -> Result<()> {
-        let renamed = || -> Result<()> {
-            fs::rename(&self.new, self.path)?;
-            if let Some(directory) = self.path.parent() {
-                File::open(directory)?.sync_all()?;
-            }
-            Ok(())
-        };
-        renamed().with_context(|| format!("cannot save {}", self.path.display()))
-    }
-}
-
-impl Drop for Staged<'_> {
-    fn drop(&mut self) {
-        // Not there after a commit.
-        if let Err(error) = fs::remove_file(&self.new)
-            && error.kind() != ErrorKind::NotFound
+    /// It cannot be written.
+    pub(super) fn amend(&mut self, entries: &[Entry], whole: &Saved) -> Result<()> {
+        if let Some(start) = self.last.take()
+            && self.truncate(start).is_ok()
         {
-            tracing::warn!(%error, "cannot remove {}", self.new.display());
+            return self.save(entries, whole);
         }
+        self.snapshot(whole)
     }
+
+    /// Writes a snapshot if the journal is so long that it is worth it.
+    ///
+    /// # Errors
+    /// It cannot be written; all is saved as it was.
+    pub(super) fn tidy(&mut self, whole: &Saved) -> Result<()> {
+        if self.is_untidy() { self.snapshot(whole) } else { Ok(()) }
+    }
+
+    /// Whether the journal is so long.
+    pub(super) fn is_untidy(&self) -> bool {
+        self.length > self.snapshot.unwrap_or(0).max(JOURNAL_LEAST)
+    }
+
+    /// Writes everything into the snapshot, if the journal has anything.
+    ///
+    /// # Errors
+    /// It cannot be written; all is saved as it was.
+    pub(super) fn close(&mut self, whole: &Saved) -> Result<()> {
+        if self.length == 0 && !self.journal.exists() { Ok(()) } else { self.snapshot(whole) }
+    }
+
+    /// Puts the files aside: the next daemon starts empty, and nothing is lost.
+    ///
+    /// # Errors
+    /// One cannot be renamed.
+    pub(super) fn retire(&mut self, whole: &Saved) -> Result<()> {
+        if let Err(error) = self.close(whole) {
+            tracing::warn!("{error:#}");
+        }
+        for (path, aside) in [(&self.path, "detached.json"), (&self.journal, "detached.journal")] {
+            match fs::rename(path, path.with_extension(aside)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot rename {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        (self.snapshot, self.length, self.last) = (None, 0, None);
+        Ok(())
+    }
+
+    /// Adds a unit to the journal. False if the journal is not as this store left it.
+    fn append(&mut self, entries: &[Entry]) -> Result<bool> {
+        let start = self.length;
+        let file = match OpenOptions::new().write(true).create(start == 0).open(&self.journal) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        };
+        if file.metadata()?.len() != start {
+            return Ok(false);
+        }
+        let unit = journal::unit(entries)?;
+        let written = file.write_all_at(&unit, start).and_then(|()| file.sync_data());
+        let written = if start == 0 { written.and_then(|()| self.sync_directory()) } else { written };
+        if let Err(error) = written {
+            // Where that fails too, the length gives it away.
+            if let Err(error) = self.truncate(start) {
+                tracing::warn!(%error, "cannot shorten {}", self.journal.display());
+            }
+            return Err(error.into());
+        }
+        self.length = start + unit.len() as u64;
+        self.last = Some(start);
+        Ok(true)
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(&self.journal)?;
+        file.set_len(length)?;
+        file.sync_data()?;
+        self.length = length;
+        Ok(())
+    }
+
+    /// Writes a new snapshot beside the old one, puts it in its place, and ends the journal.
+    fn snapshot(&mut self, whole: &Saved) -> Result<()> {
+        let new = self.path.with_extension("json.new");
+        let written = write(&new, whole).and_then(|length| {
+            fs::rename(&new, &self.path)?;
+            self.sync_directory()?;
+            Ok(length)
+        });
+        if written.is_err() {
+            // Not there if it could not be made.
+            fs::remove_file(&new).ok();
+        }
+        let length = written.with_context(|| format!("cannot save {}", self.path.display()))?;
+        (self.snapshot, self.length, self.last) = (Some(length), 0, None);
+        match fs::remove_file(&self.journal) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                // It has nothing that the snapshot does not have, but cannot be gone on with.
+                tracing::warn!(%error, "cannot remove {}", self.journal.display());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+/// What is in a file; none if there is no such file.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn mend(path: &Path) -> String {
+    format!("cannot understand {}: mend it, or move it away to do without what it holds", path.display())
+}
+
+/// Writes a snapshot to the disk; its length.
+fn write(path: &Path, whole: &Saved) -> io::Result<u64> {
+    let mut file = BufWriter::new(File::create(path)?);
+    serde_json::to_writer_pretty(&mut file, whole)?;
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn saved_and_loaded_and_never_half_written() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path(), "x").expect("opens");
-        assert_eq!(store.load().expect("nothing there").state, State::default());
-        let mut saved = Saved::default();
-        saved.promiscuous.insert("lan0".to_owned());
-        store.save(&saved).expect("saves");
-        assert_eq!(store.load().expect("loads").promiscuous, saved.promiscuous);
-        // A directory in the new file's place: the save fails, the old file stays.
-        fs::create_dir(directory.path().join("x.json.new")).expect("made");
-        assert!(store.save(&Saved::default()).is_err());
-        assert_eq!(store.load().expect("loads").promiscuous, saved.promiscuous);
-        fs::remove_dir(directory.path().join("x.json.new")).expect("removed");
-        // Staged and dropped: nothing of it is left.
-        drop(store.stage(&Saved::default()).expect("stages"));
-        assert!(!directory.path().join("x.json.new").exists());
-        assert_eq!(store.load().expect("loads").promiscuous, saved.promiscuous);
-    }
-
-    #[test]
-    fn a_damaged_file_is_named_and_kept() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path(), "x").expect("opens");
-        fs::write(directory.path().join("x.json"), "{").expect("written");
-        let error = store.load().expect_err("damaged");
-        assert!(error.to_string().contains("x.json"), "{error}");
-        assert!(directory.path().join("x.json").exists());
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

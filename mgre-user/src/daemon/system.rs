@@ -70,6 +70,20 @@ pub(super) fn check_kernel(release: &str) -> Result<()> {
     Ok(())
 }
 
+/// Has the allocator give memory back to the system that one request needed and the next may not for hours:
+/// a document of ten thousand peers, the text of all their numbers.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_THRESHOLD, 256 * 1024), (libc::M_TRIM_THRESHOLD, 1024 * 1024), (libc::M_ARENA_MAX, 2)]
+    {
+        // SAFETY: no memory is passed.
+        if unsafe { libc::mallopt(parameter, value) } == 0 {
+            tracing::debug!(parameter, "the allocator does not know this parameter");
+        }
+    }
+}
+
 /// Makes sure that a bpf file system is mounted.
 ///
 /// # Errors

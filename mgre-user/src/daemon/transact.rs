@@ -1,197 +1,304 @@
-//! Changes of the wanted state: all of it, or nothing.
+//! Changes of the wanted state: all of a change, or nothing.
+//!
+//! Changes that wait together are made together: each is checked and compiled on top
+//! of the one before, all are saved at once, and then carried out one after the other.
+//! What can fail for want of room fails before anything is touched.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::check::{check, warnings};
-use super::engine::Engine;
-use super::index::Index;
-use super::observe::{Stale, refresh};
-use super::store::Saved;
-use crate::api::messages::{Applied, EventKind, Problem};
-use crate::model::{Change, HostInterface, State, differences};
-use crate::netlink::{self, Link};
-use crate::plan::{Compiled, compile, segment_mtu};
+use super::engine::{Engine, rest_in};
+use super::journal::Entry;
+use super::observe::Stale;
+use super::store::{Saved, Store};
+use crate::api::messages::{Applied, EventKind, Problem, Reply};
+use crate::model::{Change, Record, State, differences};
+use crate::netlink::{self, Address};
+use crate::plan::Compiled;
 
-/// The other end of a host's interface is named by this and the interface's index.
-const PEER_PREFIX: &str = "mgre";
+/// A change that was asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) changes: Vec<Change>,
+    pub(super) reply: Reply<Applied>,
+}
+
+impl Asked {
+    /// Whether it may make, attach to or fit interfaces. Such a change is made alone.
+    fn touches_interfaces(&self) -> bool {
+        !self.changes.iter().all(|change| {
+            matches!(
+                change,
+                Change::AddPeer { .. }
+                    | Change::SetPeer { .. }
+                    | Change::DelPeer { .. }
+                    | Change::AddFdb { .. }
+                    | Change::DelFdb { .. }
+            )
+        })
+    }
+
+    /// The addresses that it gives to peers.
+    fn remotes(&self) -> impl Iterator<Item = IpAddr> {
+        self.changes.iter().flat_map(|change| {
+            let texts: Vec<&String> = match change {
+                Change::AddPeer { settings, .. } | Change::SetPeer { settings, .. } => {
+                    settings.remote.iter().collect()
+                }
+                Change::Replace(document) => document.peers.iter().map(|peer| &peer.remote).collect(),
+                _ => Vec::new(),
+            };
+            texts.into_iter().filter_map(|text| text.parse().ok()).collect::<Vec<_>>()
+        })
+    }
+}
+
+/// A change that can be made.
+struct Step {
+    asked: Asked,
+    next: State,
+    compiled: Compiled,
+    promiscuous: BTreeSet<String>,
+    entry: Entry,
+    changed: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Step {
+    /// What is saved after it.
+    fn saved(&self) -> Saved {
+        Saved { state: self.next.clone(), promiscuous: self.promiscuous.clone() }
+    }
+}
+
+/// Changes in the making.
+struct Run {
+    /// Whether they may touch interfaces.
+    interfaces: bool,
+    addresses: Arc<[Address]>,
+    steps: Vec<Step>,
+    /// Interfaces made for them.
+    created: Vec<u32>,
+}
 
 impl Engine {
-    /// The mark on interfaces that this instance made.
-    pub(super) fn alias(&self) -> String {
-        format!("mgre:{}", self.options.instance)
+    /// Makes a change, and waits until it is made.
+    pub(super) async fn change(&mut self, changes: Vec<Change>) -> Result<Applied, Problem> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.change_all(vec![Asked { changes, reply }]).await;
+        answer.await.map_err(|_| Problem::unavailable())?
     }
 
-    fn is_ours(&self, link: &Link) -> bool {
-        link.alias.as_deref() == Some(&self.alias())
+    /// Says what changes would do.
+    pub(super) async fn try_out(&mut self, changes: Vec<Change>) -> Result<Applied, Problem> {
+        let next = self.state.apply_all(changes, &self.ids)?;
+        self.look_at_interfaces().await?;
+        let addresses = self.observer.addresses().await.map_err(kernel)?;
+        check(&self.state, &next, &self.observed, &addresses, |link| self.is_ours(link))?;
+        Ok(Applied { changed: differences(&self.state, &next), warnings: Vec::new() })
     }
 
-    /// Makes changes, or says what they would be.
-    pub(super) async fn change(&mut self, changes: Vec<Change>, dry_run: bool) -> Result<Applied, Problem> {
-        let next = self.state.apply_all(changes, &self.ids())?;
-        let changed = differences(&self.state, &next);
-        if dry_run {
-            self.check(&next).await?;
-            return Ok(Applied { changed, warnings: Vec::new() });
+    /// Makes changes, each of which gets its own answer.
+    pub(super) async fn change_all(&mut self, asked: Vec<Asked>) {
+        let mut waiting = VecDeque::from(asked);
+        while let Some(first) = waiting.front() {
+            let interfaces = first.touches_interfaces();
+            let alike = waiting.iter().take_while(|asked| !asked.touches_interfaces());
+            let count = if interfaces { 1 } else { alike.count() };
+            let together = waiting.drain(..count).collect();
+            for again in self.change_together(together, interfaces).await.into_iter().rev() {
+                waiting.push_front(again);
+            }
         }
-        let warnings = self.transact(next).await?;
-        if !changed.is_empty() {
+    }
+
+    /// The command that asks may be ahead of the kernel's news.
+    async fn look_at_interfaces(&mut self) -> Result<(), Problem> {
+        self.observer.forget_addresses();
+        self.refresh(&Stale::links()).await.map_err(kernel)
+    }
+
+    /// Makes changes together. Gives back those to be made anew, after one that failed late.
+    async fn change_together(&mut self, asked: Vec<Asked>, interfaces: bool) -> Vec<Asked> {
+        let (before, old) = (self.compiled.clone(), self.state.clone());
+        let remotes: BTreeSet<IpAddr> = asked.iter().flat_map(Asked::remotes).collect();
+        let mut run = match self.look(&remotes, interfaces).await {
+            Ok(addresses) => Run { interfaces, addresses, steps: Vec::new(), created: Vec::new() },
+            Err(problem) => {
+                asked.into_iter().for_each(|asked| answer(asked.reply, Err(problem.clone())));
+                return Vec::new();
+            }
+        };
+        self.prepare(&mut run, asked).await;
+        if let Err(problem) = self.save(&run.steps).await {
+            for step in run.steps.drain(..) {
+                answer(step.asked.reply, Err(problem.clone()));
+            }
+        }
+        let (answers, again) = self.carry_out_all(&mut run).await;
+        if answers.is_empty() {
+            self.delete_interfaces(&run.created).await;
+        } else {
+            if interfaces {
+                self.clean_up(&old).await;
+            }
+            self.names.ask_again(self.index.dns_names());
+            self.take_outcomes(&before);
+            self.follow_neighbors(&before).await;
+            if interfaces {
+                self.fit_interfaces().await;
+            }
+        }
+        self.forget_routes(&before, &remotes);
+        for (reply, applied) in answers {
+            answer(reply, Ok(applied));
+        }
+        if let Err(error) = self.tidy().await {
+            tracing::warn!("{error:#}");
+        }
+        again
+    }
+
+    /// Looks at what the kernel has that changes need to know.
+    async fn look(
+        &mut self,
+        remotes: &BTreeSet<IpAddr>,
+        interfaces: bool,
+    ) -> Result<Arc<[Address]>, Problem> {
+        if interfaces {
+            self.look_at_interfaces().await?;
+        }
+        let links = self.state.underlays.keys().filter_map(|name| self.observed.link(name));
+        let underlays = links.map(|link| link.index).collect();
+        self.observer.look_ahead(&mut self.observed, &underlays, remotes).await.map_err(kernel)?;
+        self.observer.addresses().await.map_err(kernel)
+    }
+
+    /// Checks and compiles changes, each on top of the one before. One that cannot be is answered.
+    async fn prepare(&mut self, run: &mut Run, asked: Vec<Asked>) {
+        let (mut at, mut compiled, mut ids) = (self.state.clone(), self.compiled.clone(), self.ids.clone());
+        for asked in asked {
+            match self.prepare_one(run, &asked, &at, &compiled, &ids).await {
+                Ok((next, compiled_next)) => {
+                    rest_in(&mut ids, &at, &next);
+                    let promiscuous =
+                        if run.interfaces { self.promiscuous_for(&next) } else { self.promiscuous.clone() };
+                    let entry = Entry {
+                        state: Record::between(&at, &next),
+                        promiscuous: Some(&promiscuous).filter(|now| **now != self.promiscuous).cloned(),
+                    };
+                    let warnings = warnings(&at, &next, &self.observed, &run.addresses);
+                    let changed = differences(&at, &next);
+                    (at, compiled) = (next.clone(), compiled_next.clone());
+                    let compiled = compiled_next;
+                    run.steps.push(Step { asked, next, compiled, promiscuous, entry, changed, warnings });
+                }
+                Err(problem) => answer(asked.reply, Err(problem)),
+            }
+        }
+    }
+
+    async fn prepare_one(
+        &mut self,
+        run: &mut Run,
+        asked: &Asked,
+        at: &State,
+        compiled: &Compiled,
+        ids: &crate::model::Ids,
+    ) -> Result<(State, Compiled), Problem> {
+        let next = at.apply_all(asked.changes.iter().cloned(), ids)?;
+        check(at, &next, &self.observed, &run.addresses, |link| self.is_ours(link))?;
+        if run.interfaces {
+            run.created = self.create_interfaces(&next).await?;
+            if !run.created.is_empty() {
+                self.refresh(&Stale::links()).await.map_err(kernel)?;
+            }
+        }
+        let compiled = compiled.next(&next, &self.observed);
+        Ok((next, compiled))
+    }
+
+    /// Saves what steps lead to. Addresses are learned while the disk works.
+    async fn save(&mut self, steps: &[Step]) -> Result<(), Problem> {
+        let entries: Vec<Entry> =
+            steps.iter().map(|step| &step.entry).filter(|entry| !entry.is_empty()).cloned().collect();
+        let Some(last) = steps.last().filter(|_| !entries.is_empty()) else { return Ok(()) };
+        let whole = last.saved();
+        self.with_store(move |store| store.save(&entries, &whole)).await.map_err(failed)
+    }
+
+    async fn with_store(
+        &mut self,
+        work: impl FnOnce(&mut Store) -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        self.while_learning(done).await?
+    }
+
+    async fn tidy(&mut self) -> anyhow::Result<()> {
+        if !self.store().is_untidy() {
+            return Ok(());
+        }
+        let whole = self.saved();
+        self.with_store(move |store| store.tidy(&whole)).await
+    }
+
+    /// Carries steps out. Answers for those that were, and those to be made anew.
+    async fn carry_out_all(&mut self, run: &mut Run) -> (Vec<(Reply<Applied>, Applied)>, Vec<Asked>) {
+        let mut answers = Vec::new();
+        let mut saved = Vec::new();
+        let mut steps = std::mem::take(&mut run.steps).into_iter();
+        while let Some(step) = steps.next() {
+            if let Err(error) = self.carry_out(step.compiled.plan.clone()) {
+                self.update_limits();
+                let whole = self.saved();
+                if let Err(error) = self.with_store(move |store| store.amend(&saved, &whole)).await {
+                    tracing::error!("{error:#}: what is saved is not what is in force");
+                }
+                answer(step.asked.reply, Err(failed(error)));
+                return (answers, steps.map(|step| step.asked).collect());
+            }
+            saved.extend(Some(step.entry.clone()).filter(|entry| !entry.is_empty()));
+            answers.push(self.enact(step).await);
+        }
+        (answers, Vec::new())
+    }
+
+    /// Makes a step that was carried out what is in force.
+    async fn enact(&mut self, step: Step) -> (Reply<Applied>, Applied) {
+        let Step { asked, next, compiled, promiscuous, changed, warnings, .. } = step;
+        self.index.follow(&self.state, &next);
+        let old = std::mem::replace(&mut self.state, next);
+        self.rest_ids(&old, &self.state.clone());
+        self.compiled = compiled;
+        self.touched.states(&old, &self.state);
+        self.update_limits();
+        if promiscuous != self.promiscuous || asked.touches_interfaces() {
+            self.set_promiscuous(promiscuous).await;
+        }
+        if !changed.is_empty() && self.is_heard() {
             self.emit(EventKind::ConfigChanged { changed: changed.clone() });
         }
-        Ok(Applied { changed, warnings })
+        (asked.reply, Applied { changed, warnings })
     }
 
-    async fn check(&mut self, next: &State) -> Result<Vec<netlink::Address>, Problem> {
-        let stale = Stale { links: true, ..Stale::default() };
-        refresh(&self.netlink, next, &mut self.observed, stale).await.map_err(kernel)?;
-        let addresses = self.netlink.addresses().await.map_err(kernel)?;
-        check(&self.state, next, &self.observed, &addresses, |link| self.is_ours(link))?;
-        Ok(addresses)
-    }
-
-    /// Puts a state in force. On failure everything is as it was.
-    async fn transact(&mut self, next: State) -> Result<Vec<String>, Problem> {
-        let addresses = self.check(&next).await?;
-        let created = self.create_interfaces(&next).await?;
-        match self.put_in_force(&next).await {
-            Ok(()) => {}
-            Err(problem) => {
-                self.delete_interfaces(&created).await;
-                return Err(problem);
+    /// Forgets routes to endpoints that no peer has (any more).
+    fn forget_routes(&mut self, before: &Compiled, remotes: &BTreeSet<IpAddr>) {
+        let gone = before.peers.diff(&self.compiled.peers).filter_map(|item| match item {
+            imbl::ordmap::DiffItem::Add(..) => None,
+            imbl::ordmap::DiffItem::Update { old: (_, was), .. } | imbl::ordmap::DiffItem::Remove(_, was) => {
+                was.endpoint
             }
-        }
-        self.index = Index::new(&next);
-        let old = std::mem::replace(&mut self.state, next);
-        self.clean_up(&old).await;
-        self.names.ask_again(&self.state);
-        self.update_full();
-        self.keep_neighbors(false).await;
-        self.fit_interfaces().await;
-        Ok(warnings(&old, &self.state, &self.observed, &addresses))
-    }
-
-    async fn put_in_force(&mut self, next: &State) -> Result<(), Problem> {
-        refresh(&self.netlink, next, &mut self.observed, Stale::ALL).await.map_err(kernel)?;
-        let before = self.plan.clone();
-        let Compiled { plan, peers, hooks } = compile(next, &self.observed);
-        let promiscuous = self.promiscuous_for(next);
-        let saved = Saved { state: next.clone(), promiscuous: promiscuous.clone() };
-        let store = Arc::clone(&self.store);
-        let failed = |error: anyhow::Error| Problem::internal(format!("{error:#}"));
-        let staged = store.stage(&saved).map_err(failed)?;
-        self.carry_out(plan).map_err(failed)?;
-        if let Err(error) = staged.commit() {
-            if let Err(error) = self.carry_out(before) {
-                tracing::error!("while undoing: {error:#}");
-            }
-            return Err(failed(error));
-        }
-        self.set_promiscuous(promiscuous).await;
-        self.hooks = hooks;
-        self.take_outcomes(peers);
-        Ok(())
-    }
-
-    /// Which interfaces are to be promiscuous because of us: ports that were there
-    /// and were not promiscuous before. A port's interface takes in frames for
-    /// every address behind the tunnel.
-    fn promiscuous_for(&self, next: &State) -> BTreeSet<String> {
-        let ports = next.ports.iter().filter(|(_, port)| port.created.is_none());
-        ports
-            .map(|(name, _)| name)
-            .filter(|name| {
-                self.promiscuous.contains(*name)
-                    || self.observed.link(name).is_some_and(|link| !link.promiscuous)
-            })
-            .cloned()
-            .collect()
-    }
-
-    async fn set_promiscuous(&mut self, wanted: BTreeSet<String>) {
-        for name in self.promiscuous.union(&wanted) {
-            let on = wanted.contains(name);
-            let Some(link) = self.observed.link(name).filter(|link| link.promiscuous != on) else { continue };
-            if let Err(error) = self.netlink.set_promiscuous(link.index, on).await {
-                tracing::warn!(%error, "cannot make {name} {}promiscuous", if on { "" } else { "not " });
-            }
-        }
-        self.promiscuous = wanted;
-    }
-
-    /// Makes the interfaces that a state wants and the kernel does not have.
-    pub(super) async fn create_interfaces(&mut self, next: &State) -> Result<Vec<u32>, Problem> {
-        let mut created = Vec::new();
-        for (name, port) in &next.ports {
-            let Some(host) = &port.created else { continue };
-            if self.observed.link(name).is_some() {
-                continue;
-            }
-            let segment = next.segments.get(&port.segment).ok_or_else(|| Problem::internal("no segment"))?;
-            let mtu = segment_mtu(next, &self.observed, segment);
-            match self.create_interface(name, host, mtu).await {
-                Ok(index) => created.push(index),
-                Err(problem) => {
-                    self.delete_interfaces(&created).await;
-                    return Err(problem);
-                }
-            }
-        }
-        Ok(created)
-    }
-
-    async fn create_interface(&self, name: &str, host: &HostInterface, mtu: u32) -> Result<u32, Problem> {
-        let peer = free_name(|peer| self.observed.link(peer).is_none());
-        let (link, _) =
-            self.netlink.create_veth(name, &peer, host.mac, mtu, &self.alias()).await.map_err(kernel)?;
-        for cidr in &host.addresses {
-            if let Err(error) = self.netlink.add_address(link.index, cidr.address, cidr.prefix).await {
-                self.delete_interfaces(&[link.index]).await;
-                return Err(Problem::internal(format!("{name}: {error}")));
-            }
-        }
-        Ok(link.index)
-    }
-
-    async fn delete_interfaces(&self, indices: &[u32]) {
-        for index in indices {
-            if let Err(error) = self.netlink.delete_link(*index).await {
-                tracing::warn!(%error, "cannot delete an interface");
-            }
-        }
-    }
-
-    /// Deletes interfaces that were made for ports that are gone.
-    async fn clean_up(&mut self, old: &State) {
-        let gone = old.ports.iter().filter(|(name, port)| {
-            port.created.is_some() && self.state.ports.get(*name).is_none_or(|port| port.created.is_none())
         });
-        let indices: Vec<u32> = gone
-            .filter_map(|(name, _)| self.observed.link(name))
-            .filter(|link| self.is_ours(link))
-            .map(|link| link.index)
-            .collect();
-        self.delete_interfaces(&indices).await;
-    }
-
-    /// Gives interfaces that were made the MTU that their segment has now, and
-    /// makes ports that came back promiscuous again.
-    pub(super) async fn fit_interfaces(&mut self) {
-        let promiscuous = self.promiscuous_for(&self.state);
-        if promiscuous != self.promiscuous {
-            let saved = Saved { state: self.state.clone(), promiscuous: promiscuous.clone() };
-            if let Err(error) = self.store.save(&saved) {
-                tracing::warn!("{error:#}");
-            }
-        }
-        self.set_promiscuous(promiscuous).await;
-        for (name, port) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
-            let Some(segment) = self.state.segments.get(&port.segment) else { continue };
-            let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) else { continue };
-            let mtu = segment_mtu(&self.state, &self.observed, segment);
-            if link.mtu != mtu
-                && let Err(error) = self.netlink.set_mtu(link.index, mtu).await
-            {
-                tracing::warn!(%error, "cannot set the MTU of {name}");
+        let candidates: BTreeSet<IpAddr> = gone.chain(remotes.iter().copied()).collect();
+        for remote in candidates {
+            if self.compiled.peers_at(remote).next().is_none() {
+                self.observed.routes.remove(&remote);
             }
         }
     }
@@ -200,8 +307,7 @@ impl Engine {
     pub(super) async fn detach(&mut self) -> Result<(), Problem> {
         self.datapath.detach_all().map_err(|error| Problem::internal(format!("{error:#}")))?;
         self.release_neighbors().await;
-        let stale = Stale { links: true, ..Stale::default() };
-        refresh(&self.netlink, &self.state, &mut self.observed, stale).await.map_err(kernel)?;
+        self.refresh(&Stale::links()).await.map_err(kernel)?;
         self.set_promiscuous(BTreeSet::new()).await;
         // Either end of a pair takes the other with it.
         for name in self.state.ports.keys() {
@@ -209,20 +315,36 @@ impl Engine {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }
         }
-        self.store.retire().map_err(|error| Problem::internal(format!("{error:#}")))
+        let saved = self.saved();
+        self.store().retire(&saved).map_err(|error| Problem::internal(format!("{error:#}")))
+    }
+
+    /// What is to be saved now.
+    fn saved(&self) -> Saved {
+        Saved { state: self.state.clone(), promiscuous: self.promiscuous.clone() }
+    }
+
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves everything in the snapshot.
+    pub(super) fn close_store(&self) {
+        if let Err(error) = self.store().close(&self.saved()) {
+            // The journal has what the snapshot has not.
+            tracing::warn!("{error:#}");
+        }
     }
 }
 
-/// A name for the end of a pair that nobody uses.
-fn free_name(is_free: impl Fn(&str) -> bool) -> String {
-    let mut number = 0_u32;
-    loop {
-        let name = format!("{PEER_PREFIX}{number}");
-        if is_free(&name) {
-            return name;
-        }
-        number += 1;
+fn answer<T>(reply: Reply<T>, answer: Result<T, Problem>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for the answer");
     }
+}
+
+fn failed(error: anyhow::Error) -> Problem {
+    Problem::internal(format!("{error:#}"))
 }
 
 /// What the kernel refused, as the API says it.

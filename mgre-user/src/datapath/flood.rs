@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use mgre_common::fdb::QUARANTINE_SECONDS;
 use mgre_common::table::{FloodList, FloodSlot};
 use mgre_common::target::Target;
@@ -25,16 +27,19 @@ const LEAST_ROOM: u32 = 8;
 struct Placed {
     start: u32,
     room: u32,
-    ports: Vec<u32>,
-    adjacencies: Vec<u32>,
+    /// What it holds.
+    targets: FloodTargets,
+    /// The adjacencies in the order of their slots, and where each is in it.
+    order: Vec<u32>,
+    position: HashMap<u32, usize>,
 }
 
 impl Placed {
     fn published(&self) -> FloodList {
         FloodList {
             start: self.start,
-            ports: self.ports.len() as u16,
-            adjacencies: self.adjacencies.len() as u16,
+            ports: self.targets.ports.len() as u16,
+            adjacencies: self.order.len() as u16,
         }
     }
 }
@@ -69,7 +74,7 @@ impl Floods {
     ) -> Result<()> {
         let count = (targets.ports.len() + targets.adjacencies.len()) as u32;
         match self.lists.get_mut(&segment) {
-            Some(placed) if placed.ports == targets.ports && placed.room >= count => {
+            Some(placed) if placed.targets.ports == targets.ports && placed.room >= count => {
                 update(&self.slots, placed, &targets.adjacencies, publish);
                 Ok(())
             }
@@ -89,10 +94,11 @@ impl Floods {
         let start = self.allocate(room).with_context(|| {
             format!("no room for a flood list of {count} targets now; try again in some seconds")
         })?;
-        let placed =
-            Placed { start, room, ports: targets.ports.clone(), adjacencies: targets.adjacencies.clone() };
-        let ports = placed.ports.iter().map(|id| Target::port(*id));
-        let adjacencies = placed.adjacencies.iter().map(|id| Target::adjacency(*id));
+        let order: Vec<u32> = targets.adjacencies.iter().copied().collect();
+        let position = order.iter().enumerate().map(|(index, id)| (*id, index)).collect();
+        let placed = Placed { start, room, targets: targets.clone(), order, position };
+        let ports = placed.targets.ports.iter().map(|id| Target::port(*id));
+        let adjacencies = placed.order.iter().map(|id| Target::adjacency(*id));
         for (index, target) in ports.chain(adjacencies).enumerate() {
             write(&self.slots, start + index as u32, target);
         }
@@ -148,25 +154,29 @@ impl Floods {
 }
 
 /// Changes a list's adjacencies in place.
-fn update(slots: &SharedArray<FloodSlot>, placed: &mut Placed, wanted: &[u32], publish: impl Fn(FloodList)) {
-    let first = placed.start + placed.ports.len() as u32;
-    let keep: std::collections::HashSet<u32> = wanted.iter().copied().collect();
-    let mut index = 0;
-    while index < placed.adjacencies.len() {
-        if keep.contains(&placed.adjacencies[index]) {
-            index += 1;
-            continue;
-        }
-        placed.adjacencies.swap_remove(index);
-        if let Some(last) = placed.adjacencies.get(index) {
+fn update(
+    slots: &SharedArray<FloodSlot>,
+    placed: &mut Placed,
+    wanted: &OrdSet<u32>,
+    publish: impl Fn(FloodList),
+) {
+    let first = placed.start + placed.targets.ports.len() as u32;
+    let had = std::mem::replace(&mut placed.targets.adjacencies, wanted.clone());
+    for item in had.diff(wanted) {
+        let DiffItem::Remove(id) = item else { continue };
+        let Some(index) = placed.position.remove(id) else { continue };
+        placed.order.swap_remove(index);
+        if let Some(last) = placed.order.get(index) {
             write(slots, first + index as u32, Target::adjacency(*last));
+            placed.position.insert(*last, index);
         }
         publish(placed.published());
     }
-    let have: std::collections::HashSet<u32> = placed.adjacencies.iter().copied().collect();
-    for id in wanted.iter().filter(|id| !have.contains(id)) {
-        write(slots, first + placed.adjacencies.len() as u32, Target::adjacency(*id));
-        placed.adjacencies.push(*id);
+    for item in had.diff(wanted) {
+        let DiffItem::Add(id) = item else { continue };
+        write(slots, first + placed.order.len() as u32, Target::adjacency(*id));
+        placed.position.insert(*id, placed.order.len());
+        placed.order.push(*id);
     }
     publish(placed.published());
 }
@@ -240,7 +250,8 @@ mod tests {
         for round in 0..200 {
             let now = round * QUARANTINE_SECONDS;
             floods.wake(now);
-            let targets = FloodTargets { ports: vec![round], adjacencies: (0..20).collect() };
+            let targets =
+                FloodTargets { ports: [round].into_iter().collect(), adjacencies: (0_u32..20).collect() };
             floods.set(1, &targets, now, |_| {}).expect("room");
         }
         floods.remove(1, 1000);
@@ -251,10 +262,13 @@ mod tests {
     #[test]
     fn no_room_is_an_error_and_changes_nothing() {
         let mut floods = Floods::new(SharedArray::anonymous(32));
-        let small = FloodTargets { ports: vec![1], adjacencies: vec![1, 2] };
+        let small = FloodTargets {
+            ports: [1_u32].into_iter().collect(),
+            adjacencies: [1_u32, 2].into_iter().collect(),
+        };
         floods.set(1, &small, 0, |_| {}).expect("room");
-        let large = FloodTargets { ports: vec![1], adjacencies: (0..40).collect() };
+        let large = FloodTargets { ports: [1_u32].into_iter().collect(), adjacencies: (0_u32..40).collect() };
         floods.set(1, &large, 0, |_| panic!("published")).expect_err("no room");
-        assert_eq!(floods.lists[&1].adjacencies, [1, 2]);
+        assert_eq!(floods.lists[&1].order, [1, 2]);
     }
 }

@@ -1,6 +1,7 @@
 //! Loads the programs and maps into the kernel.
 
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::xdp::DevMapHash;
@@ -52,11 +53,11 @@ pub struct Tables {
     /// [`map_name::CLOCK`].
     pub clock: SharedArray<Clock>,
     /// [`map_name::TRAFFIC`].
-    pub traffic: SharedArray<Traffic>,
+    pub traffic: Arc<SharedArray<Traffic>>,
     /// [`map_name::DROPS`].
-    pub drops: SharedArray<Drops>,
+    pub drops: Arc<SharedArray<Drops>>,
     /// [`map_name::SEGMENT_TRAFFIC`].
-    pub segment_traffic: SharedArray<SegmentTraffic>,
+    pub segment_traffic: Arc<SharedArray<SegmentTraffic>>,
     /// [`map_name::DEVICES`].
     pub devices: DevMapHash<MapData>,
     /// [`map_name::PORT_SLOTS`].
@@ -230,9 +231,9 @@ impl Tables {
             flood: Some(shared(programs, map_name::FLOOD)?),
             fdb: Some(shared(programs, map_name::FDB)?),
             clock: shared(programs, map_name::CLOCK)?,
-            traffic: shared(programs, map_name::TRAFFIC)?,
-            drops: shared(programs, map_name::DROPS)?,
-            segment_traffic: shared(programs, map_name::SEGMENT_TRAFFIC)?,
+            traffic: Arc::new(shared(programs, map_name::TRAFFIC)?),
+            drops: Arc::new(shared(programs, map_name::DROPS)?),
+            segment_traffic: Arc::new(shared(programs, map_name::SEGMENT_TRAFFIC)?),
             port_slots: shared(programs, map_name::PORT_SLOTS)?,
             endpoint_slots: Some(shared(programs, map_name::ENDPOINT_SLOTS)?),
             devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,

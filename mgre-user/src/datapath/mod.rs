@@ -36,8 +36,7 @@ pub struct Datapath {
     floods: Floods,
     endpoints: Endpoints,
     attachments: Attachments,
-    cpus: u32,
-    drop_shards: u32,
+    counters: Counters,
     /// Adjacencies whose idle template may still be in use by a running program.
     switched: HashMap<u32, ()>,
     /// The forwarding database.
@@ -58,14 +57,14 @@ impl Datapath {
             tables.endpoints.take().context("the endpoints are taken")?,
             tables.endpoint_slots.take().context("the endpoint index is taken")?,
         );
+        let counters = Counters::new(&tables, config.cpus, config.drop_shard_mask + 1);
         Ok(Self {
             programs,
             tables,
             floods,
             endpoints,
             attachments: Attachments::new(pins)?,
-            cpus: config.cpus,
-            drop_shards: config.drop_shard_mask + 1,
+            counters,
             switched: HashMap::new(),
             fdb,
         })
@@ -90,8 +89,8 @@ impl Datapath {
     }
 
     /// The counters.
-    pub fn counters(&self) -> Counters<'_> {
-        Counters::new(&self.tables, self.cpus, self.drop_shards)
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Takes one step of a plan. The FDB entries that went with it are added to `removed`.

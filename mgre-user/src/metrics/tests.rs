@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytemuck::Zeroable;
 
 use super::*;
-use crate::api::messages::{InterfaceMetrics, SegmentMetrics};
 
 type Labels = BTreeMap<String, String>;
 
@@ -73,25 +72,24 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn snapshot() -> MetricsSnapshot {
+fn snapshot() -> Numbers<'static> {
     let mut drops = Drops::zeroed();
     drops.packets[Direction::Receive as usize][DropReason::UnknownEndpoint.index()] = 5;
     let traffic =
         TrafficSum { receive_packets: 1, receive_bytes: 100, transmit_packets: 2, transmit_bytes: u64::MAX };
-    let adjacency =
-        AdjacencyMetrics { segment: "lan".into(), traffic, drops: Drops::zeroed(), mtu_bytes: 1458 };
-    MetricsSnapshot {
-        version: "0.1.0".into(),
-        peers: vec![PeerMetrics {
-            peer: "b".into(),
-            remote: "odd \"name\"\\\n".into(),
+    let adjacency = AdjacencyNumbers { peer: "b", segment: "lan", traffic, drops: None, mtu_bytes: 1458 };
+    Numbers {
+        version: "0.1.0",
+        peers: vec![PeerNumbers {
+            peer: "b",
+            remote: "odd \"name\"\\\n",
             up: true,
             last_seen_timestamp_seconds: Some(1_700_000_000.5),
-            adjacencies: vec![adjacency.clone(), AdjacencyMetrics { segment: "dmz".into(), ..adjacency }],
         }],
-        ports: vec![PortMetrics { port: "veth0".into(), segment: "lan".into(), up: false, traffic, drops }],
-        segments: vec![SegmentMetrics { segment: "lan".into(), fdb_learned: 3, ..Default::default() }],
-        interfaces: vec![InterfaceMetrics {
+        adjacencies: vec![adjacency.clone(), AdjacencyNumbers { segment: "dmz", ..adjacency }],
+        ports: vec![PortNumbers { port: "veth0".into(), segment: "lan".into(), up: false, traffic, drops }],
+        segments: vec![SegmentNumbers { segment: "lan".into(), fdb_learned: 3, ..Default::default() }],
+        interfaces: vec![InterfaceNumbers {
             interface: "eth0".into(),
             hook: "tcx".into(),
             mode: "auto".into(),
@@ -162,4 +160,29 @@ fn counters_are_exact() {
         render(&snapshot())
             .contains("mgre_peer_transmit_bytes_total{peer=\"b\",segment=\"lan\"} 18446744073709551615\n")
     );
+}
+
+#[test]
+fn many_adjacencies_have_no_series_for_what_was_not_dropped() {
+    let mut numbers = snapshot();
+    let mut drops = Drops::zeroed();
+    drops.packets[Direction::Transmit as usize][DropReason::NoNextHop.index()] = 3;
+    let names: Vec<String> = (0..ZEROS_MOST).map(|number| format!("s{number}")).collect();
+    let [adjacency, _] = &numbers.adjacencies[..] else { panic!("two of them") };
+    let adjacency = adjacency.clone();
+    let many = names.iter().map(|name| AdjacencyNumbers { segment: name, ..adjacency.clone() });
+    numbers.adjacencies = many.collect();
+    numbers.adjacencies[7].drops = Some(Box::new(drops));
+    let each = 2 * DropReason::ALL.len();
+    assert_eq!(parse(&render(&numbers))["mgre_peer_drops_total"].1.len(), ZEROS_MOST * each);
+    numbers.adjacencies.push(adjacency);
+    let families = parse(&render(&numbers));
+    let wanted = labels(&[
+        ("peer", "b"),
+        ("segment", "s7"),
+        ("direction", "transmit"),
+        ("reason", DropReason::NoNextHop.name()),
+    ]);
+    assert_eq!(families["mgre_peer_drops_total"].1, BTreeMap::from([(wanted, 3.0)]));
+    assert_eq!(families["mgre_peer_receive_packets_total"].1.len(), ZEROS_MOST + 1);
 }

@@ -16,10 +16,7 @@ use super::ids::{Ids, Pool};
 use super::state::{FdbName, Segment, State, StaticTarget, Underlay, default};
 use super::types::{Mode, Mtu};
 
-mod index;
 mod members;
-
-use index::Index;
 
 impl State {
     /// The state after one change.
@@ -58,26 +55,20 @@ struct Draft<'a> {
     port_ids: Pool,
     adjacency_ids: Pool,
     adjacency_capacity: u32,
-    /// Of the peers in `state`; both are changed together.
-    index: Index,
 }
 
 impl<'a> Draft<'a> {
     fn new(before: &'a State, ids: &Ids) -> Self {
-        let segments =
-            before.segments.values().map(|segment| segment.id).chain(ids.resting_segments.iter().copied());
-        let ports = before.ports.values().map(|port| port.id).chain(ids.resting_ports.iter().copied());
-        let adjacencies =
-            before.adjacencies().map(|(id, ..)| id).chain(ids.resting_adjacencies.iter().copied());
+        let used = &before.index;
+        let capacity = ids.adjacency_capacity;
         Self {
             state: before.clone(),
             before,
             replacing: false,
-            segment_ids: Pool::new(1, MAX_SEGMENTS + 1, segments.map(u32::from)),
-            port_ids: Pool::new(0, MAX_PORTS, ports),
-            adjacency_ids: Pool::new(0, ids.adjacency_capacity, adjacencies),
-            adjacency_capacity: ids.adjacency_capacity,
-            index: Index::new(&before.peers),
+            segment_ids: Pool::new(1, MAX_SEGMENTS + 1, &used.segment_ids, &ids.resting_segments),
+            port_ids: Pool::new(0, MAX_PORTS, &used.port_ids, &ids.resting_ports),
+            adjacency_ids: Pool::new(0, capacity, &used.adjacency_ids, &ids.resting_adjacencies),
+            adjacency_capacity: capacity,
         }
     }
 
@@ -105,7 +96,6 @@ impl<'a> Draft<'a> {
     /// Builds the document's state from nothing; what was there before keeps its ids.
     fn replace(&mut self, document: &Document) -> Result<(), ModelError> {
         self.state = State::default();
-        self.index = Index::default();
         self.replacing = true;
         for change in document.additions() {
             self.apply(change)?;
@@ -162,7 +152,7 @@ impl<'a> Draft<'a> {
         };
         self.fill_segment(&name, &mut segment, settings)?;
         segment.id = self.segment_id(&name)?;
-        self.state.segments.insert(name, segment);
+        self.state.put_segment(name, segment);
         Ok(())
     }
 
@@ -181,7 +171,7 @@ impl<'a> Draft<'a> {
     fn set_segment(&mut self, name: &str, settings: &SegmentSettings) -> Result<(), ModelError> {
         let mut segment = self.segment(name)?.clone();
         self.fill_segment(name, &mut segment, settings)?;
-        self.state.segments.insert(name.to_owned(), segment);
+        self.state.put_segment(name.to_owned(), segment);
         Ok(())
     }
 
@@ -213,7 +203,7 @@ impl<'a> Draft<'a> {
         if !users.is_empty() {
             return Err(ModelError::SegmentInUse { segment: name.to_owned(), users: users.join(" and ") });
         }
-        self.state.segments.remove(name);
+        self.state.take_segment(name);
         Ok(())
     }
 

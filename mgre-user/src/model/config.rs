@@ -299,10 +299,10 @@ impl From<(&String, &Port)> for PortEntry {
     }
 }
 
-impl From<(&String, &Peer)> for PeerEntry {
-    fn from((name, peer): (&String, &Peer)) -> Self {
+impl From<(&std::sync::Arc<str>, &std::sync::Arc<Peer>)> for PeerEntry {
+    fn from((name, peer): (&std::sync::Arc<str>, &std::sync::Arc<Peer>)) -> Self {
         Self {
-            name: name.clone(),
+            name: name.as_ref().to_owned(),
             remote: peer.remote.clone(),
             segments: peer.segments.keys().cloned().collect(),
             ttl: unless(peer.ttl, default::TTL),

@@ -1,6 +1,7 @@
 //! Two states compared, as lines to read.
 
-use std::collections::BTreeMap;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use super::state::{State, StaticTarget};
 
@@ -18,20 +19,19 @@ pub fn differences(old: &State, new: &State) -> Vec<String> {
 
 fn compare<K: Ord, V: PartialEq>(
     lines: &mut Vec<String>,
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
+    old: &OrdMap<K, V>,
+    new: &OrdMap<K, V>,
     label: impl Fn(&K) -> String,
 ) {
-    for key in old.keys().filter(|key| !new.contains_key(key)) {
-        lines.push(format!("{} removed", label(key)));
-    }
-    for (key, value) in new {
-        match old.get(key) {
-            None => lines.push(format!("{} added", label(key))),
-            Some(before) if before != value => lines.push(format!("{} changed", label(key))),
-            Some(_) => {}
+    let mut others = Vec::new();
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Remove(key, _) => lines.push(format!("{} removed", label(key))),
+            DiffItem::Add(key, _) => others.push(format!("{} added", label(key))),
+            DiffItem::Update { new: (key, _), .. } => others.push(format!("{} changed", label(key))),
         }
     }
+    lines.append(&mut others);
 }
 
 impl StaticTarget {

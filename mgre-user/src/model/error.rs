@@ -191,16 +191,16 @@ impl ModelError {
     }
 
     /// That there is no such thing, and which there are.
-    pub fn not_found<'a>(
+    pub fn not_found<'a, T: AsRef<str> + ?Sized + 'a>(
         noun: &'static str,
         name: &str,
-        existing: impl ExactSizeIterator<Item = &'a String>,
+        existing: impl ExactSizeIterator<Item = &'a T>,
     ) -> Self {
         const FEW: usize = 8;
         let known = match existing.len() {
             0 => format!(" (there is no {noun} yet)"),
             1..=FEW => {
-                format!(" (there is: {})", existing.map(String::as_str).collect::<Vec<_>>().join(", "))
+                format!(" (there is: {})", existing.map(T::as_ref).collect::<Vec<_>>().join(", "))
             }
             _ => String::new(),
         };

@@ -9,9 +9,9 @@
 //! - [`change`]: one variant for each verb;
 //! - [`apply`]: from a state and a change to the next state;
 //! - [`check`]: what a name, an address or a number must look like;
-//! - [`ids`]: which ids are free;
+//! - [`ids`]: which ids are free; `index`: what follows from a state;
 //! - [`config`]: the configuration document;
-//! - [`difference`]: two states compared, as lines to read.
+//! - [`difference`]: two states compared, as lines to read; [`record`]: as data to keep.
 
 pub mod apply;
 pub mod change;
@@ -20,6 +20,8 @@ pub mod config;
 pub mod difference;
 pub mod error;
 pub mod ids;
+mod index;
+pub mod record;
 pub mod state;
 pub mod types;
 
@@ -31,5 +33,6 @@ pub use config::Document;
 pub use difference::differences;
 pub use error::{ErrorKind, ModelError};
 pub use ids::Ids;
+pub use record::Record;
 pub use state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay};
 pub use types::{Cidr, Df, Mode, Mtu};

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use super::index::Index;
 use super::types::{Cidr, Df, Mode, Mtu, mac_text, optional_mac_text};
 
 /// Version of the state file's format.
@@ -24,33 +27,60 @@ pub mod default {
 }
 
 /// Everything that was asked of one instance.
+///
+/// A copy costs next to nothing and shares with the original what both have; two
+/// copies are compared in time that goes with what is different between them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "Fields")]
 pub struct State {
     /// [`STATE_VERSION`]; see [`State::from_json`].
     pub version: u32,
     /// By interface.
-    pub underlays: BTreeMap<String, Underlay>,
+    pub underlays: OrdMap<String, Underlay>,
     /// By name.
-    pub segments: BTreeMap<String, Segment>,
+    pub segments: OrdMap<String, Segment>,
     /// By interface.
-    pub ports: BTreeMap<String, Port>,
+    pub ports: OrdMap<String, Port>,
     /// By name.
-    pub peers: BTreeMap<String, Peer>,
+    pub peers: OrdMap<Arc<str>, Arc<Peer>>,
     /// Static FDB entries.
     #[serde(with = "fdb_list")]
-    pub fdb: BTreeMap<FdbName, StaticTarget>,
+    pub fdb: OrdMap<FdbName, StaticTarget>,
+    /// What follows from the rest. The methods of this module keep it so.
+    #[serde(skip)]
+    pub(super) index: Index,
+}
+
+/// A state as it is saved.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    version: u32,
+    underlays: OrdMap<String, Underlay>,
+    segments: OrdMap<String, Segment>,
+    ports: OrdMap<String, Port>,
+    peers: OrdMap<Arc<str>, Arc<Peer>>,
+    #[serde(with = "fdb_list")]
+    fdb: OrdMap<FdbName, StaticTarget>,
+}
+
+impl From<Fields> for State {
+    fn from(Fields { version, underlays, segments, ports, peers, fdb }: Fields) -> Self {
+        let index = Index::new(&segments, &ports, &peers);
+        Self { version, underlays, segments, ports, peers, fdb, index }
+    }
 }
 
 impl Default for State {
     fn default() -> Self {
         Self {
             version: STATE_VERSION,
-            underlays: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            ports: BTreeMap::new(),
-            peers: BTreeMap::new(),
-            fdb: BTreeMap::new(),
+            underlays: OrdMap::new(),
+            segments: OrdMap::new(),
+            ports: OrdMap::new(),
+            peers: OrdMap::new(),
+            fdb: OrdMap::new(),
+            index: Index::default(),
         }
     }
 }
@@ -206,8 +236,68 @@ impl State {
     /// Every adjacency: its id, its peer's name and value, its segment's name.
     pub fn adjacencies(&self) -> impl Iterator<Item = (u32, &str, &Peer, &str)> {
         self.peers.iter().flat_map(|(name, peer)| {
-            peer.segments.iter().map(move |(segment, id)| (*id, name.as_str(), peer, segment.as_str()))
+            peer.segments.iter().map(move |(segment, id)| (*id, &**name, &**peer, segment.as_str()))
         })
+    }
+
+    /// Makes a segment part of the state, or another one of the same name.
+    pub(super) fn put_segment(&mut self, name: String, segment: Segment) {
+        self.index.add_segment(segment.id);
+        if let Some(old) = self.segments.insert(name, segment.clone())
+            && old.id != segment.id
+        {
+            self.index.remove_segment(old.id);
+        }
+    }
+
+    /// Takes a segment out.
+    pub(super) fn take_segment(&mut self, name: &str) -> Option<Segment> {
+        let segment = self.segments.remove(name)?;
+        self.index.remove_segment(segment.id);
+        Some(segment)
+    }
+
+    /// Makes a port part of the state, or another one of the same name.
+    pub(super) fn put_port(&mut self, interface: String, port: Port) {
+        let id = port.id;
+        self.index.add_port(id);
+        if let Some(old) = self.ports.insert(interface, port)
+            && old.id != id
+        {
+            self.index.remove_port(old.id);
+        }
+    }
+
+    /// Takes a port out.
+    pub(super) fn take_port(&mut self, interface: &str) -> Option<Port> {
+        let port = self.ports.remove(interface)?;
+        self.index.remove_port(port.id);
+        Some(port)
+    }
+
+    /// Makes a peer part of the state, or another one of the same name.
+    pub(super) fn put_peer(&mut self, name: Arc<str>, peer: Arc<Peer>) {
+        if let Some(old) = self.peers.insert(Arc::clone(&name), Arc::clone(&peer)) {
+            self.index.remove_peer(&name, &old);
+        }
+        self.index.add_peer(&name, &peer);
+    }
+
+    /// Takes a peer out.
+    pub(super) fn take_peer(&mut self, name: &str) -> Option<Arc<Peer>> {
+        let (name, peer) = self.peers.remove_with_key(name)?;
+        self.index.remove_peer(&name, &peer);
+        Some(peer)
+    }
+
+    /// How many peers a segment has.
+    pub fn peer_count(&self, segment: &str) -> u32 {
+        self.index.peers_in(segment)
+    }
+
+    /// How many adjacencies there are.
+    pub fn adjacency_count(&self) -> u32 {
+        self.index.adjacency_count()
     }
 
     /// The ports of a segment.
@@ -223,7 +313,7 @@ impl State {
         self.peers
             .iter()
             .filter(move |(_, peer)| peer.segments.contains_key(segment))
-            .map(|(name, peer)| (name.as_str(), peer))
+            .map(|(name, peer)| (&**name, &**peer))
     }
 }
 
@@ -242,7 +332,7 @@ mod fdb_list {
     }
 
     pub(super) fn serialize<S: Serializer>(
-        fdb: &BTreeMap<FdbName, StaticTarget>,
+        fdb: &OrdMap<FdbName, StaticTarget>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(fdb.iter().map(|(name, target)| Entry {
@@ -254,7 +344,7 @@ mod fdb_list {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<BTreeMap<FdbName, StaticTarget>, D::Error> {
+    ) -> Result<OrdMap<FdbName, StaticTarget>, D::Error> {
         let entries = Vec::<Entry>::deserialize(deserializer)?;
         Ok(entries
             .into_iter()

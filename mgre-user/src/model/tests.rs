@@ -125,7 +125,7 @@ fn assert_sound(state: &State) {
     for (name, target) in &state.fdb {
         assert!(name.mac.is_station());
         assert!(match target {
-            StaticTarget::Peer(peer) => state.peers[peer].segments.contains_key(&name.segment),
+            StaticTarget::Peer(peer) => state.peers[peer.as_str()].segments.contains_key(&name.segment),
             StaticTarget::Port(port) => state.ports[port].segment == name.segment,
         });
     }
@@ -143,6 +143,13 @@ proptest! {
             match state.apply(change, &ids) {
                 Ok(next) => {
                     assert_sound(&next);
+                    let mut replayed = before.clone();
+                    let record = Record::between(&before, &next);
+                    replayed.replay(record.clone());
+                    prop_assert_eq!(&replayed, &next);
+                    replayed.replay(record);
+                    prop_assert_eq!(&replayed, &next, "replayed twice");
+                    prop_assert_eq!(&State::from_json(&next.to_json().expect("JSON")).expect("reads"), &next);
                     // What stays keeps its ids.
                     for (name, segment) in &next.segments {
                         prop_assert!(before.segments.get(name).is_none_or(|old| old.id == segment.id));
@@ -344,7 +351,7 @@ fn static_entries_go_with_what_they_point_at() {
 #[test]
 fn freed_ids_rest() {
     let state = sample();
-    let freed: BTreeSet<u32> = state.peers["b"].segments.values().copied().collect();
+    let freed: imbl::OrdSet<u32> = state.peers["b"].segments.values().copied().collect();
     let resting = Ids { resting_adjacencies: freed.clone(), ..Ids::default() };
     let again = vec![Change::DelPeer { name: "b".into() }, add_peer("c", "192.0.2.2", &["blue", "plain"])];
     for (start, ids, changes) in [

@@ -24,13 +24,29 @@ impl Netlink {
                 .iter()
                 .filter(|message| message.kind == libc::RTM_NEWLINK)
                 .filter_map(|message| decode::link(&message.payload))
-                .map(|link| {
-                    // Only physical interfaces have it done before the kernel sees the frame.
-                    let vlan_offload =
-                        link.kind.is_none() && !link.loopback && ethtool::takes_tags_off(&link.name);
-                    Link { vlan_offload, ..link }
-                })
+                .map(with_offloads)
                 .collect())
+        })
+        .await
+    }
+
+    /// The interfaces with these indices, as far as they are there.
+    pub async fn links_with(&self, indices: Vec<u32>) -> Result<Vec<Link>> {
+        self.run(move |socket| {
+            let requests = indices.iter().map(|index| (RouteNetlinkMessage::GetLink(query(*index)), 0));
+            let answers = socket.batch(requests).map_err(|failure| failure.during("look up interfaces"))?;
+            let mut links = Vec::new();
+            for (index, answer) in indices.iter().zip(answers) {
+                match answer {
+                    Ok(answer) => {
+                        let link = answer.and_then(|answer| decode::link(&answer.payload));
+                        links.extend(link.map(with_offloads));
+                    }
+                    Err(failure) if failure.errno() == Some(Errno::ENODEV) => {}
+                    Err(failure) => return Err(failure.during(format!("look up interface {index}"))),
+                }
+            }
+            Ok(links)
         })
         .await
     }
@@ -113,6 +129,13 @@ impl Netlink {
         })
         .await
     }
+}
+
+/// Adds what only ethtool tells.
+fn with_offloads(link: Link) -> Link {
+    // Only physical interfaces have it done before the kernel sees the frame.
+    let vlan_offload = link.kind.is_none() && !link.loopback && ethtool::takes_tags_off(&link.name);
+    Link { vlan_offload, ..link }
 }
 
 /// Whether the kernel would take it, as `dev_valid_name()` of net/core/dev.c. '%' would make it a pattern to

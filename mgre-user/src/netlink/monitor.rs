@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::socket::{messages, open, receive};
-use super::{Error, Result, decode};
+use super::{Error, Neighbor, Result, decode};
 
 /// Room for some ten thousand messages between two looks.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
@@ -38,11 +38,14 @@ const GROUPS: [libc::c_uint; 9] = [
     libc::RTNLGRP_NEXTHOP,
 ];
 
-/// Something changed. What it is now, ask [`Netlink`](super::Netlink).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Something changed. What it is now, if that is not said, ask [`Netlink`](super::Netlink).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An interface came, went, or changed: state, carrier, address, MTU, name.
-    Links,
+    Link {
+        /// Its index.
+        index: u32,
+    },
     /// An interface gained or lost an address.
     Addresses,
     /// A route, a routing rule or a next-hop object came, went, or changed.
@@ -53,6 +56,8 @@ pub enum Change {
         ifindex: u32,
         /// The neighbour's IP address.
         address: IpAddr,
+        /// What it is now; none if it went.
+        neighbor: Option<Neighbor>,
     },
     /// Messages were lost, because they came faster than they were read: everything may have changed.
     Resynchronize,
@@ -147,13 +152,18 @@ fn read(datagram: &[u8], changes: &mut VecDeque<Change>) {
 
 fn change(kind: u16, payload: &[u8]) -> Option<Change> {
     Some(match kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => Change::Links,
+        // The index is the second word of `struct ifinfomsg`.
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            let index = payload.get(4..)?.first_chunk()?;
+            Change::Link { index: u32::from_ne_bytes(*index) }
+        }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Change::Addresses,
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE | libc::RTM_NEWRULE | libc::RTM_DELRULE => Change::Routes,
         RTM_NEWNEXTHOP | RTM_DELNEXTHOP => Change::Routes,
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
             let entry = decode::neighbor(payload)?;
-            Change::Neighbor { ifindex: entry.ifindex, address: entry.address }
+            let neighbor = (kind == libc::RTM_NEWNEIGH).then_some(entry.neighbor);
+            Change::Neighbor { ifindex: entry.ifindex, address: entry.address, neighbor }
         }
         kind if kind == netlink_packet_core::NLMSG_OVERRUN => Change::Resynchronize,
         _ => return None,

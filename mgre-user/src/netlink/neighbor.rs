@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
@@ -14,13 +14,18 @@ use nix::errno::Errno;
 use super::decode::{self, NeighborEntry};
 use super::error::Failure;
 use super::route::family;
-use super::socket::Socket;
+use super::socket::{Message, Socket};
 use super::{Neighbor, Netlink, Result};
 
 /// `NDA_PROTOCOL` of the entries we manage, `ip neighbour` shows it as `proto 109`: it tells them, after a
 /// restart too, from those that someone else asked the kernel to manage. A number no routing daemon is known
 /// to use (include/uapi/linux/rtnetlink.h, iproute2's rt_protos).
 const PROTOCOL: u8 = 109;
+
+const CREATE: u16 = NLM_F_CREATE | NLM_F_ACK;
+
+/// What names a neighbour: interface and address.
+type Key = (u32, IpAddr);
 
 impl Netlink {
     /// The neighbour tables, IPv4 and IPv6, by interface index and address.
@@ -40,10 +45,18 @@ impl Netlink {
 
     /// One neighbour, if the table has it.
     pub async fn neighbor(&self, ifindex: u32, address: IpAddr) -> Result<Option<Neighbor>> {
+        Ok(self.neighbors_at(vec![(ifindex, address)]).await?.pop().flatten())
+    }
+
+    /// [`Netlink::neighbor`] for many at once.
+    pub async fn neighbors_at(&self, all: Vec<Key>) -> Result<Vec<Option<Neighbor>>> {
         self.run(move |socket| {
-            let entry = look_up(socket, ifindex, address)
-                .map_err(|failure| failure.on_link(ifindex, format!("look up neighbour {address}")))?;
-            Ok(entry.map(|entry| entry.neighbor))
+            let found = look_up_all(socket, &all).map_err(|failure| failure.during("look up neighbours"))?;
+            let named = all.iter().zip(found).map(|((ifindex, address), found)| match found {
+                Ok(entry) => Ok(entry.map(|entry| entry.neighbor)),
+                Err(failure) => Err(failure.on_link(*ifindex, format!("look up neighbour {address}"))),
+            });
+            named.collect()
         })
         .await
     }
@@ -52,36 +65,75 @@ impl Netlink {
     ///
     /// From Linux 5.16 it does so by itself (`NTF_EXT_MANAGED`) until [`Netlink::release_neighbor`], or until
     /// the interface goes down or loses carrier, which drops all entries but permanent ones: ask again at
-    /// each [`Change::Links`](super::Change::Links). An older kernel resolves it once (`NTF_USE`): ask again
+    /// each [`Change::Link`](super::Change::Link). An older kernel resolves it once (`NTF_USE`): ask again
     /// now and then. Asking for what is kept already costs one lookup.
     ///
     /// An entry that somebody provides (permanent, `NOARP`, learned by a control plane) or has the kernel
     /// manage is left alone, and a known link-layer address is never replaced.
     pub async fn keep_neighbor(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        self.keep_neighbors(vec![(ifindex, address)]).await?.pop().map_or(Ok(()), |kept| kept.map(drop))
+    }
+
+    /// [`Netlink::keep_neighbor`] for many at once. Says of each what it was before, if it was there.
+    pub async fn keep_neighbors(&self, all: Vec<Key>) -> Result<Vec<Result<Option<Neighbor>>>> {
         self.run(move |socket| {
-            keep(socket, ifindex, address)
-                .map_err(|failure| failure.on_link(ifindex, format!("resolve neighbour {address}")))
+            let during = |failure: Failure| failure.during("resolve neighbours");
+            let mut found = look_up_all(socket, &all).map_err(during)?;
+            let requests: Vec<_> = all.iter().zip(&found).map(|(key, found)| keep(*key, found)).collect();
+            let asked: Vec<usize> = (0..all.len()).filter(|index| requests[*index].is_some()).collect();
+            let answers = socket.batch(requests.into_iter().flatten().map(|request| (request, CREATE)));
+            for (index, answer) in asked.into_iter().zip(answers.map_err(during)?) {
+                if let Err(failure) = answer {
+                    found[index] = Err(failure);
+                }
+            }
+            let named = all.iter().zip(found).map(|((ifindex, address), found)| match found {
+                Ok(entry) => Ok(entry.map(|entry| entry.neighbor)),
+                Err(failure) => Err(failure.on_link(*ifindex, format!("resolve neighbour {address}"))),
+            });
+            Ok(named.collect())
         })
         .await
     }
 
     /// Takes back what [`Netlink::keep_neighbor`] asked for. The entry stays as an ordinary one, which ages.
     pub async fn release_neighbor(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        self.release_neighbors(vec![(ifindex, address)]).await?.pop().unwrap_or(Ok(()))
+    }
+
+    /// [`Netlink::release_neighbor`] for many at once.
+    pub async fn release_neighbors(&self, all: Vec<Key>) -> Result<Vec<Result<()>>> {
         self.run(move |socket| {
-            release(socket, ifindex, address)
-                .map_err(|failure| failure.on_link(ifindex, format!("release neighbour {address}")))
+            let during = |failure: Failure| failure.during("release neighbours");
+            let found = look_up_all(socket, &all).map_err(during)?;
+            let ours: Vec<Key> =
+                all.iter().zip(&found).filter(|(_, found)| is_ours(found)).map(|(key, _)| *key).collect();
+            let answers = socket.batch(ours.iter().map(|key| (release(*key), NLM_F_ACK))).map_err(during)?;
+            let lookups = all.iter().zip(found).filter_map(|(key, found)| Some((key, found.err()?)));
+            let releases = ours.iter().zip(answers).filter_map(|(key, answer)| Some((key, answer.err()?)));
+            let gone = |failure: &Failure| matches!(failure.errno(), Some(Errno::ENOENT | Errno::ENODEV));
+            let failed = lookups.chain(releases).filter(|(_, failure)| !gone(failure));
+            Ok(failed
+                .map(|((ifindex, address), failure)| {
+                    Err(failure.on_link(*ifindex, format!("release neighbour {address}")))
+                })
+                .collect())
         })
         .await
     }
 }
 
-fn keep(socket: &mut Socket, ifindex: u32, address: IpAddr) -> Result<(), Failure> {
+/// What to ask for a neighbour to be kept, given its entry; nothing for one that is kept already.
+fn keep(
+    (ifindex, address): Key,
+    found: &Result<Option<NeighborEntry>, Failure>,
+) -> Option<RouteNetlinkMessage> {
     let mut message = request(ifindex, address);
     // A kernel without NTF_EXT_MANAGED ignores the attribute (it parses leniently), and on NTF_USE alone does
     // the next best thing. Without NTF_USE it would take the request for an update to state NONE.
     message.header.flags = NeighbourFlags::Use;
-    match look_up(socket, ifindex, address)? {
-        Some(entry) if entry.provided || entry.managed => return Ok(()),
+    match found.as_ref().ok()? {
+        Some(entry) if entry.provided || entry.managed => return None,
         // Somebody else's mark must not be replaced by ours, and without ours we could not release it.
         Some(entry) if entry.protocol != 0 && entry.protocol != PROTOCOL => {}
         _ => {
@@ -89,35 +141,40 @@ fn keep(socket: &mut Socket, ifindex: u32, address: IpAddr) -> Result<(), Failur
             message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
         }
     }
-    socket.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
+    Some(RouteNetlinkMessage::NewNeighbour(message))
 }
 
-fn release(socket: &mut Socket, ifindex: u32, address: IpAddr) -> Result<(), Failure> {
-    let entry = match look_up(socket, ifindex, address) {
-        Err(failure) if failure.errno() == Some(Errno::ENODEV) => return Ok(()),
-        other => other?,
-    };
-    if !entry.is_some_and(|entry| entry.managed && entry.protocol == PROTOCOL && !entry.provided) {
-        return Ok(());
-    }
+fn is_ours(found: &Result<Option<NeighborEntry>, Failure>) -> bool {
+    let ours = |entry: &NeighborEntry| entry.managed && entry.protocol == PROTOCOL && !entry.provided;
+    matches!(found, Ok(Some(entry)) if ours(entry))
+}
+
+fn release((ifindex, address): Key) -> RouteNetlinkMessage {
     // neigh_update_flags() of net/core/neighbour.c makes the entry's flag what the request says: not managed.
     // NTF_USE keeps state and link-layer address as they are.
     let mut message = request(ifindex, address);
     message.header.flags = NeighbourFlags::Use;
-    match socket.change(RouteNetlinkMessage::NewNeighbour(message), 0) {
-        Err(failure) if matches!(failure.errno(), Some(Errno::ENOENT | Errno::ENODEV)) => Ok(()),
-        other => other,
-    }
+    RouteNetlinkMessage::NewNeighbour(message)
 }
 
-fn look_up(socket: &mut Socket, ifindex: u32, address: IpAddr) -> Result<Option<NeighborEntry>, Failure> {
-    match socket.get(RouteNetlinkMessage::GetNeighbour(request(ifindex, address))) {
-        Ok(answer) => decode::neighbor(&answer.payload)
+/// The entries of neighbours, as far as there are.
+fn look_up_all(
+    socket: &mut Socket,
+    all: &[Key],
+) -> Result<Vec<Result<Option<NeighborEntry>, Failure>>, Failure> {
+    let requests = all
+        .iter()
+        .map(|(ifindex, address)| (RouteNetlinkMessage::GetNeighbour(request(*ifindex, *address)), 0));
+    let answers = socket.batch(requests)?;
+    let entry = |answer: Result<Option<Message>, Failure>| match answer {
+        Ok(answer) => answer
+            .and_then(|answer| decode::neighbor(&answer.payload))
             .map(Some)
             .ok_or_else(|| Failure::malformed("malformed neighbour")),
         Err(failure) if failure.errno() == Some(Errno::ENOENT) => Ok(None),
         Err(failure) => Err(failure),
-    }
+    };
+    Ok(answers.into_iter().map(entry).collect())
 }
 
 fn request(ifindex: u32, address: IpAddr) -> NeighbourMessage {

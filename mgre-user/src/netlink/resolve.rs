@@ -1,9 +1,9 @@
 //! From what the kernel says to the next hop of a remote endpoint. Pure: no kernel is asked.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use mgre_common::wire::MacAddr;
 
 use super::{Link, Neighbor, Route};
@@ -92,9 +92,9 @@ pub fn next_hop_address(route: &Route, remote: IpAddr) -> IpAddr {
 pub fn resolve(
     remote: IpAddr,
     route: Option<&Route>,
-    links: &HashMap<u32, Link>,
+    links: &OrdMap<u32, Link>,
     underlays: &[u32],
-    neighbors: &HashMap<(u32, IpAddr), Neighbor>,
+    neighbors: &OrdMap<(u32, IpAddr), Neighbor>,
 ) -> Result<NextHop, Unresolved> {
     let route = route.ok_or(Unresolved::NoRoute)?;
     if route.local {
@@ -141,7 +141,7 @@ mod tests {
         route: Option<Route>,
         link: Link,
         underlays: Vec<u32>,
-        neighbors: HashMap<(u32, IpAddr), Neighbor>,
+        neighbors: OrdMap<(u32, IpAddr), Neighbor>,
     }
 
     impl World {
@@ -161,7 +161,7 @@ mod tests {
                     ..Link::default()
                 },
                 underlays: vec![7, UNDERLAY],
-                neighbors: HashMap::from([(
+                neighbors: OrdMap::from(vec![(
                     (UNDERLAY, remote),
                     Neighbor { mac: Some(THEIRS), usable: true },
                 )]),
@@ -172,8 +172,12 @@ mod tests {
             self.route.as_mut().expect("a route")
         }
 
+        fn neighbor(&mut self) -> &mut Neighbor {
+            self.neighbors.get_mut(&(UNDERLAY, self.remote)).expect("a neighbour")
+        }
+
         fn resolve(&self) -> Result<NextHop, Unresolved> {
-            let links = HashMap::from([(self.link.index, self.link.clone())]);
+            let links = OrdMap::from(vec![(self.link.index, self.link.clone())]);
             resolve(self.remote, self.route.as_ref(), &links, &self.underlays, &self.neighbors)
         }
 
@@ -205,7 +209,7 @@ mod tests {
         let gateway = address("fe80::1");
         world.route().gateway = Some(gateway);
         world.neighbors =
-            HashMap::from([((UNDERLAY, gateway), Neighbor { mac: Some(THEIRS), usable: true })]);
+            OrdMap::from(vec![((UNDERLAY, gateway), Neighbor { mac: Some(THEIRS), usable: true })]);
         assert_eq!(world.resolve().expect("resolved").destination_mac, THEIRS);
         assert_eq!(next_hop_address(world.route(), address("192.0.2.9")), gateway);
     }
@@ -234,13 +238,13 @@ mod tests {
             ("eth0 is not Ethernet", |w| w.link.mac = None),
             ("192.0.2.9 does not answer on eth0", |w| w.neighbors.clear()),
             ("192.0.2.9 does not answer on eth0", |w| {
-                w.neighbors.values_mut().for_each(|neighbor| neighbor.usable = false);
+                w.neighbor().usable = false;
             }),
             ("192.0.2.9 does not answer on eth0", |w| {
-                w.neighbors.values_mut().for_each(|neighbor| neighbor.mac = None);
+                w.neighbor().mac = None;
             }),
             ("192.0.2.9 does not answer on eth0", |w| {
-                w.neighbors.values_mut().for_each(|neighbor| neighbor.mac = Some(MacAddr::BROADCAST));
+                w.neighbor().mac = Some(MacAddr::BROADCAST);
             }),
         ];
         for (phrase, spoil) in cases {
@@ -254,7 +258,7 @@ mod tests {
     fn the_neighbour_of_another_interface_does_not_count() {
         let mut world = World::new();
         let remote = world.remote;
-        world.neighbors = HashMap::from([((7, remote), Neighbor { mac: Some(THEIRS), usable: true })]);
+        world.neighbors = OrdMap::from(vec![((7, remote), Neighbor { mac: Some(THEIRS), usable: true })]);
         assert_eq!(world.obstacle(), "192.0.2.9 does not answer on eth0");
     }
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::decode::{self, Lookup};
 use super::error::Failure;
-use super::socket::Socket;
+use super::socket::{Message, Socket};
 use super::{Address, Error, Netlink, Result, Route};
 
 /// The family of an address, as netlink headers name it.
@@ -79,6 +79,29 @@ impl Netlink {
         })
         .await
     }
+
+    /// [`Netlink::route_to`] for many destinations at once.
+    pub async fn routes_to(&self, destinations: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Route>)>> {
+        if destinations.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.run(move |socket| {
+            let requests = destinations.iter().map(|dst| (request(*dst, None), 0));
+            let answers = socket.batch(requests).map_err(|failure| failure.during("look up routes"))?;
+            let found = destinations.iter().zip(answers).map(|(dst, answer)| {
+                let answer = answer.and_then(|answer| answer.ok_or_else(no_answer));
+                let route =
+                    found(answer).map_err(|failure| failure.during(format!("look up the route to {dst}")))?;
+                Ok((*dst, route))
+            });
+            found.collect()
+        })
+        .await
+    }
+}
+
+fn no_answer() -> Failure {
+    Failure::malformed("the kernel acknowledged and sent no answer")
 }
 
 fn is_local(socket: &mut Socket, address: IpAddr) -> bool {
@@ -86,6 +109,10 @@ fn is_local(socket: &mut Socket, address: IpAddr) -> bool {
 }
 
 fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>, Failure> {
+    found(socket.get(request(dst, source)))
+}
+
+fn request(dst: IpAddr, source: Option<IpAddr>) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(dst);
     message.header.destination_prefix_length = bits(dst);
@@ -95,7 +122,12 @@ fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<O
         message.header.source_prefix_length = bits(source);
         message.attributes.push(RouteAttribute::Source(route_address(source)));
     }
-    match socket.get(RouteNetlinkMessage::GetRoute(message)) {
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// What the kernel's answer says.
+fn found(answer: Result<Message, Failure>) -> Result<Option<Route>, Failure> {
+    match answer {
         Ok(answer) => match decode::route(&answer.payload) {
             Some(Lookup::Usable(route)) => Ok(Some(route)),
             Some(Lookup::Unusable) => Ok(None),

@@ -27,6 +27,9 @@ use super::error::Failure;
 const RECEIVE_BUFFER: usize = 64 * 1024;
 /// The kernel answers within the system call that asks; this only guards against a lost answer.
 const TIMEOUT_SECONDS: i64 = 5;
+/// Requests of a batch that are under way at one time. Their answers must fit the socket's default receive
+/// buffer (212,992 bytes, of which a short answer takes about one thousand).
+const BATCH: usize = 128;
 /// How often a dump that changed under way is read again.
 const DUMP_ATTEMPTS: usize = 5;
 /// `NLMSGERR_ATTR_MSG`: the text of an extended acknowledgement.
@@ -122,6 +125,42 @@ impl Socket {
         found.ok_or_else(|| Failure::malformed("the kernel acknowledged and sent no answer"))
     }
 
+    /// Makes many requests, each of which the kernel answers with one message: an object, an acknowledgement,
+    /// or an error. The answers are in the order of the requests.
+    pub(super) fn batch(
+        &mut self,
+        requests: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<Result<Option<Message>, Failure>>, Failure> {
+        let mut requests = requests.into_iter().peekable();
+        let mut answers = Vec::new();
+        while requests.peek().is_some() {
+            let (mut bytes, first, mut count) = (Vec::new(), self.sequence.wrapping_add(1), 0);
+            for (message, flags) in requests.by_ref().take(BATCH) {
+                self.sequence = self.sequence.wrapping_add(1);
+                append(&mut bytes, message, flags, self.sequence);
+                count += 1;
+            }
+            send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+            let mut found: Vec<Option<_>> = std::iter::repeat_with(|| None).take(count).collect();
+            let mut missing = count;
+            while missing > 0 {
+                let length = self.receive()?;
+                for message in messages(&self.buffer[..length]) {
+                    let message = message?;
+                    let index = message.sequence_number().wrapping_sub(first) as usize;
+                    let Some(place) = found.get_mut(index) else { continue };
+                    let answer = match message.message_type() {
+                        NLMSG_ERROR => outcome(&message).map(|()| None),
+                        kind => Ok(Some(Message { kind, payload: message.payload().to_vec() })),
+                    };
+                    missing -= usize::from(place.replace(answer).is_none());
+                }
+            }
+            answers.extend(found.into_iter().flatten());
+        }
+        Ok(answers)
+    }
+
     /// Asks for all objects of a kind. A list that changed while it was read is read again, a few times:
     /// on a host where it never holds still, the last one is returned, and the change that disturbed it
     /// is announced to the monitor as well.
@@ -138,26 +177,29 @@ impl Socket {
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
-        self.sequence = self.sequence.wrapping_add(1).max(1);
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        append(&mut bytes, message, flags, self.sequence);
         send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
         Ok(())
+    }
+
+    /// The next datagram's length.
+    fn receive(&mut self) -> Result<usize, Failure> {
+        loop {
+            match receive(&self.fd, &mut self.buffer) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Reads until the request is answered. Whether a dump was disturbed by a change.
     fn answer(&mut self, mut take: impl FnMut(Message)) -> Result<bool, Failure> {
         let mut interrupted = false;
         loop {
-            let length = match receive(&self.fd, &mut self.buffer) {
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
-                other => other?,
-            };
+            let length = self.receive()?;
             for message in messages(&self.buffer[..length]) {
                 let message = message?;
                 if message.sequence_number() != self.sequence {
@@ -173,6 +215,18 @@ impl Socket {
             }
         }
     }
+}
+
+/// Adds a request to bytes to send, padded.
+fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | flags;
+    request.header.sequence_number = sequence;
+    request.finalize();
+    let start = bytes.len();
+    bytes.resize(start + request.buffer_len(), 0);
+    request.serialize(&mut bytes[start..]);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 /// What an acknowledgement or the end of a dump says.

@@ -1,46 +1,23 @@
-//! From wanted and observed to a plan.
+//! From wanted and observed to a plan, starting from what was compiled before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
+use imbl::{OrdMap, OrdSet};
 use mgre_common::fdb::FdbKey;
-use mgre_common::table::{Template, template_flag};
 use mgre_common::target::Target;
-use mgre_common::template::{self, OuterV4};
+use mgre_common::template;
 use mgre_common::wire::ETHERNET_LEN;
 
-use super::{
-    AdjacencyRecord, Attachment, Choice, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose,
-};
-use crate::model::{Df, Mode, Mtu, Peer, Port, Segment, State, StaticTarget};
+use super::affected::{affected, differ};
+use super::peer::{Ground, PeerOutcome, Place, adjacency, outcome};
+use super::{Attachment, Choice, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose};
+use crate::model::{FdbName, Mode, Mtu, Port, Segment, State, StaticTarget};
 use crate::netlink::Link;
-use crate::netlink::resolve::{NextHop, next_hop_address, resolve};
 
 /// The MTU of an underlay that is not known (yet).
 const USUAL_MTU: u32 = 1500;
-
-/// How a peer can be reached, or why it cannot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PeerStatus {
-    /// It can.
-    Up(NextHop),
-    /// It cannot, for now: why.
-    Unresolved(String),
-    /// It cannot, as things are set up: why.
-    Down(String),
-}
-
-/// What comes of a peer beside its records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerOutcome {
-    /// Whether it can be reached.
-    pub status: PeerStatus,
-    /// Its endpoint, once known.
-    pub endpoint: Option<IpAddr>,
-    /// The neighbour to keep resolved: interface and address.
-    pub neighbor: Option<(u32, IpAddr)>,
-}
 
 /// What comes of a state and of what the kernel has.
 #[derive(Clone, Debug, Default)]
@@ -48,18 +25,22 @@ pub struct Compiled {
     /// What the datapath is to hold.
     pub plan: Plan,
     /// For each peer by name, how it can be reached.
-    pub peers: BTreeMap<String, PeerOutcome>,
+    pub peers: OrdMap<Arc<str>, PeerOutcome>,
     /// For each interface by name, which hooks it gets.
     pub hooks: BTreeMap<String, Choice>,
+    /// What it was compiled from.
+    pub(super) state: State,
+    pub(super) observed: Observed,
+    pub(super) ground: Ground,
+    /// Peers by endpoint.
+    pub(super) remotes: OrdSet<(IpAddr, Arc<str>)>,
+    /// Peers by the neighbour that their packets go to.
+    pub(super) next_hops: OrdSet<((u32, IpAddr), Arc<str>)>,
 }
 
-/// Works it out.
+/// Works it out from nothing.
 pub fn compile(state: &State, observed: &Observed) -> Compiled {
-    let mut compiler = Compiler::new(state, observed);
-    compiler.segments_and_ports();
-    let peers = state.peers.iter().map(|(name, peer)| (name.clone(), compiler.peer(peer))).collect();
-    compiler.fixed_entries();
-    Compiled { plan: compiler.plan, peers, hooks: compiler.hooks }
+    Compiled::default().next(state, observed)
 }
 
 /// The MTU of interfaces in a segment: what it was told, or what the smallest
@@ -75,42 +56,229 @@ pub fn segment_mtu(state: &State, observed: &Observed, segment: &Segment) -> u32
     }
 }
 
-struct Compiler<'a> {
-    state: &'a State,
-    observed: &'a Observed,
-    plan: Plan,
-    hooks: BTreeMap<String, Choice>,
-    /// Interfaces that outer packets may leave by.
-    underlays: Vec<u32>,
-    /// Addresses that outer packets may be for.
-    locals: BTreeSet<Ipv4Addr>,
+impl Compiled {
+    /// What comes of another state and picture. It is what [`compile`] says, and costs what is
+    /// different.
+    #[must_use]
+    pub fn next(&self, state: &State, observed: &Observed) -> Self {
+        let ground = Ground::new(state, observed);
+        let names = affected(self, state, observed, &ground);
+        let mut next = Self { state: state.clone(), observed: observed.clone(), ground, ..self.clone() };
+        let frame = self.frame_differs(state, observed);
+        if frame {
+            next.frame(self);
+        }
+        let moved = next.peers(self, &names);
+        next.fixed(self, frame || moved);
+        next
+    }
+
+    /// The peers with an endpoint, in order.
+    pub fn peers_at(&self, endpoint: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        let from = (endpoint, Arc::from(""));
+        self.remotes.range(from..).take_while(move |(ip, _)| *ip == endpoint).map(|(_, name)| name)
+    }
+
+    /// The peers that are reached by way of a neighbour, in order.
+    pub fn peers_behind(&self, neighbor: (u32, IpAddr)) -> impl Iterator<Item = &Arc<str>> {
+        let from = (neighbor, Arc::from(""));
+        self.next_hops.range(from..).take_while(move |(other, _)| *other == neighbor).map(|(_, name)| name)
+    }
+
+    /// Whether anything but peers and static entries may come out differently.
+    fn frame_differs(&self, state: &State, observed: &Observed) -> bool {
+        differ(&self.state.underlays, &state.underlays)
+            || differ(&self.state.segments, &state.segments)
+            || differ(&self.state.ports, &state.ports)
+            || differ(&self.observed.links, &observed.links)
+            || differ(&self.observed.features, &observed.features)
+            || self.observed.own_xdp != observed.own_xdp
+    }
+
+    /// Interfaces, segments and ports: few enough to be done anew.
+    fn frame(&mut self, old: &Self) {
+        let mut frame = Frame::new(&self.observed);
+        for (name, underlay) in &self.state.underlays {
+            if let Some(link) = self.observed.link(name) {
+                frame.attach(link, Hook::Underlay, Some((underlay.mode, Hook::XdpUnderlay)));
+                frame.express(link.index);
+            }
+        }
+        for (name, port) in &self.state.ports {
+            frame.port(&self.state, name, port);
+        }
+        let Frame { attachments, hooks, devices, ports, mut port_lists, .. } = frame;
+        self.hooks = hooks;
+        self.plan.attachments = attachments;
+        self.plan.devices = devices;
+        self.plan.ports = ports;
+        let ids: BTreeSet<u16> = self.state.segments.values().map(|segment| segment.id).collect();
+        for id in old.plan.floods.keys().filter(|id| !ids.contains(id)) {
+            self.plan.floods.remove(id);
+        }
+        for id in ids {
+            let ports = port_lists.remove(&id).unwrap_or_default();
+            let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
+            put(&mut self.plan.floods, id, FloodTargets { ports, ..targets });
+        }
+        for key in old.ground.local_endpoints() {
+            self.plan.endpoints.remove(&key);
+        }
+        for key in self.ground.local_endpoints() {
+            self.plan.endpoints.insert(key, 0);
+        }
+    }
+
+    /// Brings these peers up to date. Says whether one that there was got or lost an adjacency.
+    fn peers(&mut self, old: &Self, names: &BTreeSet<Arc<str>>) -> bool {
+        let place = |at: &Self, name: &Arc<str>, endpoint| {
+            at.state.peers.get(name).map(|peer| Place::new(&at.state, peer, endpoint)).unwrap_or_default()
+        };
+        let mut moved = false;
+        // Two peers may have one endpoint, and share keys.
+        let mut endpoints = BTreeSet::new();
+        let mut worked = Vec::with_capacity(names.len());
+        for name in names {
+            let was = old.peers.get(name);
+            let from = place(old, name, was.and_then(|was| was.endpoint));
+            let now = self.state.peers.get(name).map(|peer| {
+                let (outcome, way) = outcome(&self.state, &self.observed, &self.ground, peer);
+                (Arc::clone(peer), outcome, way)
+            });
+            let to = place(self, name, now.as_ref().and_then(|(_, outcome, _)| outcome.endpoint));
+            let moves = from != to || self.ground.locals != old.ground.locals;
+            if moves {
+                moved |= was.is_some();
+                endpoints.extend(from.remote.into_iter().chain(to.remote));
+                self.take_out(old, name, &from);
+            }
+            if let Some(neighbor) = was.and_then(|was| was.neighbor) {
+                self.next_hops.remove(&(neighbor, Arc::clone(name)));
+            }
+            match now {
+                Some((peer, outcome, way)) => worked.push((name, peer, outcome, way, to, moves)),
+                None => drop(self.peers.remove(name)),
+            }
+        }
+        // Only now: an id or a key may go from one to another.
+        for (name, peer, outcome, way, to, moves) in worked {
+            for member in &to.members {
+                let Some(remote) = to.remote else { continue };
+                let record = adjacency(&self.observed, &peer, remote, member, &way);
+                put(&mut self.plan.adjacencies, member.id, record);
+                if moves && let Some(targets) = self.plan.floods.get_mut(&member.segment) {
+                    targets.adjacencies.insert(member.id);
+                }
+            }
+            if moves && let Some(remote) = to.remote {
+                self.remotes.insert((IpAddr::V4(remote), Arc::clone(name)));
+            }
+            if let Some(neighbor) = outcome.neighbor {
+                self.next_hops.insert((neighbor, Arc::clone(name)));
+            }
+            put(&mut self.peers, Arc::clone(name), outcome);
+        }
+        self.endpoints(endpoints);
+        moved
+    }
+
+    /// Takes a peer out of the tables.
+    fn take_out(&mut self, old: &Self, name: &Arc<str>, from: &Place) {
+        for member in &from.members {
+            self.plan.adjacencies.remove(&member.id);
+            if let Some(targets) = self.plan.floods.get_mut(&member.segment) {
+                targets.adjacencies.remove(&member.id);
+            }
+        }
+        for (key, _) in from.endpoints(&old.ground) {
+            self.plan.endpoints.remove(&key);
+        }
+        if let Some(remote) = from.remote {
+            self.remotes.remove(&(IpAddr::V4(remote), Arc::clone(name)));
+        }
+    }
+
+    /// Enters the keys of all peers at some endpoints.
+    fn endpoints(&mut self, endpoints: BTreeSet<Ipv4Addr>) {
+        for endpoint in endpoints.into_iter().map(IpAddr::V4) {
+            let mut keys = Vec::new();
+            for peer in self.peers_at(endpoint).filter_map(|name| self.state.peers.get(name)) {
+                keys.append(&mut Place::new(&self.state, peer, Some(endpoint)).endpoints(&self.ground));
+            }
+            for (key, id) in keys {
+                put(&mut self.plan.endpoints, key, id);
+            }
+        }
+    }
+
+    /// FDB entries that are given. `all`: what they refer to may be another.
+    fn fixed(&mut self, old: &Self, all: bool) {
+        use imbl::ordmap::DiffItem;
+        let mut added = Vec::new();
+        let mut all = all;
+        for item in old.state.fdb.diff(&self.state.fdb) {
+            match item {
+                DiffItem::Add(name, target) => added.push((name, target)),
+                // What it was in the way of comes back.
+                DiffItem::Update { .. } | DiffItem::Remove(..) => all = true,
+            }
+        }
+        if !all {
+            let entries: Vec<_> =
+                added.into_iter().filter_map(|(name, target)| self.static_entry(name, target)).collect();
+            self.plan.fixed.extend(entries);
+            return;
+        }
+        let locals = self.state.ports.iter().filter_map(|(name, port)| {
+            let record = self.plan.ports.get(&port.id).filter(|record| record.host)?;
+            let mac = self.observed.link(name)?.mac.filter(|mac| mac.is_station())?;
+            let entry = FixedEntry { target: Target::port(port.id), local: true };
+            Some((FdbKey::new(record.segment, mac), entry))
+        });
+        let given = self.state.fdb.iter().filter_map(|(name, target)| self.static_entry(name, target));
+        let fixed: BTreeMap<FdbKey, FixedEntry> = locals.chain(given).collect();
+        for key in old.plan.fixed.keys().filter(|key| !fixed.contains_key(key)) {
+            self.plan.fixed.remove(key);
+        }
+        for (key, entry) in fixed {
+            put(&mut self.plan.fixed, key, entry);
+        }
+    }
+
+    fn static_entry(&self, name: &FdbName, target: &StaticTarget) -> Option<(FdbKey, FixedEntry)> {
+        let segment = self.state.segments.get(&name.segment)?;
+        let target = match target {
+            StaticTarget::Peer(peer) => {
+                let peer = self.state.peers.get(peer.as_str())?;
+                Target::adjacency(*peer.segments.get(&name.segment)?)
+            }
+            StaticTarget::Port(port) => Target::port(self.state.ports.get(port)?.id),
+        };
+        Some((FdbKey::new(segment.id, name.mac), FixedEntry { target, local: false }))
+    }
 }
 
-impl<'a> Compiler<'a> {
-    fn new(state: &'a State, observed: &'a Observed) -> Self {
-        let mut this = Self {
-            state,
+/// Interfaces and ports in the making.
+struct Frame<'a> {
+    observed: &'a Observed,
+    attachments: BTreeMap<(u32, Hook), Attachment>,
+    hooks: BTreeMap<String, Choice>,
+    devices: OrdSet<u32>,
+    ports: OrdMap<u32, PortRecord>,
+    /// Port ids by segment.
+    port_lists: BTreeMap<u16, OrdSet<u32>>,
+}
+
+impl<'a> Frame<'a> {
+    fn new(observed: &'a Observed) -> Self {
+        Self {
             observed,
-            plan: Plan::default(),
+            attachments: BTreeMap::new(),
             hooks: BTreeMap::new(),
-            underlays: Vec::new(),
-            locals: BTreeSet::new(),
-        };
-        for (name, underlay) in &state.underlays {
-            if let IpAddr::V4(local) = underlay.local {
-                this.locals.insert(local);
-            }
-            if let Some(link) = observed.link(name) {
-                this.underlays.push(link.index);
-                this.attach(link, Hook::Underlay, Some((underlay.mode, Hook::XdpUnderlay)));
-            }
+            devices: OrdSet::new(),
+            ports: OrdMap::new(),
+            port_lists: BTreeMap::new(),
         }
-        for local in &this.locals {
-            let key =
-                EndpointKey { remote: [0; 4], local: mapped(*local), key: 0, kind: endpoint_kind::LOCAL };
-            this.plan.endpoints.insert(key, 0);
-        }
-        this
     }
 
     /// Attaches to an interface: at TC, and at XDP if its mode says so.
@@ -122,35 +290,24 @@ impl<'a> Compiler<'a> {
             if choice.xdp.is_some() {
                 let optional = mode == Mode::Auto;
                 let attachment = Attachment { interface: interface.clone(), xdp: choice.xdp, optional };
-                self.plan.attachments.insert((link.index, hook), attachment);
+                self.attachments.insert((link.index, hook), attachment);
             }
             self.hooks.insert(interface.clone(), choice);
         }
-        self.plan
-            .attachments
-            .insert((link.index, hook), Attachment { interface, xdp: None, optional: false });
+        self.attachments.insert((link.index, hook), Attachment { interface, xdp: None, optional: false });
     }
 
     /// Whether XDP may redirect to an interface; if so, it is one of its devices.
     fn express(&mut self, ifindex: u32) -> bool {
-        let target = self.observed.features.get(&ifindex).is_some_and(|features| features.is_target());
+        let target = self.observed.is_target(ifindex);
         if target {
-            self.plan.devices.insert(ifindex);
+            self.devices.insert(ifindex);
         }
         target
     }
 
-    fn segments_and_ports(&mut self) {
-        for segment in self.state.segments.values() {
-            self.plan.floods.insert(segment.id, FloodTargets::default());
-        }
-        for (name, port) in &self.state.ports {
-            self.port(name, port);
-        }
-    }
-
-    fn port(&mut self, name: &str, port: &Port) {
-        let Some(segment) = self.state.segments.get(&port.segment) else { return };
+    fn port(&mut self, state: &State, name: &str, port: &Port) {
+        let Some(segment) = state.segments.get(&port.segment) else { return };
         let Some(link) = self.observed.link(name) else { return };
         let host = port.created.is_some();
         if host {
@@ -166,121 +323,14 @@ impl<'a> Compiler<'a> {
         let express = !host && self.express(link.index);
         let (ifindex, segment) = (link.index, segment.id);
         let record = PortRecord { ifindex, segment, max_frame, up, host, peer, express };
-        self.plan.ports.insert(port.id, record);
-        self.plan.floods.entry(segment).or_default().ports.push(port.id);
-        if let Some(mac) = link.mac.filter(|mac| host && mac.is_station()) {
-            let entry = FixedEntry { target: Target::port(port.id), local: true };
-            self.plan.fixed.insert(FdbKey::new(segment, mac), entry);
-        }
-    }
-
-    fn peer(&mut self, peer: &Peer) -> PeerOutcome {
-        let endpoint = peer.remote_address().or_else(|| self.observed.endpoints.get(&peer.remote).copied());
-        let Some(IpAddr::V4(remote)) = endpoint else {
-            let status = PeerStatus::Unresolved(format!("{} has no IPv4 address", peer.remote));
-            return PeerOutcome { status, endpoint, neighbor: None };
-        };
-        let route = self.observed.routes.get(&IpAddr::V4(remote)).copied().flatten();
-        let neighbor = route
-            .filter(|route| self.underlays.contains(&route.ifindex) && !route.local)
-            .map(|route| (route.ifindex, next_hop_address(&route, IpAddr::V4(remote))));
-        let next_hop = resolve(
-            IpAddr::V4(remote),
-            route.as_ref(),
-            &self.observed.links,
-            &self.underlays,
-            &self.observed.neighbors,
-        );
-        let source = route.and_then(|route| self.source(route.ifindex));
-        let status = match (&next_hop, source) {
-            (_, None) if self.underlays.is_empty() => {
-                PeerStatus::Down("there is no underlay: mgre underlay add".to_owned())
-            }
-            (Ok(next_hop), Some(_)) => PeerStatus::Up(*next_hop),
-            (Ok(_), None) => PeerStatus::Down("the underlay has no IPv4 endpoint".to_owned()),
-            (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
-        };
-        for (segment, id) in &peer.segments {
-            self.adjacency(peer, remote, source, segment, *id, next_hop.as_ref().ok());
-        }
-        PeerOutcome { status, endpoint, neighbor }
-    }
-
-    /// Our endpoint on an underlay interface.
-    fn source(&self, ifindex: u32) -> Option<Ipv4Addr> {
-        let name = &self.observed.links.get(&ifindex)?.name;
-        match self.state.underlays.get(name)?.local {
-            IpAddr::V4(local) => Some(local),
-            IpAddr::V6(_) => None,
-        }
-    }
-
-    fn adjacency(
-        &mut self,
-        peer: &Peer,
-        remote: Ipv4Addr,
-        source: Option<Ipv4Addr>,
-        segment: &str,
-        id: u32,
-        next_hop: Option<&NextHop>,
-    ) {
-        let Some(segment) = self.state.segments.get(segment) else { return };
-        let outer = OuterV4 {
-            source: source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-            destination: remote.octets(),
-            ttl: peer.ttl,
-            tos: peer.tos,
-            key: segment.key,
-            dont_fragment: peer.df == Df::Set,
-        };
-        let link = next_hop.filter(|_| source.is_some()).map(|next_hop| template::Link {
-            ifindex: next_hop.ifindex,
-            source_mac: next_hop.source_mac,
-            destination_mac: Some(next_hop.destination_mac),
-            mtu: next_hop.mtu,
-        });
-        let mut template = Template::gre_v4(&outer, link.as_ref());
-        if template.flags & template_flag::RESOLVED != 0 && self.express(template.ifindex) {
-            template.flags |= template_flag::EXPRESS;
-        }
-        if let Mtu::Fixed(mtu) = peer.mtu {
-            template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);
-        }
-        self.plan.adjacencies.insert(id, AdjacencyRecord { segment: segment.id, template });
-        self.plan.floods.entry(segment.id).or_default().adjacencies.push(id);
-        for local in &self.locals {
-            let mut key = EndpointKey {
-                remote: mapped(remote),
-                local: mapped(*local),
-                key: segment.key.unwrap_or(0).to_be(),
-                kind: if segment.key.is_some() { endpoint_kind::KEYED } else { endpoint_kind::KEYLESS },
-            };
-            self.plan.endpoints.insert(key, id);
-            (key.key, key.kind) = (0, endpoint_kind::KNOWN);
-            self.plan.endpoints.insert(key, 0);
-        }
-    }
-
-    fn fixed_entries(&mut self) {
-        for (name, target) in &self.state.fdb {
-            let Some(segment) = self.state.segments.get(&name.segment) else { continue };
-            let target = match target {
-                StaticTarget::Peer(peer) => self
-                    .state
-                    .peers
-                    .get(peer)
-                    .and_then(|peer| peer.segments.get(&name.segment))
-                    .map(|id| Target::adjacency(*id)),
-                StaticTarget::Port(port) => self.state.ports.get(port).map(|port| Target::port(port.id)),
-            };
-            if let Some(target) = target {
-                let entry = FixedEntry { target, local: false };
-                self.plan.fixed.insert(FdbKey::new(segment.id, name.mac), entry);
-            }
-        }
+        self.ports.insert(port.id, record);
+        self.port_lists.entry(segment).or_default().insert(port.id);
     }
 }
 
-fn mapped(address: Ipv4Addr) -> [u32; 4] {
-    mapped_v4(u32::from_ne_bytes(address.octets()))
+/// Puts a value where there is none or another one; what stays the same stays shared.
+fn put<K: Ord + Clone, V: PartialEq + Clone>(map: &mut OrdMap<K, V>, key: K, value: V) {
+    if map.get(&key) != Some(&value) {
+        map.insert(key, value);
+    }
 }

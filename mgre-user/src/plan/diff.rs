@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
 
@@ -69,26 +71,21 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
             ops.push(Op::Detach { ifindex: *ifindex, hook: *hook });
         }
     }
-    ops.extend(new.devices.difference(&old.devices).map(|ifindex| Op::AddDevice(*ifindex)));
-    for (id, record) in changed(&old.adjacencies, &new.adjacencies) {
-        ops.push(Op::SetAdjacency(*id, *record));
-    }
-    for (id, record) in changed(&old.ports, &new.ports) {
-        ops.push(Op::SetPort(*id, *record));
-    }
-    for (key, id) in changed(&old.endpoints, &new.endpoints) {
-        ops.push(Op::SetEndpoint(*key, *id));
-    }
-    for (segment, targets) in changed(&old.floods, &new.floods) {
-        ops.push(Op::SetFlood(*segment, targets.clone()));
-    }
-    for (key, entry) in changed(&old.fixed, &new.fixed) {
-        ops.push(Op::SetFixed(*key, *entry));
-    }
-    let (old_index, new_index) = (port_index(old), port_index(new));
-    for (ifindex, id) in changed(&old_index, &new_index) {
-        ops.push(Op::SetPortIndex(*ifindex, *id));
-    }
+    let adjacencies = Changes::between(&old.adjacencies, &new.adjacencies);
+    let ports = Changes::between(&old.ports, &new.ports);
+    let endpoints = Changes::between(&old.endpoints, &new.endpoints);
+    let floods = Changes::between(&old.floods, &new.floods);
+    let fixed = Changes::between(&old.fixed, &new.fixed);
+    let port_index = index_changes(old, new, &ports);
+    let (added_devices, removed_devices) = devices(old, new);
+
+    ops.extend(added_devices.into_iter().map(Op::AddDevice));
+    ops.extend(adjacencies.set.into_iter().map(|(id, record)| Op::SetAdjacency(*id, *record)));
+    ops.extend(ports.set.into_iter().map(|(id, record)| Op::SetPort(*id, *record)));
+    ops.extend(endpoints.set.into_iter().map(|(key, id)| Op::SetEndpoint(*key, *id)));
+    ops.extend(floods.set.into_iter().map(|(segment, targets)| Op::SetFlood(*segment, targets.clone())));
+    ops.extend(fixed.set.into_iter().map(|(key, entry)| Op::SetFixed(*key, *entry)));
+    ops.extend(port_index.set.into_iter().map(|(ifindex, id)| Op::SetPortIndex(ifindex, id)));
     for ((ifindex, hook), attachment) in &new.attachments {
         let was = old.attachments.get(&(*ifindex, *hook)).is_some_and(|old| old.xdp == attachment.xdp);
         if !was {
@@ -96,33 +93,58 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
             ops.push(Op::Attach { ifindex, hook, attachment: attachment.clone() });
         }
     }
-    removals(old, new, &mut ops);
-    ops.extend(gone(&old_index, &new_index).map(|ifindex| Op::RemovePortIndex(*ifindex)));
-    ops.extend(gone(&old.ports, &new.ports).map(|id| Op::RemovePort(*id)));
-    ops.extend(gone(&old.adjacencies, &new.adjacencies).map(|id| Op::RemoveAdjacency(*id)));
-    ops.extend(old.devices.difference(&new.devices).map(|ifindex| Op::RemoveDevice(*ifindex)));
+    ops.extend(fixed.gone.into_iter().map(|key| Op::RemoveFixed(*key)));
+    ops.extend(floods.gone.into_iter().map(|segment| Op::RemoveSegment(*segment)));
+    ops.extend(endpoints.gone.into_iter().map(|key| Op::RemoveEndpoint(*key)));
+    ops.extend(port_index.gone.into_iter().map(Op::RemovePortIndex));
+    ops.extend(ports.gone.into_iter().map(|id| Op::RemovePort(*id)));
+    ops.extend(adjacencies.gone.into_iter().map(|id| Op::RemoveAdjacency(*id)));
+    ops.extend(removed_devices.into_iter().map(Op::RemoveDevice));
     ops
 }
 
-fn removals(old: &Plan, new: &Plan, ops: &mut Vec<Op>) {
-    ops.extend(gone(&old.fixed, &new.fixed).map(|key| Op::RemoveFixed(*key)));
-    ops.extend(gone(&old.floods, &new.floods).map(|segment| Op::RemoveSegment(*segment)));
-    ops.extend(gone(&old.endpoints, &new.endpoints).map(|key| Op::RemoveEndpoint(*key)));
+/// What is new or different in a map, and keys of what is no more.
+struct Changes<K, V> {
+    set: Vec<(K, V)>,
+    gone: Vec<K>,
 }
 
+impl<'a, K: Ord, V: PartialEq> Changes<&'a K, &'a V> {
+    fn between(old: &'a OrdMap<K, V>, new: &'a OrdMap<K, V>) -> Self {
+        let mut changes = Self { set: Vec::new(), gone: Vec::new() };
+        for item in old.diff(new) {
+            match item {
+                DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } => {
+                    changes.set.push((key, value));
+                }
+                DiffItem::Remove(key, _) => changes.gone.push(key),
+            }
+        }
+        changes
+    }
+}
+
+/// Ports by interface.
 fn port_index(plan: &Plan) -> BTreeMap<u32, u32> {
     plan.ports.iter().map(|(id, record)| (record.ifindex, *id)).collect()
 }
 
-/// Keys of what is no more.
-fn gone<'a, K: Ord, V>(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
-    old.keys().filter(|key| !new.contains_key(key))
+fn index_changes(old: &Plan, new: &Plan, ports: &Changes<&u32, &PortRecord>) -> Changes<u32, u32> {
+    let mut changes = Changes { set: Vec::new(), gone: Vec::new() };
+    if ports.set.is_empty() && ports.gone.is_empty() {
+        return changes;
+    }
+    let (old, new) = (port_index(old), port_index(new));
+    changes.set.extend(
+        new.iter().filter(|(ifindex, id)| old.get(ifindex) != Some(id)).map(|(ifindex, id)| (*ifindex, *id)),
+    );
+    changes.gone.extend(old.into_keys().filter(|ifindex| !new.contains_key(ifindex)));
+    changes
 }
 
-/// What is new or different.
-fn changed<'a, K: Ord, V: PartialEq>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, &'a V)> {
-    new.iter().filter(|(key, value)| old.get(key) != Some(value))
+/// Devices added, and removed.
+fn devices(old: &Plan, new: &Plan) -> (Vec<u32>, Vec<u32>) {
+    let added = new.devices.iter().filter(|ifindex| !old.devices.contains(*ifindex));
+    let removed = old.devices.iter().filter(|ifindex| !new.devices.contains(*ifindex));
+    (added.copied().collect(), removed.copied().collect())
 }

@@ -5,50 +5,64 @@
 //! State + Observed --compile--> Plan;  Plan, Plan --diff--> operations
 //! ```
 //!
+//! Both cost what the change costs, not what there is: compiling starts from what
+//! was compiled before, and the maps share what two versions have in common.
+//!
 //! Start, every API call and every change in the kernel go through this one path.
 //! Nothing here does I/O.
 
+mod affected;
 mod compile;
 mod diff;
 mod hooks;
 #[cfg(test)]
+mod incremental_tests;
+mod peer;
+#[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use imbl::{OrdMap, OrdSet};
 use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
 use mgre_common::table::Template;
 use mgre_common::target::Target;
 
-pub use compile::{Compiled, PeerOutcome, PeerStatus, compile, segment_mtu};
+pub use compile::{Compiled, compile, segment_mtu};
 pub use diff::{Op, diff};
 pub use hooks::{Choice, XdpHook, XdpMode, choose};
+pub use peer::{PeerOutcome, PeerStatus};
 
 use crate::netlink::{Link, Neighbor, Route, XdpFeatures};
 
-/// What the kernel has, as far as it matters.
+/// What the kernel has, as far as it matters. As cheap to copy as a [`State`](crate::model::State).
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// All interfaces by index.
-    pub links: HashMap<u32, Link>,
+    pub links: OrdMap<u32, Link>,
     /// What interfaces can do with XDP, by index.
-    pub features: HashMap<u32, XdpFeatures>,
+    pub features: OrdMap<u32, XdpFeatures>,
     /// Interfaces on which the XDP program is this instance's own.
     pub own_xdp: BTreeSet<u32>,
     /// Endpoints of peers by the name that they were given as; those not resolved are missing.
-    pub endpoints: HashMap<String, IpAddr>,
+    pub endpoints: OrdMap<String, IpAddr>,
     /// Routes to the endpoints; no route is `None`.
-    pub routes: HashMap<IpAddr, Option<Route>>,
-    /// The neighbour tables.
-    pub neighbors: HashMap<(u32, IpAddr), Neighbor>,
+    pub routes: OrdMap<IpAddr, Option<Route>>,
+    /// Neighbours by interface and address, those at least that are somebody's next hop.
+    pub neighbors: OrdMap<(u32, IpAddr), Neighbor>,
 }
 
 impl Observed {
     /// The id of an XDP program on an interface that is not ours.
     pub fn foreign_xdp(&self, link: &Link) -> Option<u32> {
         link.xdp_program.filter(|_| !self.own_xdp.contains(&link.index))
+    }
+
+    /// Whether XDP may redirect to an interface.
+    pub fn is_target(&self, ifindex: u32) -> bool {
+        self.features.get(&ifindex).is_some_and(|features| features.is_target())
     }
 
     /// An interface by name.
@@ -115,9 +129,9 @@ pub struct AdjacencyRecord {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FloodTargets {
     /// Port ids.
-    pub ports: Vec<u32>,
+    pub ports: OrdSet<u32>,
     /// Adjacency ids.
-    pub adjacencies: Vec<u32>,
+    pub adjacencies: OrdSet<u32>,
 }
 
 /// An FDB entry that is given, not learned.
@@ -129,21 +143,22 @@ pub struct FixedEntry {
     pub local: bool,
 }
 
-/// Everything that the datapath is to hold, but for what it learns.
+/// Everything that the datapath is to hold, but for what it learns. As cheap to copy
+/// and to compare as a [`State`](crate::model::State).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// By interface index and hook.
     pub attachments: BTreeMap<(u32, Hook), Attachment>,
     /// Interfaces that XDP may redirect to.
-    pub devices: BTreeSet<u32>,
+    pub devices: OrdSet<u32>,
     /// By port id.
-    pub ports: BTreeMap<u32, PortRecord>,
+    pub ports: OrdMap<u32, PortRecord>,
     /// By adjacency id.
-    pub adjacencies: BTreeMap<u32, AdjacencyRecord>,
+    pub adjacencies: OrdMap<u32, AdjacencyRecord>,
     /// By endpoint: the adjacency id.
-    pub endpoints: BTreeMap<EndpointKey, u32>,
+    pub endpoints: OrdMap<EndpointKey, u32>,
     /// By segment id; every segment has one, if an empty one.
-    pub floods: BTreeMap<u16, FloodTargets>,
+    pub floods: OrdMap<u16, FloodTargets>,
     /// FDB entries that are given.
-    pub fixed: BTreeMap<FdbKey, FixedEntry>,
+    pub fixed: OrdMap<FdbKey, FixedEntry>,
 }

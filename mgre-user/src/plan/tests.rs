@@ -63,8 +63,11 @@ fn observed() -> Observed {
             (address("192.0.2.2"), Some(Route { ifindex: 2, ..Route::default() })),
             (address("198.51.100.3"), Some(Route { ifindex: 2, gateway: Some(gateway), ..Route::default() })),
         ]
-        .into(),
-        neighbors: [((2, address("192.0.2.2")), usable(2)), ((2, gateway), usable(254))].into(),
+        .into_iter()
+        .collect(),
+        neighbors: [((2, address("192.0.2.2")), usable(2)), ((2, gateway), usable(254))]
+            .into_iter()
+            .collect(),
         ..Observed::default()
     }
 }
@@ -144,8 +147,8 @@ impl Model {
     fn take(&mut self, op: Op) {
         let Self { plan, port_index } = self;
         match op {
-            Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex)),
-            Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex)),
+            Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex).is_none()),
+            Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex).is_some()),
             Op::Attach { ifindex, hook, attachment } => {
                 assert!(plan.attachments.insert((ifindex, hook), attachment).is_none());
                 assert!(hook == Hook::Underlay || port_index.contains_key(&ifindex), "{ifindex}");
@@ -205,7 +208,7 @@ prop_compose! {
             if up {
                 plan.devices.insert(ifindex);
             }
-            plan.floods.entry(segment).or_default().ports.push(id);
+            plan.floods.entry(segment).or_default().ports.insert(id);
             let entry = FixedEntry { target: Target::port(id), local: host };
             plan.fixed.insert(FdbKey::new(segment, MacAddr([2, 0, 0, 0, 0, id as u8])), entry);
         }
@@ -213,13 +216,15 @@ prop_compose! {
             let mut template: Template = bytemuck::Zeroable::zeroed();
             template.max_frame = mtu;
             plan.adjacencies.insert(id, AdjacencyRecord { segment, template });
-            plan.floods.entry(segment).or_default().adjacencies.push(id);
+            plan.floods.entry(segment).or_default().adjacencies.insert(id);
             let key = EndpointKey { remote: [id; 4], local: [0; 4], key: segment.into(), kind: 2 };
             plan.endpoints.insert(key, id);
         }
-        plan.floods.retain(|segment, targets| {
-            *segment == 1 || !targets.ports.is_empty() || !targets.adjacencies.is_empty()
-        });
+        for segment in 2..4 {
+            if plan.floods[&segment] == FloodTargets::default() {
+                plan.floods.remove(&segment);
+            }
+        }
         plan
     }
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use bytemuck::Zeroable;
-use mgre_common::counters::Drops;
 use mgre_user::api::client::Client;
 use mgre_user::api::messages::*;
 use mgre_user::api::server::serve;
 use mgre_user::api::socket::{InstanceLock, Socket};
+use mgre_user::metrics::{Numbers, render};
 use mgre_user::model::{Document, Ids, Segment, State, differences};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -36,7 +35,7 @@ async fn engine(mut requests: mpsc::Receiver<Request>, events: broadcast::Sender
                 reply.send(Ok(Document::from_state(&state))).ok();
             }
             Request::Metrics(reply) => {
-                reply.send(Ok(metrics())).ok();
+                reply.send(Ok(Later::new(metrics))).ok();
             }
             Request::Flush { filter, reply } => {
                 let known = filter.segment.as_ref().is_none_or(|name| state.segments.contains_key(name));
@@ -67,18 +66,8 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
     }
 }
 
-fn metrics() -> MetricsSnapshot {
-    MetricsSnapshot {
-        version: "0".into(),
-        peers: Vec::new(),
-        ports: Vec::new(),
-        segments: Vec::new(),
-        interfaces: Vec::new(),
-        drops: Drops::zeroed(),
-        fdb_capacity: 7,
-        fdb_events: 0,
-        fdb_events_lost: 0,
-    }
+fn metrics() -> String {
+    render(&Numbers { version: "0", fdb_capacity: 7, ..Numbers::default() })
 }
 
 /// The server and the stand-in for its engine.

@@ -192,7 +192,7 @@ impl Kernel {
         Ran { action: result.return_value.cast_signed(), bytes: out }
     }
 
-    fn counters(&self) -> Counters<'_> {
+    fn counters(&self) -> Counters {
         let cpus = self.loaded.config.cpus;
         Counters::new(&self.loaded.tables, cpus, drop_shards(cpus))
     }

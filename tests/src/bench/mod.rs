@@ -4,6 +4,7 @@
 //! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`micro`]: what programs cost by themselves;
+//! - [`control`]: the daemon with many peers;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
@@ -12,6 +13,7 @@ pub mod assemble;
 pub mod bpf;
 pub mod bulk;
 pub mod contestant;
+pub mod control;
 pub mod cpu;
 pub mod field;
 pub mod frame;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use super::{
+    control,
     field::Field,
     micro::{flood, program, scaling},
     race::Race,
@@ -33,6 +34,8 @@ pub enum Part {
     Scaling,
     /// Copies of a flooded frame
     Flood,
+    /// The daemon with many peers: changes, scrapes, learning, memory
+    Control,
 }
 
 impl Part {
@@ -52,6 +55,7 @@ impl Part {
             Self::Program => program::run(object()?, plan),
             Self::Scaling => scaling::run(object()?, plan),
             Self::Flood => flood::run(object()?, plan),
+            Self::Control => control::run(plan),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Ports and peers: the members of segments.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mgre_common::table::{MAX_PORTS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS};
 
@@ -8,7 +9,7 @@ use super::Draft;
 use crate::model::change::PeerSettings;
 use crate::model::check;
 use crate::model::error::ModelError;
-use crate::model::state::{HostInterface, Peer, Port, StaticTarget, default};
+use crate::model::state::{FdbName, HostInterface, Peer, Port, StaticTarget, default};
 use crate::model::types::{Df, Mode, Mtu};
 
 impl Draft<'_> {
@@ -17,7 +18,7 @@ impl Draft<'_> {
         self.state.ports.get(interface).ok_or_else(missing)
     }
 
-    pub(super) fn peer(&self, name: &str) -> Result<&Peer, ModelError> {
+    pub(super) fn peer(&self, name: &str) -> Result<&Arc<Peer>, ModelError> {
         let missing = || ModelError::not_found("peer", name, self.state.peers.keys());
         self.state.peers.get(name).ok_or_else(missing)
     }
@@ -45,7 +46,7 @@ impl Draft<'_> {
             return Err(ModelError::Full { what, limit: MAX_SEGMENT_PORTS });
         }
         let id = self.port_id(&interface, &segment, created.is_some())?;
-        self.state.ports.insert(interface, Port { id, segment, mode, created });
+        self.state.put_port(interface, Port { id, segment, mode, created });
         Ok(())
     }
 
@@ -66,14 +67,22 @@ impl Draft<'_> {
 
     pub(super) fn del_port(&mut self, interface: &str) -> Result<(), ModelError> {
         self.port(interface)?;
-        self.state.ports.remove(interface);
-        self.state.fdb.retain(|_, target| !matches!(target, StaticTarget::Port(port) if port == interface));
+        self.state.take_port(interface);
+        self.forget_entries(|_, target| target.port() == Some(interface));
         Ok(())
+    }
+
+    /// Removes static entries.
+    fn forget_entries(&mut self, which: impl Fn(&FdbName, &StaticTarget) -> bool) {
+        let entries = self.state.fdb.iter();
+        let gone: Vec<FdbName> =
+            entries.filter(|(name, target)| which(name, target)).map(|(name, _)| name.clone()).collect();
+        gone.iter().for_each(|name| drop(self.state.fdb.remove(name)));
     }
 
     pub(super) fn add_peer(&mut self, name: String, settings: PeerSettings) -> Result<(), ModelError> {
         check::name("a peer", &name)?;
-        if self.state.peers.contains_key(&name) {
+        if self.state.peers.contains_key(name.as_str()) {
             return Err(ModelError::Exists { noun: "peer", name, hint: "; to change it, use peer set" });
         }
         if settings.remote.is_none() {
@@ -91,23 +100,22 @@ impl Draft<'_> {
             mtu: Mtu::Auto,
             max_macs: default::PEER_MAX_MACS,
         };
-        self.put_peer(name, peer, settings)
+        self.put_peer(name.into(), peer, settings)
     }
 
     pub(super) fn set_peer(&mut self, name: &str, settings: PeerSettings) -> Result<(), ModelError> {
-        let peer = self.peer(name)?.clone();
-        self.put_peer(name.to_owned(), peer, settings)?;
-        let segments = self.state.peers.get(name).map(|peer| peer.segments.clone()).unwrap_or_default();
+        let peer = Peer::clone(self.peer(name)?);
+        self.put_peer(name.into(), peer, settings)?;
+        let peer = Arc::clone(self.peer(name)?);
         // Static entries do not outlive the adjacency that they point at.
-        self.state.fdb.retain(|entry, target| {
-            !matches!(target, StaticTarget::Peer(peer) if peer == name)
-                || segments.contains_key(&entry.segment)
+        self.forget_entries(|entry, target| {
+            target.peer() == Some(name) && !peer.segments.contains_key(&entry.segment)
         });
         Ok(())
     }
 
     /// Writes the settings given into a peer, checks it, and makes it part of the state.
-    fn put_peer(&mut self, name: String, mut peer: Peer, settings: PeerSettings) -> Result<(), ModelError> {
+    fn put_peer(&mut self, name: Arc<str>, mut peer: Peer, settings: PeerSettings) -> Result<(), ModelError> {
         peer.remote = settings.remote.unwrap_or(peer.remote);
         peer.ttl = settings.ttl.unwrap_or(peer.ttl);
         peer.tos = settings.tos.unwrap_or(peer.tos);
@@ -126,11 +134,7 @@ impl Draft<'_> {
         }
         self.check_remote(&name, &peer.remote, &wanted)?;
         peer.segments = self.memberships(&name, &peer, wanted)?;
-        if let Some(before) = self.state.peers.get(&name) {
-            self.index.remove(before);
-        }
-        self.index.insert(&peer);
-        self.state.peers.insert(name, peer);
+        self.state.put_peer(name, Arc::new(peer));
         Ok(())
     }
 
@@ -141,15 +145,13 @@ impl Draft<'_> {
         if let Some((interface, _)) = self.state.underlays.iter().find(|(_, underlay)| own(&underlay.local)) {
             return Err(ModelError::RemoteIsLocal { remote: canonical, interface: interface.clone() });
         }
-        if !self.index.may_have(&canonical) {
-            return Ok(());
-        }
-        for (other, peer) in &self.state.peers {
-            if other == name || !check::same_remote(&peer.remote, &canonical) {
+        for other in self.state.index.may_have(&canonical).filter(|other| *other != name) {
+            let Some(peer) = self.state.peers.get(other) else { continue };
+            if !check::same_remote(&peer.remote, &canonical) {
                 continue;
             }
             if let Some(segment) = segments.iter().find(|segment| peer.segments.contains_key(*segment)) {
-                let (peer, segment) = (other.clone(), segment.clone());
+                let (peer, segment) = (other.to_owned(), segment.clone());
                 return Err(ModelError::RemoteTaken { remote: canonical, peer, segment });
             }
         }
@@ -175,7 +177,7 @@ impl Draft<'_> {
                 None => self.adjacency_id()?,
             };
             if !peer.segments.contains_key(&segment)
-                && self.index.peers_in(&segment) >= MAX_SEGMENT_ADJACENCIES
+                && self.state.peer_count(&segment) >= MAX_SEGMENT_ADJACENCIES
             {
                 let what = format!("the number of peers in segment {segment:?} is");
                 return Err(ModelError::Full { what, limit: MAX_SEGMENT_ADJACENCIES });
@@ -190,7 +192,7 @@ impl Draft<'_> {
             return Ok(id);
         }
         let limit = self.adjacency_capacity;
-        if self.state.adjacencies().count() < limit as usize {
+        if self.state.adjacency_count() < limit {
             return Err(ModelError::Resting { what: "adjacency" });
         }
         Err(ModelError::Full { what: "the number of adjacencies (peers in segments) is".to_owned(), limit })
@@ -198,10 +200,8 @@ impl Draft<'_> {
 
     pub(super) fn del_peer(&mut self, name: &str) -> Result<(), ModelError> {
         self.peer(name)?;
-        if let Some(peer) = self.state.peers.remove(name) {
-            self.index.remove(&peer);
-        }
-        self.state.fdb.retain(|_, target| !matches!(target, StaticTarget::Peer(peer) if peer == name));
+        self.state.take_peer(name);
+        self.forget_entries(|_, target| target.peer() == Some(name));
         Ok(())
     }
 }

@@ -1,0 +1,188 @@
+//! What is compiled from what was compiled before is what is compiled from nothing.
+
+use std::net::IpAddr;
+
+use mgre_common::wire::MacAddr;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Change, Df, Ids, Mode, PeerSettings, SegmentSettings, State, StaticTarget};
+use crate::model::{HostInterface, Mtu};
+
+/// Few of everything, so that things meet.
+const INTERFACES: [&str; 4] = ["if1", "if2", "if3", "if4"];
+const SEGMENTS: [&str; 3] = ["red", "blue", "green"];
+const PEERS: [&str; 5] = ["a", "b", "c", "d", "e"];
+const REMOTES: [&str; 5] = ["192.0.2.2", "192.0.2.3", "198.51.100.4", "one.example", "two.example"];
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Wanted(Vec<Change>),
+    Link { index: u32, name: usize, mac: u8, mtu: u32, up: bool },
+    NoLink(u32),
+    Features { index: u32, bits: u64 },
+    OwnXdp(u32, bool),
+    Endpoint { name: usize, last: u8 },
+    Route { last: u8, route: Option<Route> },
+    NoRoute(u8),
+    Neighbor { ifindex: u32, last: u8, mac: Option<u8> },
+}
+
+fn ip(last: u8) -> IpAddr {
+    match last {
+        4 => "198.51.100.4".parse().expect("an address"),
+        last => IpAddr::from([192, 0, 2, last]),
+    }
+}
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+fn peer_settings() -> impl Strategy<Value = PeerSettings> {
+    let segments = prop::sample::subsequence(SEGMENTS.to_vec(), 1..=3);
+    (prop::option::of(0..REMOTES.len()), prop::option::of(segments), prop::option::of(1_u8..3), any::<bool>())
+        .prop_map(|(remote, segments, ttl, fixed)| PeerSettings {
+            remote: remote.map(|index| REMOTES[index].to_owned()),
+            segments: segments.map(|names| names.into_iter().map(str::to_owned).collect()),
+            ttl,
+            df: fixed.then_some(Df::Unset),
+            mtu: fixed.then_some(Mtu::Fixed(1300)),
+            ..PeerSettings::default()
+        })
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let interface = || (0..INTERFACES.len()).prop_map(|index| INTERFACES[index].to_owned());
+    let segment = || (0..SEGMENTS.len()).prop_map(|index| SEGMENTS[index].to_owned());
+    let name = || (0..PEERS.len()).prop_map(|index| PEERS[index].to_owned());
+    let settings = || {
+        prop::option::of(0_u32..3)
+            .prop_map(|key| SegmentSettings { key: Some(key), ..SegmentSettings::default() })
+    };
+    let target = prop_oneof![name().prop_map(StaticTarget::Peer), interface().prop_map(StaticTarget::Port)];
+    let host = prop::option::of(1_u8..4)
+        .prop_map(|last| HostInterface { addresses: Vec::new(), mac: last.map(mac) });
+    prop_oneof![
+        2 => (interface(), 1_u8..3).prop_map(|(interface, last)| Change::AddUnderlay {
+            interface,
+            local: IpAddr::from([203, 0, 113, last]),
+            mode: Mode::Auto,
+        }),
+        1 => interface().prop_map(|interface| Change::DelUnderlay { interface }),
+        3 => (segment(), settings()).prop_map(|(name, settings)| Change::AddSegment { name, settings }),
+        1 => (segment(), settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
+        1 => segment().prop_map(|name| Change::DelSegment { name }),
+        2 => (segment(), interface()).prop_map(|(segment, interface)| Change::AddPort {
+            segment,
+            interface,
+            mode: Mode::Auto,
+        }),
+        1 => (segment(), interface(), host)
+            .prop_map(|(segment, interface, host)| Change::CreatePort { segment, interface, host }),
+        1 => interface().prop_map(|interface| Change::DelPort { interface }),
+        6 => (name(), peer_settings()).prop_map(|(name, settings)| Change::AddPeer { name, settings }),
+        3 => (name(), peer_settings()).prop_map(|(name, settings)| Change::SetPeer { name, settings }),
+        2 => name().prop_map(|name| Change::DelPeer { name }),
+        2 => (segment(), 1_u8..4, target).prop_map(|(segment, last, target)| Change::AddFdb {
+            segment,
+            mac: mac(last),
+            target,
+        }),
+        1 => (segment(), 1_u8..4).prop_map(|(segment, last)| Change::DelFdb { segment, mac: mac(last) }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let last = || 2_u8..7;
+    let route = (1_u32..6, prop::option::of(5_u8..7), any::<bool>()).prop_map(|(ifindex, gateway, local)| {
+        Route { ifindex, gateway: gateway.map(ip), local: local && ifindex == 1, ..Route::default() }
+    });
+    prop_oneof![
+        8 => prop::collection::vec(change(), 1..4).prop_map(Step::Wanted),
+        3 => (1_u32..6, 0..INTERFACES.len(), 1_u8..4, 1400_u32..1402, prop::bool::weighted(0.8))
+            .prop_map(|(index, name, mac, mtu, up)| Step::Link { index, name, mac, mtu, up }),
+        1 => (1_u32..6).prop_map(Step::NoLink),
+        1 => (1_u32..6, 0_u64..8).prop_map(|(index, bits)| Step::Features { index, bits }),
+        1 => (1_u32..6, any::<bool>()).prop_map(|(index, own)| Step::OwnXdp(index, own)),
+        1 => (3..REMOTES.len(), last()).prop_map(|(name, last)| Step::Endpoint { name, last }),
+        4 => (last(), prop::option::weighted(0.8, route)).prop_map(|(last, route)| Step::Route { last, route }),
+        1 => last().prop_map(Step::NoRoute),
+        4 => (1_u32..6, last(), prop::option::weighted(0.8, 1_u8..4))
+            .prop_map(|(ifindex, last, mac)| Step::Neighbor { ifindex, last, mac }),
+    ]
+}
+
+impl Step {
+    fn take(self, state: &mut State, observed: &mut Observed) {
+        match self {
+            // One that cannot be changes nothing.
+            Self::Wanted(changes) => {
+                for change in changes {
+                    if let Ok(next) = state.apply(change, &Ids::default()) {
+                        *state = next;
+                    }
+                }
+            }
+            Self::Link { index, name, mac: last, mtu, up } => {
+                observed.links.insert(
+                    index,
+                    Link {
+                        index,
+                        // Names are unique in a namespace.
+                        name: format!("if{}", if name as u32 + 1 == index { index } else { index + 10 }),
+                        mac: Some(mac(last)),
+                        mtu,
+                        up,
+                        running: up,
+                        ethernet: true,
+                        ..Link::default()
+                    },
+                );
+            }
+            Self::NoLink(index) => drop(observed.links.remove(&index)),
+            Self::Features { index, bits } => {
+                observed.features.insert(index, XdpFeatures::from_bits(bits));
+            }
+            Self::OwnXdp(index, true) => drop(observed.own_xdp.insert(index)),
+            Self::OwnXdp(index, false) => drop(observed.own_xdp.remove(&index)),
+            Self::Endpoint { name, last } => {
+                observed.endpoints.insert(REMOTES[name].to_owned(), ip(last));
+            }
+            Self::Route { last, route } => drop(observed.routes.insert(ip(last), route)),
+            Self::NoRoute(last) => drop(observed.routes.remove(&ip(last))),
+            Self::Neighbor { ifindex, last, mac: Some(octet) } => {
+                let neighbor = Neighbor { mac: Some(mac(octet)), usable: octet != 3 };
+                observed.neighbors.insert((ifindex, ip(last)), neighbor);
+            }
+            Self::Neighbor { ifindex, last, mac: None } => {
+                observed.neighbors.remove(&(ifindex, ip(last)));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn incremental_is_as_from_nothing(steps in prop::collection::vec((step(), any::<bool>()), 1..60)) {
+        let (mut state, mut observed) = (State::default(), Observed::default());
+        let mut compiled = Compiled::default();
+        for (step, compiles) in steps {
+            step.take(&mut state, &mut observed);
+            // Several things may change between two looks.
+            if !compiles {
+                continue;
+            }
+            compiled = compiled.next(&state, &observed);
+            let anew = compile(&state, &observed);
+            prop_assert_eq!(&compiled.plan, &anew.plan);
+            prop_assert_eq!(&compiled.peers, &anew.peers);
+            prop_assert_eq!(&compiled.hooks, &anew.hooks);
+            prop_assert_eq!(&compiled.remotes, &anew.remotes);
+            prop_assert_eq!(&compiled.next_hops, &anew.next_hops);
+        }
+    }
+}
