@@ -151,7 +151,7 @@ pub enum Segment {
         settings: SegmentSettings,
     },
     /// Change what is given
-    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs"]).required(true).multiple(true))]
+    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs", "hub"]).required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
@@ -187,6 +187,9 @@ pub struct SegmentSettings {
     /// Addresses it may learn
     #[arg(long, value_name = "N")]
     pub max_macs: Option<u32>,
+    /// Whether frames go from peer to peer through this host
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub hub: Option<bool>,
 }
 
 /// Verbs of ports.

@@ -63,12 +63,13 @@ fn verbs_become_requests() {
         ("underlay del eth0", Method::DELETE, "/v1/underlays/eth0", json!({})),
         ("segment add lan", Method::PUT, "/v1/segments/lan", json!({})),
         (
-            "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9",
+            "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9 --hub",
             Method::PUT,
             "/v1/segments/lan",
-            json!({"key": 16, "mtu": 1400, "aging_seconds": 60, "max_macs": 9}),
+            json!({"key": 16, "mtu": 1400, "aging_seconds": 60, "max_macs": 9, "hub": true}),
         ),
         ("segment set lan --key none", Method::PATCH, "/v1/segments/lan", json!({"key": null})),
+        ("segment set lan --hub=false", Method::PATCH, "/v1/segments/lan", json!({"hub": false})),
         ("segment set lan --mtu auto", Method::PATCH, "/v1/segments/lan", json!({"mtu": "auto"})),
         ("segment del lan", Method::DELETE, "/v1/segments/lan", json!({})),
         (

@@ -86,6 +86,7 @@ impl Engine {
             mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
             aging_seconds: segment.aging_seconds,
             max_macs: segment.max_macs,
+            hub: segment.hub,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)

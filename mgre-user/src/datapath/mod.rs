@@ -209,8 +209,8 @@ impl Datapath {
         let record = self.tables.segments.get(segment.into()).context("no such segment")?;
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
-        let flags = record.flags.load(Ordering::Relaxed);
-        record.flags.store(flags | segment_flag::VALID, Ordering::Release);
+        set_flag(&record.flags, segment_flag::HUB, targets.hub);
+        set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }
 
