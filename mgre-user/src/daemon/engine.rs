@@ -36,7 +36,7 @@ use crate::plan::{Compiled, Hook, Observed, Op, Plan, compile, diff};
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
-/// The longest that they are gathered for, where catching up takes long itself.
+/// The longest pause between two times of catching up, where that takes long itself.
 const GATHER_MOST: Duration = Duration::from_millis(50);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -85,8 +85,8 @@ pub(super) struct Engine {
     resting: VecDeque<(u32, Resting)>,
     pub(super) stale: Stale,
     gather_until: Option<tokio::time::Instant>,
-    /// How long catching up took lately.
-    catching_up: Duration,
+    /// When the engine caught up last, and how long that took.
+    caught_up: (Instant, Duration),
     /// Taken out while it is read.
     ring: Option<Ring>,
 }
@@ -152,7 +152,7 @@ impl Engine {
             resting: VecDeque::new(),
             stale: Stale::default(),
             gather_until: None,
-            catching_up: Duration::ZERO,
+            caught_up: (Instant::now(), Duration::ZERO),
             ring: Some(ring),
         })
     }
@@ -335,7 +335,8 @@ impl Engine {
 
     /// Catches up once there were no news for a moment.
     pub(super) fn catch_up_soon(&mut self) {
-        let pause = (self.catching_up * 4).clamp(GATHER, GATHER_MOST);
+        let (ended, took) = self.caught_up;
+        let pause = (took * 4).min(GATHER_MOST).saturating_sub(ended.elapsed()).max(GATHER);
         self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
@@ -349,7 +350,7 @@ impl Engine {
 
     /// Brings the picture up to date.
     pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
-        self.observer.refresh(&self.state, &mut self.observed, stale).await
+        self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await
     }
 
     /// Brings picture and datapath up to date after changes in the kernel.
@@ -378,8 +379,8 @@ impl Engine {
         if stale.links || !stale.some_links.is_empty() {
             self.fit_interfaces().await;
         }
-        self.catching_up = started.elapsed();
-        tracing::debug!(elapsed = ?self.catching_up, "caught up");
+        self.caught_up = (Instant::now(), started.elapsed());
+        tracing::debug!(elapsed = ?started.elapsed(), "caught up");
     }
 
     /// Looks at everything again, soon.
@@ -430,7 +431,9 @@ impl Engine {
                 Op::RemoveAdjacency(id) => drop(self.full.remove(&Target::adjacency(*id))),
                 Op::RemovePort(id) => drop(self.full.remove(&Target::port(*id))),
                 Op::RemoveSegment(id) => drop(self.full_segments.remove(id)),
-                Op::SetAdjacency(id, record) => self.touched.insert(Target::adjacency(*id), record.segment),
+                Op::SetAdjacency(id, record) if !self.plan.adjacencies.contains_key(id) => {
+                    self.touched.insert(Target::adjacency(*id), record.segment);
+                }
                 Op::SetFlood(id, _) => self.touched.insert(Target::NONE, *id),
                 _ => {}
             }

@@ -90,7 +90,7 @@ impl Engine {
             }
         }
         new.retain(|key| !self.kept.contains(key));
-        old.retain(|key| self.kept.contains(key) && self.compiled.peers_behind(*key).next().is_none());
+        old.retain(|key| self.kept.contains(key) && !self.compiled.is_next_hop(*key));
         self.release(&old).await;
         self.keep(new).await;
     }

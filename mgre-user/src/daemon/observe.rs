@@ -7,8 +7,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use crate::model::State;
+use crate::netlink::resolve::next_hop_address;
 use crate::netlink::{Address, Netlink, Result, Route};
-use crate::plan::Observed;
+use crate::plan::{Compiled, Observed};
 
 /// Which parts of the picture may be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +80,13 @@ impl Observer {
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub(super) async fn refresh(&self, state: &State, observed: &mut Observed, stale: &Stale) -> Result<()> {
+    pub(super) async fn refresh(
+        &self,
+        state: &State,
+        observed: &mut Observed,
+        stale: &Stale,
+        compiled: &Compiled,
+    ) -> Result<()> {
         let netlink = &self.netlink;
         if stale.links {
             let links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
@@ -95,8 +102,25 @@ impl Observer {
             replace(&mut observed.features, netlink.xdp_features().await?.into_iter().collect());
         }
         if stale.routes {
-            let asked: Vec<IpAddr> = remotes(state, observed).into_iter().collect();
-            replace(&mut observed.routes, netlink.routes_to(asked).await?.into_iter().collect());
+            let mut asked: Vec<IpAddr> = match compiled.remotes() {
+                // Not compiled yet.
+                known if known.is_empty() => remotes(state, observed).into_iter().collect(),
+                known => known,
+            };
+            asked.extend(&stale.some_routes);
+            let count = asked.len();
+            let answers = netlink.routes_to(asked).await?;
+            if observed.routes.len() > count {
+                let answered: BTreeSet<IpAddr> = answers.iter().map(|(remote, _)| *remote).collect();
+                let gone: Vec<IpAddr> =
+                    observed.routes.keys().filter(|remote| !answered.contains(*remote)).copied().collect();
+                for remote in gone {
+                    observed.routes.remove(&remote);
+                }
+            }
+            for (remote, route) in answers {
+                set_route(observed, remote, route);
+            }
         } else if !stale.some_routes.is_empty() {
             let asked = stale.some_routes.iter().copied().collect();
             for (remote, route) in netlink.routes_to(asked).await? {
@@ -105,7 +129,33 @@ impl Observer {
         }
         if stale.neighbors {
             replace(&mut observed.neighbors, netlink.neighbors().await?.into_iter().collect());
+        } else if stale.routes || !stale.some_routes.is_empty() {
+            let links = state.underlays.keys().filter_map(|name| observed.link(name));
+            let underlays = links.map(|link| link.index).collect();
+            self.look_up_next_hops(observed, &underlays).await?;
         }
+        Ok(())
+    }
+
+    /// Looks up the neighbours that routes lead to and that are not known, so that no peer is without a
+    /// next hop between a new route and its neighbour.
+    async fn look_up_next_hops(&self, observed: &mut Observed, underlays: &BTreeSet<u32>) -> Result<()> {
+        let routes = observed.routes.iter().filter_map(|(remote, route)| Some((*remote, (*route)?)));
+        let ours = routes.filter(|(_, route)| underlays.contains(&route.ifindex) && !route.local);
+        let asked: BTreeSet<(u32, IpAddr)> = ours
+            .map(|(remote, route)| (route.ifindex, next_hop_address(&route, remote)))
+            .filter(|neighbor| !observed.neighbors.contains_key(neighbor))
+            .collect();
+        self.look_up_neighbors(observed, asked).await
+    }
+
+    async fn look_up_neighbors(&self, observed: &mut Observed, asked: BTreeSet<(u32, IpAddr)>) -> Result<()> {
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let found = self.netlink.neighbors_at(asked.iter().copied().collect()).await?;
+        let found = asked.into_iter().zip(found).filter_map(|(key, found)| Some((key, found?)));
+        observed.neighbors.extend(found);
         Ok(())
     }
 
@@ -128,18 +178,11 @@ impl Observer {
         for (remote, route) in self.netlink.routes_to(asked).await? {
             set_route(observed, remote, route);
             if let Some(route) = route.filter(|route| underlays.contains(&route.ifindex) && !route.local) {
-                neighbors.insert((route.ifindex, route.gateway.unwrap_or(remote)));
+                neighbors.insert((route.ifindex, next_hop_address(&route, remote)));
             }
         }
         neighbors.retain(|neighbor| !observed.neighbors.contains_key(neighbor));
-        if neighbors.is_empty() {
-            return Ok(());
-        }
-        let asked: Vec<_> = neighbors.iter().copied().collect();
-        let found = self.netlink.neighbors_at(asked).await?;
-        let found = neighbors.into_iter().zip(found).filter_map(|(key, found)| Some((key, found?)));
-        observed.neighbors.extend(found);
-        Ok(())
+        self.look_up_neighbors(observed, neighbors).await
     }
 }
 

@@ -41,8 +41,12 @@ pub(super) fn affected(
     for ip in changed(&old.observed.routes, &observed.routes) {
         names.extend(old.peers_at(ip).cloned());
     }
-    for next_hop in changed(&old.observed.neighbors, &observed.neighbors) {
-        names.extend(old.peers_behind(next_hop).cloned());
+    let mut next_hops = changed(&old.observed.neighbors, &observed.neighbors);
+    next_hops.retain(|next_hop| old.is_next_hop(*next_hop));
+    if !next_hops.is_empty() {
+        let behind = |neighbor: &Option<_>| neighbor.is_some_and(|neighbor| next_hops.contains(&neighbor));
+        let peers = old.peers.iter().filter(|(_, outcome)| behind(&outcome.neighbor));
+        names.extend(peers.map(|(name, _)| Arc::clone(name)));
     }
     names
 }

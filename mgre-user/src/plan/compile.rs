@@ -13,7 +13,7 @@ use mgre_common::wire::ETHERNET_LEN;
 use super::affected::{affected, differ};
 use super::peer::{Ground, PeerOutcome, Place, adjacency, outcome};
 use super::{Attachment, Choice, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose};
-use crate::model::{FdbName, Mode, Mtu, Port, Segment, State, StaticTarget};
+use crate::model::{FdbName, Mode, Mtu, Peer, Port, Segment, State, StaticTarget};
 use crate::netlink::Link;
 
 /// The MTU of an underlay that is not known (yet).
@@ -34,8 +34,8 @@ pub struct Compiled {
     pub(super) ground: Ground,
     /// Peers by endpoint.
     pub(super) remotes: OrdSet<(IpAddr, Arc<str>)>,
-    /// Peers by the neighbour that their packets go to.
-    pub(super) next_hops: OrdSet<((u32, IpAddr), Arc<str>)>,
+    /// How many peers there are for each neighbour that packets go to; none is zero.
+    pub(super) next_hops: OrdMap<(u32, IpAddr), u32>,
 }
 
 /// Works it out from nothing.
@@ -75,14 +75,31 @@ impl Compiled {
 
     /// The peers with an endpoint, in order.
     pub fn peers_at(&self, endpoint: IpAddr) -> impl Iterator<Item = &Arc<str>> {
-        let from = (endpoint, Arc::from(""));
+        let from = (endpoint, Arc::<str>::from(""));
         self.remotes.range(from..).take_while(move |(ip, _)| *ip == endpoint).map(|(_, name)| name)
     }
 
-    /// The peers that are reached by way of a neighbour, in order.
-    pub fn peers_behind(&self, neighbor: (u32, IpAddr)) -> impl Iterator<Item = &Arc<str>> {
-        let from = (neighbor, Arc::from(""));
-        self.next_hops.range(from..).take_while(move |(other, _)| *other == neighbor).map(|(_, name)| name)
+    /// Every peer's endpoint, as far as it is known, once.
+    pub fn remotes(&self) -> Vec<IpAddr> {
+        let mut remotes: Vec<IpAddr> = self.remotes.iter().map(|(ip, _)| *ip).collect();
+        remotes.dedup();
+        remotes
+    }
+
+    /// Whether some peer is reached by way of a neighbour.
+    pub fn is_next_hop(&self, neighbor: (u32, IpAddr)) -> bool {
+        self.next_hops.contains_key(&neighbor)
+    }
+
+    /// Notes that a peer is reached by way of a neighbour, or no more.
+    fn count_next_hop(&mut self, neighbor: Option<(u32, IpAddr)>, added: bool) {
+        let Some(neighbor) = neighbor else { return };
+        match (self.next_hops.get_mut(&neighbor), added) {
+            (Some(count), true) => *count += 1,
+            (None, true) => drop(self.next_hops.insert(neighbor, 1)),
+            (Some(count), false) if *count > 1 => *count -= 1,
+            (_, false) => drop(self.next_hops.remove(&neighbor)),
+        }
     }
 
     /// Whether anything but peers and static entries may come out differently.
@@ -132,29 +149,41 @@ impl Compiled {
 
     /// Brings these peers up to date. Says whether one that there was got or lost an adjacency.
     fn peers(&mut self, old: &Self, names: &BTreeSet<Arc<str>>) -> bool {
-        let place = |at: &Self, name: &Arc<str>, endpoint| {
-            at.state.peers.get(name).map(|peer| Place::new(&at.state, peer, endpoint)).unwrap_or_default()
+        let place = |state: &State, peer: Option<&Arc<Peer>>, endpoint| {
+            peer.map(|peer| Place::new(state, peer, endpoint)).unwrap_or_default()
         };
+        // Most often only the way to the peers is another.
+        let same = old.state.peers.ptr_eq(&self.state.peers)
+            && old.state.segments.ptr_eq(&self.state.segments)
+            && old.ground.locals == self.ground.locals;
         let mut moved = false;
         // Two peers may have one endpoint, and share keys.
         let mut endpoints = BTreeSet::new();
         let mut worked = Vec::with_capacity(names.len());
         for name in names {
             let was = old.peers.get(name);
-            let from = place(old, name, was.and_then(|was| was.endpoint));
-            let now = self.state.peers.get(name).map(|peer| {
+            let peer = self.state.peers.get(name);
+            let now = peer.map(|peer| {
                 let (outcome, way) = outcome(&self.state, &self.observed, &self.ground, peer);
                 (Arc::clone(peer), outcome, way)
             });
-            let to = place(self, name, now.as_ref().and_then(|(_, outcome, _)| outcome.endpoint));
-            let moves = from != to || self.ground.locals != old.ground.locals;
+            let endpoint = now.as_ref().and_then(|(_, outcome, _)| outcome.endpoint);
+            let to = place(&self.state, peer, endpoint);
+            let mut moves = !(same && was.is_some_and(|was| was.endpoint == endpoint));
             if moves {
-                moved |= was.is_some();
-                endpoints.extend(from.remote.into_iter().chain(to.remote));
-                self.take_out(old, name, &from);
+                let from = place(&old.state, old.state.peers.get(name), was.and_then(|was| was.endpoint));
+                moves = from != to || self.ground.locals != old.ground.locals;
+                if moves {
+                    moved |= was.is_some();
+                    endpoints.extend(from.remote.into_iter().chain(to.remote));
+                    self.take_out(old, name, &from);
+                }
             }
-            if let Some(neighbor) = was.and_then(|was| was.neighbor) {
-                self.next_hops.remove(&(neighbor, Arc::clone(name)));
+            let neighbors =
+                [was.and_then(|was| was.neighbor), now.as_ref().and_then(|(_, outcome, _)| outcome.neighbor)];
+            if neighbors[0] != neighbors[1] {
+                self.count_next_hop(neighbors[0], false);
+                self.count_next_hop(neighbors[1], true);
             }
             match now {
                 Some((peer, outcome, way)) => worked.push((name, peer, outcome, way, to, moves)),
@@ -173,9 +202,6 @@ impl Compiled {
             }
             if moves && let Some(remote) = to.remote {
                 self.remotes.insert((IpAddr::V4(remote), Arc::clone(name)));
-            }
-            if let Some(neighbor) = outcome.neighbor {
-                self.next_hops.insert((neighbor, Arc::clone(name)));
             }
             put(&mut self.peers, Arc::clone(name), outcome);
         }
