@@ -120,7 +120,8 @@ fn send<F: Resize, T: Tables>(
                 }
                 Some(strip) => {
                     frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
-                    frame.redirect_back(egress)
+                    let back = template.flags & template_flag::SENDS_BACK != 0;
+                    if back { frame.redirect_back(egress) } else { frame.redirect(egress) }
                 }
             }
         }

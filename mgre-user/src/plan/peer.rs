@@ -194,6 +194,10 @@ pub(super) fn adjacency(
     let mut template = Template::gre_v4(&outer, link.as_ref());
     if template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
         template.flags |= template_flag::EXPRESS;
+        let kind = observed.links.get(&template.ifindex).and_then(|link| link.kind.as_deref());
+        if kind != Some("veth") {
+            template.flags |= template_flag::SENDS_BACK;
+        }
     }
     if let Mtu::Fixed(mtu) = peer.mtu {
         template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);
