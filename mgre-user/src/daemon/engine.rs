@@ -240,7 +240,7 @@ impl Engine {
                     self.gather_until = None;
                     self.catch_up().await;
                 }
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick() => self.tick(),
             }
         }
         self.close_store();
@@ -324,6 +324,17 @@ impl Engine {
                 if !self.note_neighbor((ifindex, address), neighbor) {
                     return;
                 }
+            }
+            Change::Features { index, features } => {
+                let known = self.observed.features.get(&index).copied();
+                if known == features {
+                    return;
+                }
+                match features {
+                    Some(features) => self.observed.features.insert(index, features),
+                    None => self.observed.features.remove(&index),
+                };
+                self.stale.told = true;
             }
             Change::Resynchronize => {
                 self.observer.forget_addresses();
@@ -449,7 +460,7 @@ impl Engine {
         self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let now = self.datapath.now() + 1;
         self.datapath.set_clock(now);
         while let Some((since, id)) = self.resting.front().copied() {
@@ -465,27 +476,7 @@ impl Engine {
         }
         self.age(now);
         self.names.ask_again(self.index.dns_names());
-        self.watch_features().await;
         self.keep_some(now);
-    }
-
-    /// Looks whether interfaces became, or ceased to be, targets for XDP: a veth does
-    /// when its other end does something, and nobody is told.
-    async fn watch_features(&mut self) {
-        if self.observed.own_xdp.is_empty() {
-            return;
-        }
-        match self.netlink.xdp_features().await {
-            Ok(features) => {
-                let features = features.into_iter().collect();
-                if self.observed.features != features {
-                    self.observed.features = features;
-                    self.stale.told = true;
-                    self.catch_up_soon();
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot tell what interfaces can do with XDP"),
-        }
     }
 
     pub(super) fn report_removed(&mut self, removed: &[Entry]) {
