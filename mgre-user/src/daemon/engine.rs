@@ -24,6 +24,7 @@ use super::limits::Touched;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::store::Store;
+use super::system;
 use super::transact::Asked;
 use crate::api::messages::{Event, EventKind, Request};
 use crate::datapath::Datapath;
@@ -89,6 +90,8 @@ pub(super) struct Engine {
     caught_up: (Instant, Duration),
     /// Taken out while it is read.
     ring: Option<Ring>,
+    /// Whether much memory was needed for a moment.
+    untrimmed: bool,
 }
 
 /// An id that is free again.
@@ -154,6 +157,7 @@ impl Engine {
             gather_until: None,
             caught_up: (Instant::now(), Duration::ZERO),
             ring: Some(ring),
+            untrimmed: false,
         })
     }
 
@@ -251,6 +255,7 @@ impl Engine {
     /// Says whether that was the end.
     async fn requests(&mut self, requests: Vec<Request>) -> bool {
         let mut changes = Vec::new();
+        self.untrimmed |= requests.iter().any(Request::may_be_large);
         for request in requests {
             match request {
                 Request::Change { changes: asked, dry_run: false, reply } => {
@@ -475,6 +480,9 @@ impl Engine {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }
         self.age(now);
+        if std::mem::take(&mut self.untrimmed) {
+            tokio::task::spawn_blocking(system::trim_memory);
+        }
         self.names.ask_again(self.index.dns_names());
         self.keep_some(now);
     }
