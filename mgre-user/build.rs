@@ -34,7 +34,8 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
     match toolchain::find(root) {
         Ok(toolchain) => {
             toolchain.inputs().into_iter().for_each(rerun_if_changed);
-            let object = ebpf::build(&toolchain, root, &xtask::target_dir(root).join("ebpf"))?;
+            let object =
+                ebpf::build(&toolchain, root, &xtask::target_dir(root).join("ebpf"), ebpf::Object::Mgre)?;
             fs::copy(object, embedded)?;
         }
         Err(missing) => {

@@ -5,9 +5,15 @@
 //! a word is loaded and stored whole, by one volatile access. What the datapath
 //! needs of order beyond that, it gets from the protocols that the tables
 //! document, which do not rely on it ([`crate::fdb`]).
+//!
+//! In a build with `--cfg loom` they are a model checker's, which has only the parts
+//! of this crate whose protocol it is to check.
 
-#[cfg(not(target_arch = "bpf"))]
+#[cfg(not(any(target_arch = "bpf", loom)))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64};
+
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU32, AtomicU64};
 
 #[cfg(target_arch = "bpf")]
 pub use bpf::{AtomicU32, AtomicU64};

@@ -51,8 +51,9 @@ const WORDS: usize = 5;
 
 const _: () = assert!(size_of::<EndpointKey>() == WORDS * 8);
 
-/// An [`EndpointKey`] as the index compares it; the last word has the kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An [`EndpointKey`] as tables hold it; the last word has the kind.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct EndpointWords([u64; WORDS]);
 
 impl EndpointKey {
@@ -200,7 +201,7 @@ impl EndpointIndex {
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: the type is `bytemuck::Pod`: any bits are a value and no byte is padding.
-    unsafe impl aya::Pod for super::EndpointKey {}
+    unsafe impl aya::Pod for super::EndpointWords {}
 }
 
 #[cfg(test)]

@@ -1,24 +1,41 @@
 //! The forwarding database: MAC address and segment to target.
 //!
-//! A fixed array of 64-byte buckets, four slots each, so that a lookup touches
-//! one cache line, or two when the address lives in its second bucket. The
-//! daemon alone inserts and removes, through shared memory; the datapath reads,
-//! and writes nothing but a slot's age.
+//! A fixed array of 64-byte buckets, four slots each. An address has a home bucket
+//! and a second one, and is in either; where both are full it is in the stash, a
+//! sixteenth as many buckets behind the others, and its home bucket is marked. So
+//! a lookup touches one cache line, two where the address lives in its second
+//! bucket or nowhere, and three only where its home bucket is marked. The daemon
+//! alone inserts and removes, through shared memory; the datapath reads, and writes
+//! nothing but a slot's age.
 //!
 //! # Memory protocol
 //!
-//! A reader takes a slot's target only after it saw its own key there. So:
+//! A slot is three words, and a reader takes the target only after it saw its own
+//! key there. Programs may read the words of a slot in any order (a weakly ordered
+//! machine gives an eBPF program no more), so what follows must not, and does not,
+//! rest on the order of a reader's loads, but for one fact: a program runs for
+//! microseconds inside an RCU read section. A slot **rests** when no program is left
+//! that began before the last store to it, by [`QUARANTINE_SECONDS`] or by a grace
+//! period that the writer waits for.
 //!
-//! - insert: target and age are stored first, the key last, with release order;
-//! - move: the target is one 32-bit store;
-//! - remove: the key is cleared, then the target; and the slot is not used again
-//!   before [`QUARANTINE_SECONDS`] have passed.
+//! - insert, into an empty slot that has rested: target and age first, the key
+//!   last, with release order. A program finds the slot without the key (a miss: the
+//!   address is new), or with the key and the target, or with the key and
+//!   [`Target::NONE`], which the slot held since it was emptied: a miss too.
+//! - retarget: one 32-bit store. Whether the entry is fixed is in the same word.
+//! - remove: the key is cleared, then the target; then the slot rests. No program
+//!   can still have seen the old key when a new target is stored.
+//! - stash: an entry is inserted there first, and its home bucket marked then. It is
+//!   unmarked when no entry of its is left in the stash.
+//! - move to the other bucket (only where the stash is full as well): the target is
+//!   stored in the new slot, then the key; the key is cleared in the old slot, then
+//!   the target; and after each of the four the writer waits for a grace period. So
+//!   every program finds the entry, in the old slot, in the new one or in both, and
+//!   with its target.
+//! - age: the datapath stores the time, and nothing else, in a word of its own. One
+//!   that comes late writes the age of an empty slot that still rests.
 //!
-//! A datapath program runs for microseconds. When a slot is used again, no
-//! reader is left that saw the old key, and every CPU has seen the target
-//! cleared; a reader that sees the new key early reads either the new target or
-//! [`Target::NONE`], which is a miss. It never takes a value for another key,
-//! on weakly ordered machines too.
+//! The models in `fdb/models.rs` run through the interleavings and reorderings.
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -33,11 +50,26 @@ use crate::wire::MacAddr;
 /// Slots in a bucket.
 pub const SLOTS: usize = 4;
 
-/// How long a removed slot rests before it is used again.
+/// The most entries that a table is made for.
+pub const MAX_ENTRIES: u32 = 1 << 20;
+
+/// How long a removed slot rests, at least, before it is used again.
 pub const QUARANTINE_SECONDS: u32 = 2;
 
-/// The age of an entry that never ages and never moves.
+/// The age of an entry that is fixed: it never ages and never moves.
 pub const SEEN_STATIC: u32 = u32::MAX;
+
+/// In the word of a slot's target: the entry is fixed.
+const FIXED: u32 = 1 << 29;
+/// In the same word of a bucket's first slot: the stash holds entries of this bucket.
+const OVERFLOWED: u32 = 1 << 28;
+const TARGET_MASK: u32 = !(FIXED | OVERFLOWED);
+
+/// Buckets to one bucket of the stash, as a shift.
+const STASH_SHIFT: u32 = 4;
+
+#[cfg(target_endian = "little")]
+const MAC_MASK: u64 = 0xffff_ffff_ffff;
 
 /// Segment id (never zero) in the top 16 bits, the MAC's six bytes below, in the
 /// order in which this machine loads them from memory.
@@ -58,14 +90,14 @@ impl FdbKey {
         Self(low as u64 | (high as u64) << 32 | (segment as u64) << 48)
     }
 
-    /// The key of an address given as three words loaded from the wire.
+    /// The key of an address at the start of eight bytes loaded from the wire.
     #[inline(always)]
-    pub const fn from_words(segment: u16, mac: [u16; 3]) -> Self {
+    pub const fn from_load(segment: u16, load: u64) -> Self {
         #[cfg(target_endian = "little")]
-        let low = mac[0] as u64 | (mac[1] as u64) << 16;
+        let mac = load & MAC_MASK;
         #[cfg(target_endian = "big")]
-        let low = (mac[0] as u64) << 16 | mac[1] as u64;
-        Self(low | (mac[2] as u64) << 32 | (segment as u64) << 48)
+        let mac = load >> 32 | (load >> 16 & 0xffff) << 32;
+        Self(mac | (segment as u64) << 48)
     }
 
     /// The segment id.
@@ -98,6 +130,24 @@ pub struct Slot {
     seen: AtomicU32,
 }
 
+/// The word of a slot that says where its entry points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding(u32);
+
+impl Binding {
+    /// Where frames to the address go.
+    #[inline(always)]
+    pub const fn target(self) -> Target {
+        Target::from_bits(self.0 & TARGET_MASK)
+    }
+
+    /// Whether the entry never ages and never moves.
+    #[inline(always)]
+    pub const fn is_fixed(self) -> bool {
+        self.0 & FIXED != 0
+    }
+}
+
 /// One cache line of the FDB.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
@@ -106,8 +156,9 @@ pub struct Bucket {
     pub slots: [Slot; SLOTS],
 }
 
-const _: () = assert!(size_of::<Slot>() == 16);
-const _: () = assert!(size_of::<Bucket>() == 64);
+// Loom's words are larger.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Slot>() == 16 && size_of::<Bucket>() == 64);
 
 impl Slot {
     /// Whether the slot holds this key.
@@ -122,45 +173,109 @@ impl Slot {
         FdbKey(self.key.load(Ordering::Relaxed))
     }
 
+    /// Where frames to its address go, and whether that is fixed, as of one moment.
+    #[inline(always)]
+    pub fn binding(&self) -> Binding {
+        Binding(self.target.load(Ordering::Relaxed))
+    }
+
     /// Where frames to its address go.
     #[inline(always)]
     pub fn target(&self) -> Target {
-        Target::from_bits(self.target.load(Ordering::Relaxed))
+        self.binding().target()
     }
 
     /// [`crate::table::Clock::seconds`] when its address was last a source, or [`SEEN_STATIC`].
     #[inline(always)]
     pub fn seen(&self) -> u32 {
-        self.seen.load(Ordering::Relaxed)
+        if self.binding().is_fixed() { SEEN_STATIC } else { self.seen.load(Ordering::Relaxed) }
     }
 
     /// Notes that its address was just seen. Stores only what changes, so that a
     /// busy entry's cache line stays shared between CPUs.
     #[inline(always)]
     pub fn touch(&self, now_seconds: u32) {
-        let seen = self.seen();
-        if seen != now_seconds && seen != SEEN_STATIC {
+        if self.seen.load(Ordering::Relaxed) != now_seconds && !self.binding().is_fixed() {
             self.seen.store(now_seconds, Ordering::Relaxed);
         }
     }
 
     /// Fills an empty slot that has rested. Only for the one writer.
     pub fn insert(&self, key: FdbKey, target: Target, seen: u32) {
-        self.target.store(target.to_bits(), Ordering::Relaxed);
-        self.seen.store(seen, Ordering::Relaxed);
+        self.stage(target, seen);
+        self.publish(key);
+    }
+
+    /// The first half of [`Self::insert`]: what no reader looks at without the key.
+    pub fn stage(&self, target: Target, seen: u32) {
+        self.set_target(target, seen);
+    }
+
+    /// The second half of [`Self::insert`].
+    pub fn publish(&self, key: FdbKey) {
         self.key.store(key.0, Ordering::Release);
     }
 
     /// Points an entry elsewhere. Only for the one writer.
     pub fn retarget(&self, target: Target, seen: u32) {
-        self.target.store(target.to_bits(), Ordering::Release);
-        self.seen.store(seen, Ordering::Relaxed);
+        self.set_target(target, seen);
     }
 
     /// Empties the slot. Only for the one writer, which must let the slot rest.
     pub fn clear(&self) {
+        self.unpublish();
+        self.unstage();
+    }
+
+    /// The first half of [`Self::clear`].
+    pub fn unpublish(&self) {
         self.key.store(0, Ordering::Release);
-        self.target.store(0, Ordering::Release);
+    }
+
+    /// The second half of [`Self::clear`].
+    pub fn unstage(&self) {
+        self.set_word(0);
+    }
+
+    fn set_target(&self, target: Target, seen: u32) {
+        let fixed = if seen == SEEN_STATIC { FIXED } else { 0 };
+        self.set_word(target.to_bits() & TARGET_MASK | fixed);
+        self.seen.store(seen, Ordering::Relaxed);
+    }
+
+    /// Stores the target's word, all but the bucket's mark.
+    fn set_word(&self, word: u32) {
+        let mark = self.target.load(Ordering::Relaxed) & OVERFLOWED;
+        self.target.store(word | mark, Ordering::Release);
+    }
+}
+
+impl Bucket {
+    /// Loads of it what brings its cache line near, for a look at it soon.
+    #[inline(always)]
+    pub fn fetch(&self) {
+        // On the eBPF target every load is a volatile one, so this is not left out.
+        self.slots[0].key();
+    }
+
+    /// A key's slot.
+    #[inline(always)]
+    pub fn find(&self, key: FdbKey) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.holds(key))
+    }
+
+    /// Whether the stash holds entries whose home this is.
+    #[inline(always)]
+    pub fn overflowed(&self) -> bool {
+        self.slots[0].target.load(Ordering::Relaxed) & OVERFLOWED != 0
+    }
+
+    /// Says so. Only for the one writer: after it has put an entry into the stash,
+    /// and after it has removed the last one.
+    pub fn set_overflowed(&self, overflowed: bool) {
+        let word = self.slots[0].target.load(Ordering::Relaxed) & !OVERFLOWED;
+        let mark = if overflowed { OVERFLOWED } else { 0 };
+        self.slots[0].target.store(word | mark, Ordering::Release);
     }
 }
 
@@ -175,7 +290,7 @@ pub struct FdbHash {
 }
 
 impl FdbHash {
-    /// The first bucket (`choice` 0) or the second one (1) of a key.
+    /// The home bucket (`choice` 0) or the second one (1) of a key.
     ///
     /// A carry goes up, never down: only a product's top bits depend on every bit
     /// of the key, the segment and the end of the address among them. Folded, they
@@ -189,28 +304,43 @@ impl FdbHash {
         (half >> self.shift) as u32
     }
 
+    /// The bucket of the stash that takes what a home bucket has no room for.
+    #[inline(always)]
+    pub const fn stash(&self, home: u32) -> u32 {
+        self.buckets() + (home >> STASH_SHIFT)
+    }
+
+    /// How many buckets there are but for the stash.
+    #[inline(always)]
+    pub const fn buckets(&self) -> u32 {
+        1 << (u64::BITS - self.shift)
+    }
+
     /// Finds a key's slot; `buckets` gives access to the table.
     #[inline(always)]
     pub fn find<'a>(&self, key: FdbKey, buckets: impl Fn(u32) -> Option<&'a Bucket>) -> Option<&'a Slot> {
-        for choice in 0..2 {
-            if let Some(bucket) = buckets(self.bucket(key, choice)) {
-                for slot in &bucket.slots {
-                    if slot.holds(key) {
-                        return Some(slot);
-                    }
-                }
-            }
+        let number = self.bucket(key, 0);
+        let home = buckets(number)?;
+        if let Some(slot) = home.find(key) {
+            return Some(slot);
         }
-        None
+        if let Some(slot) = buckets(self.bucket(key, 1))?.find(key) {
+            return Some(slot);
+        }
+        if home.overflowed() { buckets(self.stash(number))?.find(key) } else { None }
     }
 }
 
-/// Buckets for so many entries: a power of two that is at most half full. Two
-/// choices of four slots hold that many, if an entry may now and then be moved to
-/// its other bucket to make room.
+/// Buckets for so many entries, the stash apart: a power of two that is at most half
+/// full, where fewer than one entry in a thousand finds both its buckets full.
 pub const fn buckets_for(entries: u32) -> u32 {
     let wanted = (entries as u64).div_ceil(2) as u32;
     if wanted < 16 { 16 } else { wanted.next_power_of_two() }
+}
+
+/// The length of a table of so many buckets, with its stash.
+pub const fn table_len(buckets: u32) -> u32 {
+    buckets + (buckets >> STASH_SHIFT)
 }
 
 /// [`FdbHash::shift`] for so many buckets: a power of two, and more than one.
@@ -218,93 +348,8 @@ pub const fn hash_shift(buckets: u32) -> u32 {
     u64::BITS - buckets.trailing_zeros()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
-    proptest! {
-        #[test]
-        fn keys_come_apart_as_they_were_made(segment in 1u16.., mac: [u8; 6]) {
-            let key = FdbKey::new(segment, MacAddr(mac));
-            prop_assert_eq!((key.segment(), key.mac()), (segment, MacAddr(mac)));
-            prop_assert_ne!(key, FdbKey::EMPTY);
-            let words = [0, 2, 4].map(|i| u16::from_ne_bytes([mac[i], mac[i + 1]]));
-            prop_assert_eq!(FdbKey::from_words(segment, words), key);
-        }
-
-        #[test]
-        fn what_is_inserted_is_found_and_nothing_else(
-            keys in proptest::collection::hash_set(1u64.., 1..40), absent in 1u64..,
-        ) {
-            let hash = FdbHash { shift: hash_shift(16), multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
-            let buckets: Vec<Bucket> = (0..16).map(|_| Bucket::default()).collect();
-            let get = |i: u32| buckets.get(i as usize);
-            let mut stored = Vec::new();
-            for (i, &key) in keys.iter().enumerate() {
-                let key = FdbKey(key);
-                let free = (0..2).flat_map(|c| &buckets[hash.bucket(key, c) as usize].slots)
-                    .find(|slot| slot.holds(FdbKey::EMPTY));
-                if let Some(slot) = free {
-                    slot.insert(key, Target::port(i as u32), 1);
-                    stored.push((key, Target::port(i as u32)));
-                }
-            }
-            for (key, target) in &stored {
-                prop_assert_eq!(hash.find(*key, get).map(Slot::target), Some(*target));
-            }
-            if !keys.contains(&absent) {
-                prop_assert!(hash.find(FdbKey(absent), get).is_none());
-            }
-            for (key, _) in stored {
-                hash.find(key, get).expect("stored").clear();
-                prop_assert!(hash.find(key, get).is_none());
-            }
-        }
-    }
-
-    #[test]
-    fn static_entries_keep_their_age() {
-        let slot = Slot::default();
-        slot.insert(FdbKey(1), Target::port(1), SEEN_STATIC);
-        slot.touch(7);
-        assert_eq!(slot.seen(), SEEN_STATIC);
-        slot.retarget(Target::port(2), 3);
-        slot.touch(7);
-        assert_eq!((slot.seen(), slot.target()), (7, Target::port(2)));
-    }
-
-    /// Addresses of one vendor, and one address in many segments, are the usual case.
-    #[test]
-    fn every_part_of_a_key_tells_buckets_apart() {
-        const BUCKETS: u32 = 1024;
-        let hash = FdbHash {
-            shift: hash_shift(BUCKETS),
-            multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
-        };
-        let spread = |key: &dyn Fn(u16) -> FdbKey| {
-            let mut hit = [[false; BUCKETS as usize]; 2];
-            for i in 0..BUCKETS as u16 {
-                for (choice, hit) in hit.iter_mut().enumerate() {
-                    hit[hash.bucket(key(i), choice) as usize] = true;
-                }
-            }
-            hit.map(|hit| hit.iter().filter(|hit| **hit).count())
-        };
-        let bytes = |i: u16| i.to_be_bytes();
-        let by_segment = spread(&|i| FdbKey::new(1 + i, MacAddr([2, 0, 0, 0, 0, 1])));
-        let by_end = spread(&|i| FdbKey::new(1, MacAddr([2, 0, 0, 0, bytes(i)[0], bytes(i)[1]])));
-        let by_start = spread(&|i| FdbKey::new(1, MacAddr([2, bytes(i)[0], bytes(i)[1], 0, 0, 1])));
-        // At random, 63 in 100 buckets would be hit.
-        for hit in [by_segment, by_end, by_start].as_flattened() {
-            assert!(*hit > 550, "{by_segment:?} {by_end:?} {by_start:?}");
-        }
-    }
-
-    #[test]
-    fn bucket_numbers() {
-        assert_eq!((hash_shift(16), hash_shift(65_536)), (60, 48));
-        assert_eq!(buckets_for(131_072), 65_536);
-        assert_eq!(buckets_for(1), 16);
-    }
-}
+#[cfg(all(test, loom))]
+mod models;

@@ -13,19 +13,24 @@
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
+//! - [`bench`]: for the benchmark's programs;
 //! - [`event`]: what the datapath reports to the daemon.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, loom)), no_std)]
 
+pub mod bench;
 pub mod cell;
 pub mod checksum;
+#[cfg(not(loom))]
 pub mod counters;
 pub mod endpoint;
 pub mod event;
 pub mod fdb;
 pub mod reason;
+#[cfg(not(loom))]
 pub mod table;
 pub mod target;
+#[cfg(not(loom))]
 pub mod template;
 pub mod wire;
 

@@ -186,6 +186,9 @@ pub mod template_flag {
     pub const EXPRESS: u8 = 1 << 2;
     /// The interface is known; which neighbour is next, the kernel can be asked.
     pub const ROUTED: u8 = 1 << 3;
+    /// What XDP sends back out of the interface that it came in by (`XDP_TX`) gets out.
+    /// A veth's does only if its other end has an XDP program (veth_xdp_flush()).
+    pub const SENDS_BACK: u8 = 1 << 4;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,

@@ -30,13 +30,13 @@ impl Target {
     /// Points nowhere.
     pub const NONE: Self = Self(0);
 
-    /// The port with this id (below 2^30).
+    /// The port with this id (below 2^28).
     #[inline(always)]
     pub const fn port(id: u32) -> Self {
         Self(KIND_PORT << KIND_SHIFT | (id & ID_MASK))
     }
 
-    /// The adjacency with this id (below 2^30).
+    /// The adjacency with this id (below 2^28).
     #[inline(always)]
     pub const fn adjacency(id: u32) -> Self {
         Self(KIND_ADJACENCY << KIND_SHIFT | (id & ID_MASK))

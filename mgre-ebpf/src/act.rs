@@ -9,24 +9,26 @@ use mgre_common::target::{Target, TargetKind};
 use crate::decide::{self, Last, Verdict};
 use crate::flood;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
-use crate::tables::Tables;
+use crate::tables::{Now, Tables};
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
 pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
-    let verdict = decide::from_port::<Last, F, T>(frame, tables, ifindex);
-    act(frame, tables, verdict)
+    let now = tables.now();
+    let verdict = decide::from_port::<Last, F, T>(frame, tables, ifindex, now);
+    act(frame, tables, verdict, now)
 }
 
 /// The whole way of a packet from the underlay.
 #[inline(always)]
 pub fn process_underlay<F: Replicate, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
-    let verdict = decide::from_underlay::<Last, F, T>(frame, tables);
-    act(frame, tables, verdict)
+    let now = tables.now();
+    let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
+    act(frame, tables, verdict, now)
 }
 
 #[inline(always)]
-fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::Action {
+fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: Now) -> F::Action {
     match verdict {
         Verdict::Pass | Verdict::Defer => frame.pass(),
         Verdict::PassCounted(reason) => {
@@ -37,7 +39,7 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> 
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Forward { source, to, strip } => match forward(frame, tables, to, strip) {
+        Verdict::Forward { source, to, strip } => match forward(frame, tables, to, strip, now) {
             Ok(action) => action,
             Err(reason) => {
                 let (target, direction) = blame(source, to);
@@ -72,6 +74,7 @@ fn forward<F: Resize, T: Tables>(
     tables: &T,
     to: Target,
     strip: Option<Strip>,
+    now: Now,
 ) -> Result<F::Action, DropReason> {
     let bytes = inner_len(frame, strip);
     match to.kind() {
@@ -82,13 +85,13 @@ fn forward<F: Resize, T: Tables>(
                 frame.strip(strip)?;
             }
             let action = frame.redirect(egress)?;
-            tables.count(to, Direction::Transmit, bytes);
+            tables.count_sent(to, bytes);
             Ok(action)
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-            let action = tunnel(frame, tables, template, to, strip)?;
-            tables.count(to, Direction::Transmit, bytes);
+            let action = tunnel(frame, tables, template, to, strip, now)?;
+            tables.count_sent(to, bytes);
             Ok(action)
         }
         TargetKind::None => Err(DropReason::Internal),
@@ -103,16 +106,17 @@ fn tunnel<F: Resize, T: Tables>(
     template: &Template,
     to: Target,
     strip: Option<Strip>,
+    now: Now,
 ) -> Result<F::Action, DropReason> {
     let id = packet_id(tables, template, to);
     match strip {
         None => {
-            let egress = unicast_egress(frame, tables, template, wire_len(frame))?;
+            let egress = unicast_egress(frame, tables, template, wire_len(frame), now)?;
             frame.encapsulate(template, Stamp::own(id))?;
             frame.redirect(egress)
         }
         Some(strip) => {
-            let egress = unicast_egress(frame, tables, template, inner_wire_len(frame, strip))?;
+            let egress = unicast_egress(frame, tables, template, inner_wire_len(frame, strip), now)?;
             frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
             frame.redirect(egress)
         }
@@ -128,9 +132,10 @@ fn unicast_egress<F: Frame, T: Tables>(
     tables: &T,
     template: &Template,
     frame_len: u32,
+    now: Now,
 ) -> Result<Egress, DropReason> {
     let flags = template.flags;
-    if flags & template_flag::RESOLVED != 0 && tables.has_lease() {
+    if flags & template_flag::RESOLVED != 0 && tables.has_lease(now) {
         return adjacency_egress(template, frame_len);
     }
     if flags & template_flag::ROUTED == 0 || !frame.carries_ip() {

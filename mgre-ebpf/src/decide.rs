@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::event::LearnEvent;
-use mgre_common::fdb::SEEN_STATIC;
+use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
@@ -16,7 +16,7 @@ use mgre_common::wire::ETHERNET_LEN;
 
 use crate::frame::{Ethernet, Frame, Strip};
 use crate::outer::{self, Outer};
-use crate::tables::Tables;
+use crate::tables::{Now, Tables};
 
 /// What is to happen to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Verdict {
 
 /// A frame that a local interface gave us.
 #[inline(always)]
-pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32) -> Verdict {
+pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32, now: Now) -> Verdict {
     let Some(id) = tables.port_of(ifindex) else { return Verdict::Pass };
     let source = Target::port(id);
     let Some(port) = tables.port(id) else { return Verdict::refuse(source, DropReason::Internal) };
@@ -95,7 +95,7 @@ pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: 
     if flags & port_flag::VALID == 0 {
         return Verdict::Pass;
     }
-    let Some(ethernet) = frame.read::<Ethernet>(0) else {
+    let Some(ethernet) = Ethernet::read(frame, 0) else {
         return Verdict::refuse(source, DropReason::Malformed);
     };
     let arrival = Arrival {
@@ -103,13 +103,14 @@ pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: 
         segment: port.segment.load(Ordering::Relaxed),
         full: flags & port_flag::FULL != 0,
         strip: None,
+        now,
     };
     arrival.decide::<S, T>(tables, &ethernet, frame.len())
 }
 
 /// A packet that the underlay gave us.
 #[inline(always)]
-pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T) -> Verdict {
+pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, now: Now) -> Verdict {
     let (id, strip) = match outer::parse(frame, tables) {
         Outer::From { adjacency, strip } => (adjacency, strip),
         Outer::Foreign => return Verdict::Pass,
@@ -127,9 +128,9 @@ pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T) -> Ve
     // The outer headers' length is one of a few; told apart, each is a constant
     // that the bounds check needs.
     let ethernet = match strip.outer_len {
-        38 => frame.read::<Ethernet>(38),
-        42 => frame.read::<Ethernet>(42),
-        46 => frame.read::<Ethernet>(46),
+        38 => Ethernet::read(frame, 38),
+        42 => Ethernet::read(frame, 42),
+        46 => Ethernet::read(frame, 46),
         _ => None,
     };
     let Some(ethernet) = ethernet else { return Verdict::refuse(source, DropReason::Malformed) };
@@ -138,6 +139,7 @@ pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T) -> Ve
         segment: adjacency.segment.load(Ordering::Relaxed),
         full: flags & adjacency_flag::FULL != 0,
         strip: Some(strip),
+        now,
     };
     arrival.decide::<S, T>(tables, &ethernet, strip.inner_len)
 }
@@ -158,31 +160,35 @@ struct Arrival {
     /// Its source may have no more addresses learned.
     full: bool,
     strip: Option<Strip>,
+    now: Now,
 }
 
 impl Arrival {
     #[inline(always)]
     fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet, bytes: u32) -> Verdict {
         if !S::EARLY {
-            tables.count(self.source, Direction::Receive, bytes);
+            tables.count_received(self.source, bytes, self.now);
         }
-        match self.admit(tables, ethernet) {
+        let hash = tables.fdb_hash();
+        // By the time that the source has been looked up, this one is near, too.
+        tables.fdb_ahead(hash, ethernet.destination(self.segment));
+        match self.admit(tables, hash, ethernet) {
             Ok(None) => {}
             Ok(Some(_)) if S::EARLY => return Verdict::Defer,
             Ok(Some(event)) => tables.report(&event, self.source),
             Err(reason) => return Verdict::refuse(self.source, reason),
         }
-        self.switch(tables, ethernet)
+        self.switch(tables, hash, ethernet)
     }
 
     #[inline(always)]
-    fn switch<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
+    fn switch<T: Tables>(&self, tables: &T, hash: FdbHash, ethernet: &Ethernet) -> Verdict {
         let Self { source, segment, strip, .. } = *self;
         let flood = Verdict::Flood { source, segment, strip };
         if ethernet.is_to_group() {
             return flood;
         }
-        let to = match tables.fdb(ethernet.destination(segment)) {
+        let to = match tables.fdb(hash, ethernet.destination(segment)) {
             Some(slot) => slot.target(),
             None => Target::NONE,
         };
@@ -215,19 +221,25 @@ impl Arrival {
 
     /// Checks the source address; says what to report if it is new here.
     #[inline(always)]
-    fn admit<T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Result<Option<LearnEvent>, DropReason> {
+    fn admit<T: Tables>(
+        &self,
+        tables: &T,
+        hash: FdbHash,
+        ethernet: &Ethernet,
+    ) -> Result<Option<LearnEvent>, DropReason> {
         if !ethernet.is_from_station() {
             return Err(DropReason::SourceMacInvalid);
         }
         let key = ethernet.source(self.segment);
         let mut known = Target::NONE;
-        if let Some(slot) = tables.fdb(key) {
-            known = slot.target();
+        if let Some(slot) = tables.fdb(hash, key) {
+            let binding = slot.binding();
+            known = binding.target();
             if known == self.source {
-                slot.touch(tables.now_seconds());
+                slot.touch(self.now.seconds);
                 return Ok(None);
             }
-            if slot.seen() == SEEN_STATIC {
+            if binding.is_fixed() {
                 return Err(DropReason::StaticMacMoved);
             }
         }

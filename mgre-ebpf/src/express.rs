@@ -7,31 +7,33 @@
 
 use core::sync::atomic::Ordering;
 
-use mgre_common::reason::{Direction, DropReason};
+use mgre_common::reason::DropReason;
 use mgre_common::table::{Port, Template, port_flag, template_flag};
 use mgre_common::target::{Target, TargetKind};
 
 use crate::act::{blame, packet_id};
 use crate::decide::{self, Early, Verdict};
 use crate::frame::{Egress, Resize, Side, Stamp, Strip};
-use crate::tables::Tables;
+use crate::tables::{Now, Tables};
 
 /// The way of a frame from a local interface.
 #[inline(always)]
 pub fn process_port<F: Resize, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
-    let verdict = decide::from_port::<Early, F, T>(frame, tables, ifindex);
-    act(frame, tables, verdict)
+    let now = tables.now();
+    let verdict = decide::from_port::<Early, F, T>(frame, tables, ifindex, now);
+    act(frame, tables, verdict, now)
 }
 
 /// The way of a packet from the underlay.
 #[inline(always)]
 pub fn process_underlay<F: Resize, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
-    let verdict = decide::from_underlay::<Early, F, T>(frame, tables);
-    act(frame, tables, verdict)
+    let now = tables.now();
+    let verdict = decide::from_underlay::<Early, F, T>(frame, tables, now);
+    act(frame, tables, verdict, now)
 }
 
 #[inline(always)]
-fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::Action {
+fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: Now) -> F::Action {
     match verdict {
         Verdict::Drop { target, direction, reason } if target.is_none() => {
             tables.count_drop(target, direction, reason);
@@ -39,11 +41,11 @@ fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict) -> F::
         }
         Verdict::Forward { source, to, strip } => {
             let bytes = strip.map_or_else(|| frame.len(), |strip| strip.inner_len);
-            let Some(way) = way(tables, to, bytes) else { return frame.pass() };
-            tables.count(source, Direction::Receive, bytes);
+            let Some(way) = way(tables, to, bytes, now) else { return frame.pass() };
+            tables.count_received(source, bytes, now);
             match send(frame, tables, &way, to, strip) {
                 Ok(action) => {
-                    tables.count(to, Direction::Transmit, bytes);
+                    tables.count_sent(to, bytes);
                     action
                 }
                 Err(reason) => {
@@ -70,13 +72,14 @@ enum Way<'a> {
 
 /// The way to a target, if a frame of this length can take it from here.
 #[inline(always)]
-fn way<T: Tables>(tables: &T, to: Target, bytes: u32) -> Option<Way<'_>> {
+fn way<T: Tables>(tables: &T, to: Target, bytes: u32, now: Now) -> Option<Way<'_>> {
     match to.kind() {
         TargetKind::Port(id) => port_way(tables.port(id)?, bytes),
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id)?.template();
             let needed = template_flag::RESOLVED | template_flag::EXPRESS;
-            let fits = template.flags & needed == needed && bytes <= template.max_frame && tables.has_lease();
+            let fits =
+                template.flags & needed == needed && bytes <= template.max_frame && tables.has_lease(now);
             fits.then_some(Way::Adjacency(template))
         }
         TargetKind::None => None,
@@ -117,7 +120,8 @@ fn send<F: Resize, T: Tables>(
                 }
                 Some(strip) => {
                     frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
-                    frame.redirect_back(egress)
+                    let back = template.flags & template_flag::SENDS_BACK != 0;
+                    if back { frame.redirect_back(egress) } else { frame.redirect(egress) }
                 }
             }
         }

@@ -206,7 +206,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
 
     #[inline(always)]
     fn sent(&mut self, to: Target) {
-        self.tables.count(to, Direction::Transmit, self.bytes);
+        self.tables.count_sent(to, self.bytes);
         self.copies += 1;
     }
 

@@ -6,50 +6,79 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 
-/// An Ethernet header without tags, as seven words loaded from the wire.
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Ethernet([u16; 7]);
+/// An Ethernet header without tags, as two loads of eight bytes from the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// From the first byte on: the destination and a part of the source.
+    start: u64,
+    /// Up to the last byte: the source and the type.
+    end: u64,
+}
 
-const _: () = assert!(size_of::<Ethernet>() == ETHERNET_LEN);
+/// Where the second load begins.
+const END: usize = ETHERNET_LEN - 8;
+
+#[cfg(target_endian = "little")]
+const TYPE_SHIFT: u32 = 48;
+#[cfg(target_endian = "big")]
+const TYPE_SHIFT: u32 = 0;
 
 impl Ethernet {
+    /// Reads one, or nothing if the frame does not reach so far.
+    #[inline(always)]
+    pub fn read<F: Frame>(frame: &F, offset: usize) -> Option<Self> {
+        Some(Self { end: frame.read(offset + END)?, start: frame.read(offset)? })
+    }
+
+    /// Two values and how far from the start each is to be written.
+    #[inline(always)]
+    pub const fn writes(&self) -> [(usize, u64); 2] {
+        [(0, self.start), (END, self.end)]
+    }
+
     /// The destination in a segment.
     #[inline(always)]
     pub const fn destination(&self, segment: u32) -> FdbKey {
-        FdbKey::from_words(segment as u16, [self.0[0], self.0[1], self.0[2]])
+        FdbKey::from_load(segment as u16, self.start)
     }
 
     /// The source in a segment.
     #[inline(always)]
     pub const fn source(&self, segment: u32) -> FdbKey {
-        FdbKey::from_words(segment as u16, [self.0[3], self.0[4], self.0[5]])
+        FdbKey::from_load(segment as u16, self.end)
     }
 
     /// Whether it goes to a group.
     #[inline(always)]
     pub const fn is_to_group(&self) -> bool {
-        self.0[0].to_ne_bytes()[0] & 1 != 0
+        is_group(self.start)
     }
 
     /// Whether its source is neither a group nor zero.
     #[inline(always)]
     pub const fn is_from_station(&self) -> bool {
-        self.0[3].to_ne_bytes()[0] & 1 == 0 && self.0[3] | self.0[4] | self.0[5] != 0
+        !is_group(self.end) && FdbKey::from_load(0, self.end).0 != 0
     }
 
     /// The type of what follows.
     #[inline(always)]
     pub const fn ethertype(&self) -> EtherType {
-        EtherType::from_word(self.0[6])
+        EtherType::from_word((self.end >> TYPE_SHIFT) as u16)
     }
 
     /// The same with another type.
     #[inline(always)]
     pub const fn with_ethertype(mut self, ethertype: EtherType) -> Self {
-        self.0[6] = ethertype.to_word();
+        self.end &= !(0xffff << TYPE_SHIFT);
+        self.end |= (ethertype.to_word() as u64) << TYPE_SHIFT;
         self
     }
+}
+
+/// Whether the address at the start of a load is a group's.
+#[inline(always)]
+const fn is_group(load: u64) -> bool {
+    load.to_ne_bytes()[0] & 1 != 0
 }
 
 /// Which side of an interface a frame is sent to.

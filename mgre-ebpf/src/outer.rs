@@ -32,6 +32,11 @@ const L3: usize = ETHERNET_LEN;
 /// Where the GRE header starts after an IPv4 header without options.
 const GRE_V4: usize = L3 + IPV4_LEN;
 
+/// How nearly every GRE header begins: Ethernet inside, and a key or no field at all.
+/// What begins so needs no closer look.
+const PLAIN_KEYED: u32 = u32::from_ne_bytes([0x20, 0, 0x65, 0x58]);
+const PLAIN_KEYLESS: u32 = u32::from_ne_bytes([0, 0, 0x65, 0x58]);
+
 /// An IPv4 header without options, as five words in the order of the wire.
 type Ipv4Words = [u32; 5];
 
@@ -75,23 +80,27 @@ struct Gre {
 
 #[inline(always)]
 fn parse_gre<F: Frame>(frame: &F, ip: Ipv4Words, total_len: u32) -> Result<Gre, Outer> {
-    let Some([flags, protocol]) = frame.read::<[u16; 2]>(GRE_V4) else {
+    let Some(first) = frame.read::<u32>(GRE_V4) else {
         return Err(Outer::Refused(DropReason::Malformed));
     };
-    let flags = GreFlags(u16::from_be(flags));
+    let [flags_high, flags_low, protocol @ ..] = first.to_ne_bytes();
+    let flags = GreFlags(u16::from_be_bytes([flags_high, flags_low]));
+    let plain = first == PLAIN_KEYED || first == PLAIN_KEYLESS;
     // Version 1 is PPTP's (RFC 2637), which the kernel may serve.
-    if flags.version() == 1 {
+    if !plain && flags.version() == 1 {
         return Err(Outer::Foreign);
     }
     if !checksum::ipv4_header_ok(ip) {
         return Err(Outer::Refused(DropReason::Checksum));
     }
-    flags.validate().map_err(Outer::Refused)?;
-    if flags.has_checksum() {
-        return Err(Outer::Refused(DropReason::Checksum));
-    }
-    if EtherType::from_word(protocol) != EtherType::TRANSPARENT_ETHERNET {
-        return Err(Outer::Refused(DropReason::UnknownProtocol));
+    if !plain {
+        flags.validate().map_err(Outer::Refused)?;
+        if flags.has_checksum() {
+            return Err(Outer::Refused(DropReason::Checksum));
+        }
+        if EtherType::from_bytes(protocol) != EtherType::TRANSPARENT_ETHERNET {
+            return Err(Outer::Refused(DropReason::UnknownProtocol));
+        }
     }
     // A superframe's total length may be zero (it does not fit 16 bits), so its
     // own length counts; no device pads those.
@@ -138,7 +147,7 @@ impl Addresses {
     /// Nobody's packet: why.
     #[inline(always)]
     fn unmatched<T: Tables>(self, tables: &T) -> Outer {
-        let known = tables.any_endpoint(&self.key(0, endpoint_kind::KNOWN)).is_some();
+        let known = tables.any_endpoint(&self.key(0, endpoint_kind::KNOWN).words()).is_some();
         let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
         self.ours_or_foreign(tables, Outer::Refused(reason))
     }
@@ -148,6 +157,6 @@ impl Addresses {
     fn ours_or_foreign<T: Tables>(self, tables: &T, outer: Outer) -> Outer {
         let local =
             EndpointKey { remote: [0; 4], local: mapped_v4(self.local), key: 0, kind: endpoint_kind::LOCAL };
-        if tables.any_endpoint(&local).is_some() { outer } else { Outer::Foreign }
+        if tables.any_endpoint(&local.words()).is_some() { outer } else { Outer::Foreign }
     }
 }

@@ -1,11 +1,20 @@
 //! What the pipeline may look up, count and report.
 
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment};
 use mgre_common::target::Target;
+
+/// The daemon's clock, read once for each frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// [`mgre_common::table::Clock::seconds`].
+    pub seconds: u32,
+    /// [`mgre_common::table::Clock::lease`].
+    pub lease: u64,
+}
 
 /// The tables that the daemon keeps. What they hand out may change under the
 /// reader in the ways that `mgre_common::table` describes.
@@ -32,7 +41,7 @@ pub trait Tables {
     fn endpoint_slot(&self, index: u32) -> Option<&EndpointSlot>;
 
     /// What an endpoint stands for, whether the index has it or not.
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32>;
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32>;
 
     /// One slot of the flood lists.
     fn flood_slot(&self, index: u32) -> Option<&FloodSlot>;
@@ -44,13 +53,16 @@ pub trait Tables {
     fn fdb_bucket(&self, index: u32) -> Option<&Bucket>;
 
     /// The daemon's clock.
-    fn now_seconds(&self) -> u32;
+    fn now(&self) -> Now;
 
-    /// Whether the daemon still answers for the next hops in the templates.
-    fn has_lease(&self) -> bool;
+    /// The kernel's clock, in jiffies.
+    fn jiffies(&self) -> u64;
 
-    /// Counts a frame of a target.
-    fn count(&self, target: Target, direction: Direction, bytes: u32);
+    /// Counts a frame that a target sent us.
+    fn count_received(&self, target: Target, bytes: u32, now: Now);
+
+    /// Counts a frame that we sent to a target.
+    fn count_sent(&self, target: Target, bytes: u32);
 
     /// Counts a frame that was not forwarded.
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason);
@@ -76,16 +88,30 @@ pub trait Tables {
     /// The adjacency of an endpoint.
     #[inline(always)]
     fn adjacency_of(&self, key: &EndpointKey) -> Option<u32> {
-        let slot = self.endpoint_index().find(&key.words(), |index| self.endpoint_slot(index));
-        match slot {
+        let words = key.words();
+        match self.endpoint_index().find(&words, |index| self.endpoint_slot(index)) {
             Some(slot) => Some(slot.adjacency()),
-            None => self.any_endpoint(key),
+            None => self.any_endpoint(&words),
         }
     }
 
     /// Looks an address up.
     #[inline(always)]
-    fn fdb(&self, key: FdbKey) -> Option<&Slot> {
-        self.fdb_hash().find(key, |index| self.fdb_bucket(index))
+    fn fdb(&self, hash: FdbHash, key: FdbKey) -> Option<&Slot> {
+        hash.find(key, |index| self.fdb_bucket(index))
+    }
+
+    /// Brings near what [`Self::fdb`] will look at first.
+    #[inline(always)]
+    fn fdb_ahead(&self, hash: FdbHash, key: FdbKey) {
+        if let Some(bucket) = self.fdb_bucket(hash.bucket(key, 0)) {
+            bucket.fetch();
+        }
+    }
+
+    /// Whether the daemon still answers for the next hops in the templates.
+    #[inline(always)]
+    fn has_lease(&self, now: Now) -> bool {
+        now.lease > self.jiffies()
     }
 }

@@ -58,6 +58,8 @@ pub struct Options {
     pub metrics: Option<SocketAddr>,
     /// The configuration that it starts with.
     pub config: Option<PathBuf>,
+    /// FDB entries that it has room for, if not as many as by itself.
+    pub fdb_entries: Option<u32>,
 }
 
 /// What a command of `mgre` did.
@@ -156,6 +158,9 @@ impl Daemon {
         };
         if let Some(config) = &self.options.config {
             command.arg("--config").arg(config);
+        }
+        if let Some(entries) = self.options.fdb_entries {
+            command.arg("--fdb-entries").arg(entries.to_string());
         }
         // nsenter becomes the daemon, so its id is the daemon's.
         command.env_remove("MGRE_INSTANCE").env_remove("MGRE_RUN_DIR").stdin(Stdio::null());
@@ -280,6 +285,15 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_again(&mut self) -> Result<()> {
+        self.run()
+    }
+
+    /// The same, with room for so many FDB entries.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_again_with_room(&mut self, fdb_entries: u32) -> Result<()> {
+        self.options.fdb_entries = Some(fdb_entries);
         self.run()
     }
 

@@ -71,6 +71,32 @@ fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
     one.wait_up()
 }
 
+/// What was learned takes the room that is left; what was given has its own.
+#[test]
+fn a_daemon_with_less_room_keeps_as_many_addresses_as_fit() -> Result<()> {
+    const ENTRIES: u32 = 8;
+    const SERVER: &str = "02:00:00:00:aa:05";
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(2, Underlay::Routed)?;
+    let one = spokes.spoke(1);
+    one.daemon.mgre(&["fdb", "add", SEGMENT, SERVER, "--peer", "spoke2"])?;
+    let stations = (0..2 * ENTRIES as u8).map(|number| [0x02, 0, 0, 0, 0xbb, number]);
+    let frames: Vec<_> = stations.map(|mac| marked(BROADCAST, mac, "once")).collect();
+    capture::send(&spokes.spoke(2).host, "eth0", &frames)?;
+    wait::until("the addresses are learned", SOON, || {
+        Ok(one.daemon.list(&["fdb", "show"])?.len() > 2 * ENTRIES as usize)
+    })?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    daemon.stop()?;
+    daemon.start_again_with_room(ENTRIES)?;
+    let kept = daemon.list(&["fdb", "show"])?;
+    assert_eq!(kept.len(), ENTRIES as usize);
+    assert!(kept.iter().any(|entry| entry["mac"] == SERVER));
+    Ok(())
+}
+
 #[test]
 fn a_daemon_that_was_killed_is_replaced_without_loss() -> Result<()> {
     if skipped() {

@@ -18,9 +18,25 @@ const RUSTFLAGS: &[&str] = &[
     "-Clink-arg=--btf",
 ];
 
-const BINARY: &str = "mgre-ebpf";
+/// The objects that the crate makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The programs that mgre loads.
+    Mgre,
+    /// Programs that the benchmark measures.
+    Bench,
+}
 
-/// Builds the object with the release profile and returns its path.
+impl Object {
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Mgre => "mgre-ebpf",
+            Self::Bench => "mgre-bench",
+        }
+    }
+}
+
+/// Builds an object with the release profile and returns its path.
 ///
 /// `target_dir` must not be the one of a cargo that waits for this: cargo locks it. When nothing changed, cargo
 /// notices, and this takes a fraction of a second. Warnings and errors go to stderr.
@@ -28,11 +44,17 @@ const BINARY: &str = "mgre-ebpf";
 /// # Errors
 ///
 /// When cargo cannot be started, or the crate does not compile or link.
-pub fn build(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path) -> Result<PathBuf> {
+pub fn build(
+    toolchain: &Toolchain,
+    workspace_root: &Path,
+    target_dir: &Path,
+    object: Object,
+) -> Result<PathBuf> {
     let mut command = command(toolchain, &toolchain.cargo, workspace_root)?;
-    command.arg("build").args(arguments()).arg("--target-dir").arg(target_dir);
+    command.arg("build").args(arguments()).args(["--bin", object.binary()]);
+    command.arg("--target-dir").arg(target_dir);
     run(command, "building")?;
-    let object = target_dir.join(target()).join("release").join(BINARY);
+    let object = target_dir.join(target()).join("release").join(object.binary());
     if !object.is_file() {
         bail!("cargo built the eBPF crate but left no object at {}", object.display());
     }
@@ -50,7 +72,7 @@ pub fn clippy(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path) -
         format!("no clippy belongs to {}; run cargo xtask setup", toolchain.rustc.display())
     })?;
     let mut command = command(toolchain, cargo_clippy.as_os_str(), workspace_root)?;
-    command.env("CARGO", &toolchain.cargo).arg("clippy").args(arguments());
+    command.env("CARGO", &toolchain.cargo).arg("clippy").args(arguments()).arg("--bins");
     command.arg("--target-dir").arg(target_dir).args(["--", "-D", "warnings"]);
     run(command, "clippy over")
 }
@@ -66,12 +88,10 @@ pub fn target() -> &'static str {
     if big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
 }
 
-fn arguments() -> [&'static str; 11] {
+fn arguments() -> [&'static str; 9] {
     [
         "--package",
         "mgre-ebpf",
-        "--bin",
-        BINARY,
         "--features",
         "programs",
         "--release",

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use xtask::toolchain;
+use xtask::{ebpf, toolchain};
 
 #[derive(Debug, Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask", about, long_about = None)]
@@ -84,7 +84,13 @@ fn run(task: Task) -> Result<()> {
             let mut demo = in_namespaces(root, "demo")?;
             host::run(demo.args(keep.then_some("--keep")).args(args))
         }
-        Task::Bench { args } => host::run(in_namespaces(root, "bench")?.args(args)),
+        Task::Bench { args } => {
+            let mut bench = in_namespaces(root, "bench")?;
+            let toolchain = toolchain::find(root).context("the eBPF toolchain is gone")?;
+            let object =
+                ebpf::build(&toolchain, root, &xtask::target_dir(root).join("ebpf"), ebpf::Object::Bench)?;
+            host::run(bench.arg("--object").arg(object).args(args))
+        }
         Task::Load(arguments) => load::run(root, &arguments),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -35,7 +35,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         let mut command = if program.privileged {
             host::privileged(&program.executable, &[("MGRE_BIN", mgre.as_os_str())])?
         } else {
-            std::process::Command::new(&program.executable)
+            Command::new(&program.executable)
         };
         // As cargo does, for what looks for files of its package.
         command.current_dir(&program.folder).env("CARGO_MANIFEST_DIR", &program.folder).args(args);
@@ -52,11 +52,29 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             failed.push("documentation");
         }
     }
+    // Nor does it to the models.
+    if args.is_empty() {
+        println!("\ntest: models of the memory protocols");
+        if let Err(error) = host::run(&mut models(root)) {
+            eprintln!("error: {error:#}");
+            failed.push("models");
+        }
+    }
     if !failed.is_empty() {
         bail!("tests failed in: {}", failed.join(", "));
     }
     println!("\ntest: {} test programs passed", programs.len());
     Ok(())
+}
+
+/// The models that loom runs through every interleaving. They are a build of their own: in it, the words of shared
+/// memory are loom's.
+fn models(root: &Path) -> Command {
+    let mut cargo = host::cargo(root);
+    let target = xtask::target_dir(root).join("loom");
+    cargo.args(["test", "--release", "--package", "mgre-common", "--lib"]).arg("--target-dir").arg(target);
+    cargo.env("RUSTFLAGS", "--cfg loom");
+    cargo
 }
 
 fn build(root: &Path) -> Result<Vec<TestProgram>> {

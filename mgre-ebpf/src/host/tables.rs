@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
@@ -15,7 +15,7 @@ use mgre_common::table::{
 use mgre_common::target::Target;
 
 use super::world::Sink;
-use crate::tables::Tables;
+use crate::tables::{Now, Tables};
 
 /// Whose frame was dropped, which way it was going, and why.
 pub type Drop = (Target, Direction, DropReason);
@@ -29,7 +29,7 @@ pub struct MemoryTables {
     segments: Vec<Segment>,
     adjacencies: Vec<Adjacency>,
     endpoint_slots: Vec<EndpointSlot>,
-    endpoints: HashMap<EndpointKey, u32>,
+    endpoints: HashMap<EndpointWords, u32>,
     flood: Vec<FloodSlot>,
     hash: FdbHash,
     buckets: Vec<Bucket>,
@@ -145,7 +145,7 @@ impl Sink for MemoryTables {
         if let Some(slot) = slots.into_iter().find(|slot| key.is_indexed() && slot.is_free()) {
             slot.insert(&key.words(), id);
         }
-        self.endpoints.insert(key, id);
+        self.endpoints.insert(key.words(), id);
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
@@ -190,7 +190,7 @@ impl Tables for MemoryTables {
         self.endpoint_slots.get(index as usize)
     }
 
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32> {
         self.endpoints.get(key).copied()
     }
 
@@ -206,28 +206,30 @@ impl Tables for MemoryTables {
         self.buckets.get(index as usize)
     }
 
-    fn now_seconds(&self) -> u32 {
-        self.clock.seconds.load(Ordering::Relaxed)
+    fn now(&self) -> Now {
+        Now {
+            seconds: self.clock.seconds.load(Ordering::Relaxed),
+            lease: self.clock.lease.load(Ordering::Relaxed),
+        }
     }
 
-    fn has_lease(&self) -> bool {
-        self.clock.lease.load(Ordering::Relaxed) > 0
+    fn jiffies(&self) -> u64 {
+        0
     }
 
-    fn count(&self, target: Target, direction: Direction, bytes: u32) {
+    fn count_received(&self, target: Target, bytes: u32, now: Now) {
         let mut rows = self.traffic.borrow_mut();
         let row = rows.entry(target).or_default();
-        match direction {
-            Direction::Receive => {
-                row.receive_packets += 1;
-                row.receive_bytes += u64::from(bytes);
-                row.last_receive_seconds = u64::from(self.now_seconds());
-            }
-            Direction::Transmit => {
-                row.transmit_packets += 1;
-                row.transmit_bytes += u64::from(bytes);
-            }
-        }
+        row.receive_packets += 1;
+        row.receive_bytes += u64::from(bytes);
+        row.last_receive_seconds = u64::from(now.seconds);
+    }
+
+    fn count_sent(&self, target: Target, bytes: u32) {
+        let mut rows = self.traffic.borrow_mut();
+        let row = rows.entry(target).or_default();
+        row.transmit_packets += 1;
+        row.transmit_bytes += u64::from(bytes);
     }
 
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {

@@ -170,6 +170,10 @@ impl PeerSpec {
         let mut template = Template::gre_v4(&outer, link.as_ref());
         if self.express {
             template.flags |= template_flag::EXPRESS;
+            // Some do and some do not.
+            if self.id.is_multiple_of(2) {
+                template.flags |= template_flag::SENDS_BACK;
+            }
         }
         template
     }

@@ -3,13 +3,14 @@
 //! Sizes given here are the least; the daemon sets the real ones when it loads.
 
 use core::ptr;
+use core::sync::atomic::Ordering;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
 };
@@ -20,7 +21,7 @@ use mgre_common::table::{
     Port, PortSlot, Segment,
 };
 use mgre_common::target::Target;
-use mgre_ebpf::tables::Tables;
+use mgre_ebpf::tables::{Now, Tables};
 
 use super::wire::opaque;
 
@@ -39,7 +40,7 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(MAX_SEGMENTS + 1, SHAR
 #[map(name = "mgre_adjs")]
 static ADJACENCIES: Array<Adjacency> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_endpoints")]
-static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(1, 0);
+static ENDPOINTS: HashMap<EndpointWords, u32> = HashMap::with_max_entries(1, 0);
 #[map(name = "mgre_ep_slot")]
 static ENDPOINT_SLOTS: Array<EndpointSlot> = Array::with_max_entries(32, SHARED);
 #[map(name = "mgre_flood")]
@@ -104,7 +105,7 @@ fn jiffies() -> u64 {
 /// Renews the lease on next hops.
 pub(crate) fn renew_lease() {
     if let Some(clock) = CLOCK.get(0) {
-        clock.lease.store(jiffies() + LEASE_JIFFIES, core::sync::atomic::Ordering::Relaxed);
+        clock.lease.store(jiffies() + LEASE_JIFFIES, Ordering::Relaxed);
     }
 }
 
@@ -152,7 +153,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn any_endpoint(&self, key: &EndpointKey) -> Option<u32> {
+    fn any_endpoint(&self, key: &EndpointWords) -> Option<u32> {
         // SAFETY: the value is one word, which the kernel writes whole.
         unsafe { ENDPOINTS.get(key) }.copied()
     }
@@ -173,36 +174,37 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn now_seconds(&self) -> u32 {
-        CLOCK.get(0).map_or(0, |clock| clock.seconds.load(core::sync::atomic::Ordering::Relaxed))
+    fn now(&self) -> Now {
+        let Some(clock) = CLOCK.get(0) else { return Now::default() };
+        Now { seconds: clock.seconds.load(Ordering::Relaxed), lease: clock.lease.load(Ordering::Relaxed) }
     }
 
     #[inline(always)]
-    fn has_lease(&self) -> bool {
-        let Some(clock) = CLOCK.get(0) else { return false };
-        clock.lease.load(core::sync::atomic::Ordering::Relaxed) > jiffies()
+    fn jiffies(&self) -> u64 {
+        jiffies()
     }
 
     #[inline(always)]
-    fn count(&self, target: Target, direction: Direction, bytes: u32) {
+    fn count_received(&self, target: Target, bytes: u32, now: Now) {
         let Some(row) = traffic(target) else { return };
         // SAFETY: the row is this CPU's, and a program is not interrupted by another
         // one on the same hook.
         let row = unsafe { &mut *row };
-        match direction {
-            Direction::Receive => {
-                row.receive_packets += 1;
-                row.receive_bytes += u64::from(bytes);
-                let now = u64::from(self.now_seconds());
-                if row.last_receive_seconds != now {
-                    row.last_receive_seconds = now;
-                }
-            }
-            Direction::Transmit => {
-                row.transmit_packets += 1;
-                row.transmit_bytes += u64::from(bytes);
-            }
+        row.receive_packets += 1;
+        row.receive_bytes += u64::from(bytes);
+        let seconds = u64::from(now.seconds);
+        if row.last_receive_seconds != seconds {
+            row.last_receive_seconds = seconds;
         }
+    }
+
+    #[inline(always)]
+    fn count_sent(&self, target: Target, bytes: u32) {
+        let Some(row) = traffic(target) else { return };
+        // SAFETY: as above.
+        let row = unsafe { &mut *row };
+        row.transmit_packets += 1;
+        row.transmit_bytes += u64::from(bytes);
     }
 
     #[inline(always)]

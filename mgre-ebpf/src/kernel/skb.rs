@@ -117,6 +117,13 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         Ok(())
     }
 
+    #[inline(always)]
+    fn write_ethernet(&self, offset: usize, header: Ethernet) -> Result<(), DropReason> {
+        let [(start, first), (end, second)] = header.writes();
+        self.write(offset + start, first)?;
+        self.write(offset + end, second)
+    }
+
     /// Makes room for `outer_len` bytes of outer header and an inner Ethernet header
     /// longer by `tags_len`, so that superframes stay superframes where there are any.
     #[inline(always)]
@@ -154,7 +161,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         template: &Template,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        let inner: Ethernet = self.read(0).ok_or(DropReason::Malformed)?;
+        let inner = Ethernet::read(self, 0).ok_or(DropReason::Malformed)?;
         let inner_len = self.len();
         self.grow(OUTER as u32, 0)?;
         self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)
@@ -178,7 +185,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         if let Some(hops) = fields.hops {
             self.write(TTL, hops)?;
         }
-        self.write(OUTER, inner)
+        self.write_ethernet(OUTER, inner)
     }
 
     /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
@@ -204,7 +211,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         if field!(self.vlan_present) != 0 {
             return Err(DropReason::Headroom);
         }
-        let inner: Ethernet = self.read(0).ok_or(DropReason::Malformed)?;
+        let inner = Ethernet::read(self, 0).ok_or(DropReason::Malformed)?;
         let inner_len = self.len() + tags_len;
         self.grow(OUTER as u32, tags_len)?;
         self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)?;
@@ -219,7 +226,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
 
     #[inline(always)]
     fn readdress_by<const OUTER: usize>(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
-        let inner: Ethernet = self.read(OUTER).ok_or(DropReason::Headroom)?;
+        let inner = Ethernet::read(self, OUTER).ok_or(DropReason::Headroom)?;
         self.write_outer::<OUTER>(template, self.len(), stamp, inner)
     }
 
@@ -228,9 +235,9 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     #[inline(always)]
     fn inner_ethernet(&self, outer_len: u32) -> Option<Ethernet> {
         match outer_len {
-            38 => self.read(38),
-            42 => self.read(42),
-            46 => self.read(46),
+            38 => Ethernet::read(self, 38),
+            42 => Ethernet::read(self, 42),
+            46 => Ethernet::read(self, 46),
             _ => None,
         }
     }
@@ -346,7 +353,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
         };
         let flags = decap & u64::from(config().strip_flags) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
         self.adjust_room(-(outer_len as i32), flags)?;
-        self.write(0, inner)?;
+        self.write_ethernet(0, inner)?;
         if let Some([high, low, ..]) = tag {
             let protocol = outer_ethertype.to_word();
             let tci = u16::from_be_bytes([high, low]);

@@ -36,6 +36,8 @@ pub struct SegmentView {
     pub aging_seconds: u32,
     /// Addresses it may learn.
     pub max_macs: u32,
+    /// Whether frames go from peer to peer through this host.
+    pub hub: bool,
     /// How many peers it has.
     pub peers: u64,
     /// How many ports it has.

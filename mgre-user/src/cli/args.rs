@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
@@ -96,9 +97,9 @@ pub struct Daemon {
     /// Where the bpf file system is mounted
     #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
     pub bpffs: PathBuf,
-    /// FDB entries to have room for
+    /// FDB entries to have room for, at most 1048576; 34 bytes of memory each, or up to twice that
     #[arg(long, default_value_t = DEFAULT_FDB_ENTRIES, value_name = "N")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_ENTRIES)))]
     pub fdb_entries: u32,
     /// Adjacencies (peers in segments) to have room for
     #[arg(long, default_value_t = DEFAULT_ADJACENCIES, value_name = "N")]
@@ -150,7 +151,7 @@ pub enum Segment {
         settings: SegmentSettings,
     },
     /// Change what is given
-    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs"]).required(true).multiple(true))]
+    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs", "hub"]).required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
@@ -186,6 +187,9 @@ pub struct SegmentSettings {
     /// Addresses it may learn
     #[arg(long, value_name = "N")]
     pub max_macs: Option<u32>,
+    /// Whether frames go from peer to peer through this host
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub hub: Option<bool>,
 }
 
 /// Verbs of ports.

@@ -129,8 +129,8 @@ fn segment(verb: Segment) -> Command {
         Segment::Del { name } => return delete(&["v1", "segments", &name]),
         Segment::Show => return Command::Segments,
     };
-    let args::SegmentSettings { mtu, aging, max_macs } = settings;
-    let settings = SegmentSettings { key: key.map(|key| key.0), mtu, aging_seconds: aging, max_macs };
+    let args::SegmentSettings { mtu, aging, max_macs, hub } = settings;
+    let settings = SegmentSettings { key: key.map(|key| key.0), mtu, aging_seconds: aging, max_macs, hub };
     change(method, &["v1", "segments", &name], settings)
 }
 

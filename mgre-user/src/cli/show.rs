@@ -27,7 +27,8 @@ pub fn underlays(views: &[UnderlayView]) -> String {
 
 /// `segment show`.
 pub fn segments(views: &[SegmentView]) -> String {
-    let mut table = Table::new(["SEGMENT", "KEY", "MTU", "AGING", "MAX-MACS", "PEERS", "PORTS", "FDB"]);
+    let mut table =
+        Table::new(["SEGMENT", "KEY", "MTU", "AGING", "MAX-MACS", "HUB", "PEERS", "PORTS", "FDB"]);
     for view in views {
         table.row([
             view.name.clone(),
@@ -35,6 +36,7 @@ pub fn segments(views: &[SegmentView]) -> String {
             optional(view.mtu),
             view.aging_seconds.to_string(),
             view.max_macs.to_string(),
+            if view.hub { "yes" } else { "no" }.to_owned(),
             view.peers.to_string(),
             view.ports.to_string(),
             view.fdb_entries.to_string(),

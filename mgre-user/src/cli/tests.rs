@@ -63,12 +63,13 @@ fn verbs_become_requests() {
         ("underlay del eth0", Method::DELETE, "/v1/underlays/eth0", json!({})),
         ("segment add lan", Method::PUT, "/v1/segments/lan", json!({})),
         (
-            "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9",
+            "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9 --hub",
             Method::PUT,
             "/v1/segments/lan",
-            json!({"key": 16, "mtu": 1400, "aging_seconds": 60, "max_macs": 9}),
+            json!({"key": 16, "mtu": 1400, "aging_seconds": 60, "max_macs": 9, "hub": true}),
         ),
         ("segment set lan --key none", Method::PATCH, "/v1/segments/lan", json!({"key": null})),
+        ("segment set lan --hub=false", Method::PATCH, "/v1/segments/lan", json!({"hub": false})),
         ("segment set lan --mtu auto", Method::PATCH, "/v1/segments/lan", json!({"mtu": "auto"})),
         ("segment del lan", Method::DELETE, "/v1/segments/lan", json!({})),
         (
@@ -162,6 +163,7 @@ fn options_of_the_daemon() {
     assert_eq!((options.instance.as_str(), options.metrics, options.config), ("hub", None, Some("f".into())));
     assert_eq!((options.state_dir, options.bpffs), ("s".into(), "b".into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (100, 7));
+    assert_eq!(daemon("daemon --fdb-entries 1048576").fdb_entries, 1_048_576);
     let options = daemon("daemon");
     assert_eq!(options.metrics, Some(([127, 0, 0, 1], 9747).into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (131_072, 16_384));
@@ -189,6 +191,7 @@ fn bad_usage_is_refused() {
         "-i ../x status",
         "daemon --metrics 9747",
         "daemon --adjacencies 0",
+        "daemon --fdb-entries 1048577",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,5 +1,7 @@
 //! The engine's part in learning: takes events, carries decisions out, ages.
 
+use std::ops::Range;
+
 use aya::maps::{MapData, RingBuf};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbKey;
@@ -82,17 +84,20 @@ impl Engine {
         self.update_segment(key.segment());
     }
 
-    /// Forgets addresses that were not seen for their segment's ageing time.
+    /// Forgets addresses that were not seen for their segment's ageing time. Called
+    /// once a second, and looks at a share of the table: all of it takes milliseconds
+    /// when it is large.
     pub(super) fn age(&mut self, now: u32) {
         let ages: std::collections::HashMap<u16, u32> =
             self.state.segments.values().map(|segment| (segment.id, segment.aging_seconds)).collect();
         let Some(shortest) = ages.values().min() else { return };
         // An entry may live an eighth longer than it should, at most half a minute.
         let every = (shortest / 8).clamp(1, 30);
-        if !now.is_multiple_of(every) || self.datapath.fdb.is_empty() {
+        if self.datapath.fdb.is_empty() {
             return;
         }
-        let aged = self.datapath.fdb.remove_where(now, |entry| {
+        let share = share(self.datapath.fdb.buckets(), now, every);
+        let aged = self.datapath.fdb.remove_in(share, |entry| {
             let limit = ages.get(&entry.key.segment()).copied().unwrap_or(0);
             entry.seen.is_some_and(|seen| now.saturating_sub(seen) >= limit)
         });
@@ -120,6 +125,31 @@ impl Engine {
         let segment = self.index.segment(entry.key.segment());
         if let (Some(segment), Some(place)) = (segment, self.index.place(entry.target)) {
             self.emit(kind(segment.to_owned(), entry.key.mac(), place));
+        }
+    }
+}
+
+/// Which of so many buckets it is the turn of: each of them once in `every` seconds.
+fn share(buckets: u32, now: u32, every: u32) -> Range<u32> {
+    let start = |part: u32| (u64::from(buckets) * u64::from(part) / u64::from(every)) as u32;
+    let part = now % every;
+    start(part)..start(part + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bucket_has_its_turn() {
+        for (buckets, every) in [(17, 30), (1088, 1), (557_056, 30), (u32::MAX, 7)] {
+            let mut next = 0;
+            for now in 5 * every..6 * every {
+                let share = share(buckets, now, every);
+                assert_eq!(share.start, next);
+                next = share.end;
+            }
+            assert_eq!(next, buckets);
         }
     }
 }

@@ -15,6 +15,7 @@ mod interfaces;
 mod journal;
 mod learning;
 mod limits;
+mod listing;
 mod names;
 mod neighbors;
 mod numbers;

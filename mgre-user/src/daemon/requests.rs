@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use mgre_common::target::Target;
+use tokio::task::spawn_blocking;
 
 use super::engine::Engine;
 use super::neighbors::peer_state;
 use crate::api::messages::{
-    FdbFilter, FdbFlag, FdbView, Flushed, PeerView, PortState, PortView, Problem, Reply, Request,
-    SegmentView, StatusView, UnderlayView,
+    FdbFilter, Flushed, PeerView, PortState, PortView, Problem, Reply, Request, SegmentView, StatusView,
+    UnderlayView,
 };
 use crate::datapath::fdb::Entry;
 use crate::model::{Document, Peer, Port};
@@ -30,7 +31,10 @@ impl Engine {
             Request::Segments(reply) => send(reply, Ok(self.segment_views())),
             Request::Ports(reply) => send(reply, Ok(self.port_views())),
             Request::Peers { only, reply } => send(reply, Ok(self.peer_views(only.as_deref()))),
-            Request::Fdb { filter, reply } => send(reply, self.fdb_views(&filter)),
+            Request::Fdb { filter, reply } => match self.list_fdb(&filter) {
+                Ok(listing) => drop(spawn_blocking(move || send(reply, Ok(listing.views())))),
+                Err(problem) => send(reply, Err(problem)),
+            },
             Request::Stats(reply) => send(reply, Ok(self.stats_view())),
             Request::Status(reply) => send(reply, Ok(self.status_view())),
             Request::Config(reply) => send(reply, Ok(Document::from_state(&self.state))),
@@ -82,6 +86,7 @@ impl Engine {
             mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
             aging_seconds: segment.aging_seconds,
             max_macs: segment.max_macs,
+            hub: segment.hub,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
@@ -176,37 +181,8 @@ impl Engine {
         }
     }
 
-    fn fdb_views(&self, filter: &FdbFilter) -> Result<Vec<FdbView>, Problem> {
-        let picked = self.picked(filter)?;
-        let mut views: Vec<FdbView> =
-            self.datapath.fdb.iter().filter(picked).filter_map(|entry| self.fdb_view(&entry)).collect();
-        views.sort_by(|a, b| (&a.segment, a.mac).cmp(&(&b.segment, b.mac)));
-        Ok(views)
-    }
-
-    fn fdb_view(&self, entry: &Entry) -> Option<FdbView> {
-        let segment = self.index.segment(entry.key.segment())?;
-        let place = self.index.place(entry.target)?;
-        let endpoint = place.peer.as_ref().and_then(|peer| self.compiled.peers.get(peer.as_str())?.endpoint);
-        let flag = match entry.seen {
-            Some(_) => FdbFlag::Learned,
-            None if self.plan.fixed.get(&entry.key).is_some_and(|fixed| fixed.local) => FdbFlag::Local,
-            None => FdbFlag::Static,
-        };
-        let now = self.datapath.now();
-        Some(FdbView {
-            segment: segment.to_owned(),
-            mac: entry.key.mac(),
-            peer: place.peer,
-            port: place.port,
-            endpoint,
-            flags: vec![flag],
-            age_seconds: entry.seen.map(|seen| u64::from(now.saturating_sub(seen))),
-        })
-    }
-
     /// Which entries a filter picks.
-    fn picked(&self, filter: &FdbFilter) -> Result<impl Fn(&Entry) -> bool + use<>, Problem> {
+    pub(super) fn picked(&self, filter: &FdbFilter) -> Result<impl Fn(&Entry) -> bool + use<>, Problem> {
         let segment = match &filter.segment {
             None => None,
             Some(name) => Some(
@@ -236,8 +212,7 @@ impl Engine {
 
     fn flush(&mut self, filter: &FdbFilter) -> Result<Flushed, Problem> {
         let picked = self.picked(filter)?;
-        let now = self.datapath.now();
-        let removed = self.datapath.fdb.remove_where(now, |entry| entry.seen.is_some() && picked(entry));
+        let removed = self.datapath.fdb.remove_where(|entry| entry.seen.is_some() && picked(entry));
         self.touched.entries(&removed);
         self.update_limits();
         self.report_removed(&removed);

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
 use mgre_common::fdb::QUARANTINE_SECONDS;
 
 use super::not_there;
@@ -14,13 +14,13 @@ use super::shared::SharedArray;
 /// Writes the endpoints.
 #[derive(Debug)]
 pub struct Endpoints {
-    all: HashMap<MapData, EndpointKey, u32>,
+    all: HashMap<MapData, EndpointWords, u32>,
     index: Index,
 }
 
 impl Endpoints {
     /// Over empty tables.
-    pub fn new(all: HashMap<MapData, EndpointKey, u32>, slots: SharedArray<EndpointSlot>) -> Self {
+    pub fn new(all: HashMap<MapData, EndpointWords, u32>, slots: SharedArray<EndpointSlot>) -> Self {
         Self { all, index: Index::new(slots) }
     }
 
@@ -29,7 +29,7 @@ impl Endpoints {
     /// # Errors
     /// There is no room for it.
     pub fn set(&mut self, key: &EndpointKey, adjacency: u32, now: u32) -> Result<()> {
-        self.all.insert(key, adjacency, 0).context("no room for the peer's endpoint")?;
+        self.all.insert(key.words(), adjacency, 0).context("no room for the peer's endpoint")?;
         self.index.set(key, adjacency, now);
         Ok(())
     }
@@ -40,7 +40,7 @@ impl Endpoints {
     /// The kernel refuses.
     pub fn remove(&mut self, key: &EndpointKey, now: u32) -> Result<()> {
         self.index.remove(key, now);
-        Ok(self.all.remove(key).or_else(not_there)?)
+        Ok(self.all.remove(&key.words()).or_else(not_there)?)
     }
 
     /// Lets slots that have rested be used again.

@@ -1,10 +1,15 @@
 //! The FDB's one writer.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod resting;
 
-use mgre_common::fdb::{Bucket, FdbHash, FdbKey, QUARANTINE_SECONDS, SEEN_STATIC, SLOTS, Slot};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ops::Range;
+
+use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC, SLOTS, Slot};
 use mgre_common::target::Target;
 
+use self::resting::Resting;
 use super::shared::SharedArray;
 use super::wait_for_programs;
 
@@ -24,9 +29,20 @@ pub struct Entry {
     pub seen: Option<u32>,
 }
 
+/// One slot of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    bucket: u32,
+    index: usize,
+}
+
+/// One in so many slots may rest before the writer waits for programs to end
+/// rather than fill the stash.
+const RESTING_SHARE: u32 = 16;
+
 /// Writes the FDB that the datapath reads, by the protocol of [`mgre_common::fdb`].
 /// The table itself is the only list of entries there is; beside it stand only
-/// counts, and the slots that rest.
+/// counts, and two bits for each slot.
 #[derive(Debug)]
 pub struct Fdb {
     table: SharedArray<Bucket>,
@@ -35,13 +51,13 @@ pub struct Fdb {
     entries: u32,
     learned: HashMap<Target, u32>,
     learned_in: HashMap<u16, u32>,
-    resting: VecDeque<(u64, u32)>,
-    resting_slots: HashSet<u64>,
+    resting: Resting,
 }
 
 impl Fdb {
     /// Over an empty table.
     pub fn new(table: SharedArray<Bucket>, hash: FdbHash, capacity: u32) -> Self {
+        let resting = Resting::new(table.len());
         Self {
             table,
             hash,
@@ -49,8 +65,7 @@ impl Fdb {
             entries: 0,
             learned: HashMap::new(),
             learned_in: HashMap::new(),
-            resting: VecDeque::new(),
-            resting_slots: HashSet::new(),
+            resting,
         }
     }
 
@@ -79,8 +94,29 @@ impl Fdb {
         self.learned_in.get(&segment).copied().unwrap_or(0)
     }
 
+    /// How many buckets the table has, the stash among them.
+    pub const fn buckets(&self) -> u32 {
+        self.table.len()
+    }
+
     fn slot(&self, key: FdbKey) -> Option<&Slot> {
         self.hash.find(key, |index| self.table.get(index))
+    }
+
+    fn place_of(&self, key: FdbKey) -> Option<Place> {
+        let last = Cell::new(0);
+        self.hash.find(key, |bucket| {
+            last.set(bucket);
+            self.table.get(bucket)
+        })?;
+        // It was found in the bucket that was looked at last.
+        let bucket = last.get();
+        let index = self.table.get(bucket)?.slots.iter().position(|slot| slot.holds(key))?;
+        Some(Place { bucket, index })
+    }
+
+    fn at(&self, place: Place) -> Option<&Slot> {
+        self.table.get(place.bucket)?.slots.get(place.index)
     }
 
     /// The entry of a key.
@@ -94,103 +130,145 @@ impl Fdb {
     /// No room.
     pub fn set(&mut self, key: FdbKey, target: Target, seen: Option<u32>) -> Result<(), Full> {
         let stamp = seen.unwrap_or(SEEN_STATIC);
-        if let Some(old) = self.find(key) {
-            if let Some(slot) = self.slot(key) {
-                slot.retarget(target, stamp);
-            }
+        if let Some(slot) = self.slot(key) {
+            let old = slot_entry(slot);
+            slot.retarget(target, stamp);
             self.count(&old, false);
         } else {
-            if self.entries >= self.capacity {
-                return Err(Full);
+            let place = self.room_for(key)?;
+            self.at(place).ok_or(Full)?.insert(key, target, stamp);
+            if place.bucket >= self.hash.buckets() {
+                self.mark(self.hash.bucket(key, 0), true);
             }
-            if self.free_slot(key).is_none() {
-                self.make_room(key)?;
-            }
-            self.free_slot(key).ok_or(Full)?.insert(key, target, stamp);
         }
         self.count(&Entry { key, target, seen }, true);
         Ok(())
     }
 
-    /// Where a new entry goes: its first bucket while that has room to spare, so that
+    /// A free slot for a new entry: in its own buckets, or in the stash; and after
+    /// what rests there has been let rest, or something was moved.
+    fn room_for(&mut self, key: FdbKey) -> Result<Place, Full> {
+        if self.entries >= self.capacity {
+            return Err(Full);
+        }
+        if let Some(place) = self.own_room(key) {
+            return Ok(place);
+        }
+        if self.resting.len() > self.table.len() * SLOTS as u32 / RESTING_SHARE {
+            self.let_rest();
+        }
+        let stash = self.hash.stash(self.hash.bucket(key, 0));
+        if let Some(place) = self.own_room(key).or_else(|| self.free_in(stash).next()) {
+            return Ok(place);
+        }
+        self.let_rest();
+        self.own_room(key).or_else(|| self.free_in(stash).next()).or_else(|| self.move_aside(key)).ok_or(Full)
+    }
+
+    /// Where a new entry goes: its home bucket while that has room to spare, so that
     /// most lookups touch one cache line; else the emptier of the two.
-    fn free_slot(&self, key: FdbKey) -> Option<&Slot> {
+    fn own_room(&self, key: FdbKey) -> Option<Place> {
         let choices = [0, 1].map(|choice| self.hash.bucket(key, choice));
         let free = choices.map(|bucket| self.free_in(bucket).count());
         let bucket = if free[0] >= SLOTS / 2 || free[0] >= free[1] { choices[0] } else { choices[1] };
         self.free_in(bucket).next()
     }
 
-    /// Makes room in one of a key's buckets when both are full: moves an entry that
-    /// has room in its other bucket. A reader finds it in the one or in the other
-    /// at all times, and its old slot is free once no reader is left that saw it there.
-    fn make_room(&mut self, key: FdbKey) -> Result<(), Full> {
-        let (number, slot, moved, to) = [0, 1]
-            .into_iter()
-            .map(|choice| self.hash.bucket(key, choice))
-            .flat_map(|bucket| {
-                let slots = self.table.get(bucket).map(|bucket| &bucket.slots).into_iter().flatten();
-                slots.enumerate().map(move |(index, slot)| (bucket, slot_number(bucket, index), slot))
-            })
-            .filter(|(_, _, slot)| !slot.holds(FdbKey::EMPTY))
-            .find_map(|(bucket, number, slot)| {
-                let other = [0, 1]
-                    .into_iter()
-                    .map(|choice| self.hash.bucket(slot.key(), choice))
-                    .find(|other| *other != bucket)?;
-                Some((number, slot, slot_entry(slot), self.free_in(other).next()?))
-            })
-            .ok_or(Full)?;
-        to.insert(moved.key, moved.target, moved.seen.unwrap_or(SEEN_STATIC));
-        slot.clear();
-        wait_for_programs();
-        // Nobody reads it any more: it need not rest.
-        self.resting_slots.remove(&number);
-        Ok(())
+    fn free_in(&self, bucket: u32) -> impl Iterator<Item = Place> {
+        self.places_in(bucket)
+            .filter(|(place, slot)| slot.holds(FdbKey::EMPTY) && !self.resting.contains(*place))
+            .map(|(place, _)| place)
     }
 
-    fn free_in(&self, bucket: u32) -> impl Iterator<Item = &Slot> {
+    fn places_in(&self, bucket: u32) -> impl Iterator<Item = (Place, &Slot)> {
         let slots = self.table.get(bucket).map(|bucket| bucket.slots.as_slice()).unwrap_or_default();
-        slots
-            .iter()
-            .enumerate()
-            .filter(move |(index, slot)| {
-                slot.holds(FdbKey::EMPTY) && !self.resting_slots.contains(&slot_number(bucket, *index))
-            })
-            .map(|(_, slot)| slot)
+        slots.iter().enumerate().map(move |(index, slot)| (Place { bucket, index }, slot))
+    }
+
+    /// Waits until no program is left that may look at a slot that rests.
+    fn let_rest(&mut self) {
+        if self.resting.len() > 0 {
+            wait_for_programs();
+            self.resting.clear();
+        }
+    }
+
+    /// Makes room in one of a key's buckets when they and the stash are full: moves
+    /// an entry that has room in its other bucket. Readers find it at all times, and
+    /// its old slot is free when no reader is left that saw it there.
+    fn move_aside(&self, key: FdbKey) -> Option<Place> {
+        let choices = [0, 1].map(|choice| self.hash.bucket(key, choice));
+        let (place, slot, to) =
+            choices.into_iter().flat_map(|bucket| self.places_in(bucket)).find_map(|(place, slot)| {
+                let buckets = [0, 1].map(|choice| self.hash.bucket(slot.key(), choice));
+                let other = buckets.into_iter().find(|other| *other != place.bucket)?;
+                Some((place, slot, self.at(self.free_in(other).next()?)?))
+            })?;
+        to.stage(slot.target(), slot.seen());
+        wait_for_programs();
+        to.publish(slot.key());
+        wait_for_programs();
+        slot.unpublish();
+        wait_for_programs();
+        slot.unstage();
+        wait_for_programs();
+        Some(place)
+    }
+
+    fn mark(&self, home: u32, overflowed: bool) {
+        if let Some(bucket) = self.table.get(home) {
+            bucket.set_overflowed(overflowed);
+        }
     }
 
     /// Removes an entry.
-    pub fn remove(&mut self, key: FdbKey, now: u32) -> Option<Entry> {
-        let (number, removed) = [0, 1].into_iter().find_map(|choice| {
-            let bucket = self.hash.bucket(key, choice);
-            let slots = &self.table.get(bucket)?.slots;
-            let index = slots.iter().position(|slot| slot.holds(key))?;
-            let removed = slot_entry(&slots[index]);
-            slots[index].clear();
-            Some((slot_number(bucket, index), removed))
-        })?;
-        self.resting.push_back((number, now));
-        self.resting_slots.insert(number);
+    pub fn remove(&mut self, key: FdbKey) -> Option<Entry> {
+        let place = self.place_of(key)?;
+        self.vacate(place)
+    }
+
+    fn vacate(&mut self, place: Place) -> Option<Entry> {
+        let slot = self.at(place)?;
+        let removed = slot_entry(slot);
+        slot.clear();
+        self.resting.insert(place);
+        if place.bucket >= self.hash.buckets() {
+            let home = self.hash.bucket(removed.key, 0);
+            let is_last = self
+                .places_in(place.bucket)
+                .all(|(_, slot)| slot.holds(FdbKey::EMPTY) || self.hash.bucket(slot.key(), 0) != home);
+            if is_last {
+                self.mark(home, false);
+            }
+        }
         self.count(&removed, false);
         Some(removed)
     }
 
     /// Removes every entry that `which` picks, and says which they were.
-    pub fn remove_where(&mut self, now: u32, which: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        let picked: Vec<Entry> = self.iter().filter(which).collect();
-        picked.iter().filter_map(|entry| self.remove(entry.key, now)).collect()
+    pub fn remove_where(&mut self, which: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        self.remove_in(0..self.buckets(), which)
+    }
+
+    /// The same, in some of the buckets.
+    pub fn remove_in(&mut self, buckets: Range<u32>, which: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let mut removed = Vec::new();
+        for bucket in buckets {
+            for index in 0..SLOTS {
+                let place = Place { bucket, index };
+                let picked =
+                    self.at(place).is_some_and(|slot| !slot.holds(FdbKey::EMPTY) && which(&slot_entry(slot)));
+                if picked {
+                    removed.extend(self.vacate(place));
+                }
+            }
+        }
+        removed
     }
 
     /// Lets slots that have rested be used again.
     pub fn wake(&mut self, now: u32) {
-        while let Some(&(number, since)) = self.resting.front() {
-            if now.saturating_sub(since) < QUARANTINE_SECONDS {
-                break;
-            }
-            self.resting.pop_front();
-            self.resting_slots.remove(&number);
-        }
+        self.resting.wake(now);
     }
 
     /// Every entry.
@@ -221,10 +299,6 @@ impl Fdb {
     }
 }
 
-fn slot_number(bucket: u32, index: usize) -> u64 {
-    u64::from(bucket) * SLOTS as u64 + index as u64
-}
-
 /// A slot as an entry.
 pub(super) fn slot_entry(slot: &Slot) -> Entry {
     let seen = Some(slot.seen()).filter(|seen| *seen != SEEN_STATIC);
@@ -232,124 +306,4 @@ pub(super) fn slot_entry(slot: &Slot) -> Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use mgre_common::fdb::{buckets_for, hash_shift};
-    use mgre_common::wire::MacAddr;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn fdb(capacity: u32) -> Fdb {
-        let buckets = buckets_for(capacity);
-        let multipliers = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
-        let hash = FdbHash { shift: hash_shift(buckets), multipliers };
-        Fdb::new(SharedArray::anonymous(buckets), hash, capacity)
-    }
-
-    fn key(number: u32) -> FdbKey {
-        let [a, b, c, d] = number.to_be_bytes();
-        FdbKey::new(1 + (number % 3) as u16, MacAddr([2, 0, a, b, c, d]))
-    }
-
-    #[test]
-    fn holds_as_many_as_it_says_and_then_refuses() {
-        let mut fdb = fdb(20_000);
-        for number in 0..20_000 {
-            fdb.set(key(number), Target::port(number), Some(1)).expect("room");
-        }
-        assert_eq!(fdb.set(key(20_000), Target::port(1), Some(1)), Err(Full));
-        assert_eq!((fdb.len(), fdb.iter().count()), (20_000, 20_000));
-        for number in 0..20_000 {
-            assert_eq!(fdb.find(key(number)).map(|entry| entry.target), Some(Target::port(number)));
-        }
-    }
-
-    #[test]
-    fn an_entry_moves_aside_and_is_never_missed() {
-        // As full as it gets: without moves, some of these have no room.
-        let mut fdb = fdb(128 * 1024);
-        let count = fdb.capacity;
-        for number in 0..count {
-            fdb.set(key(number), Target::port(number), None).expect("room");
-        }
-        for number in 0..count {
-            let found = fdb.find(key(number)).map(|entry| (entry.target, entry.seen));
-            assert_eq!(found, Some((Target::port(number), None)));
-        }
-    }
-
-    #[test]
-    fn a_slot_rests_before_it_is_used_again() {
-        let mut fdb = fdb(1);
-        for round in 0..64 {
-            fdb.set(key(round), Target::port(1), Some(round)).expect("room");
-            let used = fdb.slot(key(round)).map(std::ptr::from_ref).expect("there");
-            fdb.remove(key(round), 5).expect("there");
-            // The same key again at once goes elsewhere, while there is elsewhere.
-            if round < 4 {
-                fdb.set(key(round), Target::port(2), Some(round)).expect("room");
-                assert_ne!(fdb.slot(key(round)).map(std::ptr::from_ref), Some(used));
-                fdb.remove(key(round), 5).expect("there");
-            }
-            fdb.wake(5 + QUARANTINE_SECONDS);
-            assert!(fdb.resting.is_empty());
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Set(u32, u32, bool),
-        Remove(u32),
-        RemoveTarget(u32),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => (0u32..40, 0u32..4, any::<bool>()).prop_map(|(n, t, s)| Step::Set(n, t, s)),
-            2 => (0u32..40).prop_map(Step::Remove),
-            1 => (0u32..4).prop_map(Step::RemoveTarget),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn does_what_a_map_does(steps in prop::collection::vec(step(), 0..200)) {
-            let mut fdb = fdb(64);
-            let mut model: BTreeMap<FdbKey, Entry> = BTreeMap::new();
-            for (now, step) in steps.into_iter().enumerate() {
-                // Each step is long after the one before.
-                let now = now as u32 * QUARANTINE_SECONDS;
-                fdb.wake(now);
-                match step {
-                    Step::Set(number, target, learned) => {
-                        let entry =
-                            Entry { key: key(number), target: Target::port(target), seen: learned.then_some(now) };
-                        fdb.set(entry.key, entry.target, entry.seen).expect("room");
-                        model.insert(entry.key, entry);
-                    }
-                    Step::Remove(number) => {
-                        prop_assert_eq!(fdb.remove(key(number), now), model.remove(&key(number)));
-                    }
-                    Step::RemoveTarget(target) => {
-                        let target = Target::port(target);
-                        let removed = fdb.remove_where(now, |entry| entry.target == target);
-                        let before = model.len();
-                        model.retain(|_, entry| entry.target != target);
-                        prop_assert_eq!(removed.len(), before - model.len());
-                    }
-                }
-                let mut entries: Vec<Entry> = fdb.iter().collect();
-                entries.sort_by_key(|entry| entry.key);
-                prop_assert_eq!(entries, model.values().copied().collect::<Vec<_>>());
-                prop_assert_eq!(fdb.len() as usize, model.len());
-                for target in (0..4).map(Target::port) {
-                    let learned =
-                        model.values().filter(|entry| entry.target == target && entry.seen.is_some()).count();
-                    prop_assert_eq!(fdb.learned_from(target) as usize, learned);
-                }
-            }
-        }
-    }
-}
+mod tests;

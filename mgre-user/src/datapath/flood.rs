@@ -218,8 +218,7 @@ mod tests {
                     .get(&segment)
                     .map(|list| read(&floods.slots, *list).into_iter().collect())
                     .unwrap_or_default();
-                let targets = FloodTargets {
-                    ports: ports.iter().copied().collect(),
+                let targets = FloodTargets { hub: false, ports: ports.iter().copied().collect(),
                     adjacencies: adjacencies.iter().copied().collect(),
                 };
                 let wanted: BTreeSet<Target> = ports
@@ -250,8 +249,11 @@ mod tests {
         for round in 0..200 {
             let now = round * QUARANTINE_SECONDS;
             floods.wake(now);
-            let targets =
-                FloodTargets { ports: [round].into_iter().collect(), adjacencies: (0_u32..20).collect() };
+            let targets = FloodTargets {
+                hub: false,
+                ports: [round].into_iter().collect(),
+                adjacencies: (0_u32..20).collect(),
+            };
             floods.set(1, &targets, now, |_| {}).expect("room");
         }
         floods.remove(1, 1000);
@@ -263,11 +265,16 @@ mod tests {
     fn no_room_is_an_error_and_changes_nothing() {
         let mut floods = Floods::new(SharedArray::anonymous(32));
         let small = FloodTargets {
+            hub: false,
             ports: [1_u32].into_iter().collect(),
             adjacencies: [1_u32, 2].into_iter().collect(),
         };
         floods.set(1, &small, 0, |_| {}).expect("room");
-        let large = FloodTargets { ports: [1_u32].into_iter().collect(), adjacencies: (0_u32..40).collect() };
+        let large = FloodTargets {
+            hub: false,
+            ports: [1_u32].into_iter().collect(),
+            adjacencies: (0_u32..40).collect(),
+        };
         floods.set(1, &large, 0, |_| panic!("published")).expect_err("no room");
         assert_eq!(floods.lists[&1].order, [1, 2]);
     }

@@ -9,8 +9,8 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot};
-use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
+use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment,
@@ -67,7 +67,7 @@ pub struct Tables {
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
-    pub endpoints: Option<HashMap<MapData, EndpointKey, u32>>,
+    pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
 
 /// Everything loaded, nothing attached.
@@ -94,6 +94,14 @@ impl Loaded {
 /// # Errors
 /// The kernel refuses a map or a program; the verifier's log is in the error.
 pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
+    load_with(object, capacity, &[])
+}
+
+/// Loads an object that has more programs, and maps of its own; gives those so many entries.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Result<Loaded> {
     let cpus = possible_cpus()?;
     let mut config = Config {
         fdb_multipliers: random_multipliers()?,
@@ -105,27 +113,34 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
         reserved: 0,
     };
     config.strip_flags = probe_strip_flags(object)?;
-    let mut programs = load_object(object, capacity, &config)?;
-    for name in [PORT_PROGRAM, UNDERLAY_PROGRAM, LEASE_PROGRAM] {
-        classifier(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
-    }
-    for name in XDP_PORT_PROGRAMS.into_iter().chain(XDP_UNDERLAY_PROGRAMS) {
-        xdp(&mut programs, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
+    let mut programs = load_object(object, capacity, &config, sizes)?;
+    // All of them while all maps are open; the probe has done its work.
+    for (name, program) in programs.programs_mut().filter(|(name, _)| *name != PROBE_PROGRAM) {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => bail!("{name} is a program of an unknown kind"),
+        };
+        loaded.with_context(|| format!("the kernel refuses {name}"))?;
     }
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     Ok(Loaded { programs, tables, events, config })
 }
 
-fn load_object(object: &[u8], capacity: Capacity, config: &Config) -> Result<Ebpf> {
+fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     let rows = 1 + MAX_PORTS + capacity.adjacencies;
     let endpoints = capacity.adjacencies.saturating_mul(4).max(1024);
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in sizes {
+        loader.map_max_entries(map, *entries);
+    }
+    loader
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
-        .map_max_entries(map_name::FDB, buckets_for(capacity.fdb_entries))
+        .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
@@ -145,7 +160,7 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
         endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(1)).shift,
         reserved: 0,
     };
-    let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config)?;
+    let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config, &[])?;
     let probe = classifier(&mut programs, PROBE_PROGRAM)?;
     probe.load().with_context(|| format!("the kernel refuses {PROBE_PROGRAM}"))?;
     let mut packet = [0_u8; 128];

@@ -128,7 +128,7 @@ impl Datapath {
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
             Op::RemoveSegment(segment) => self.remove_segment(*segment, now, removed),
             Op::SetFixed(key, entry) => self.fdb.set(*key, entry.target, None)?,
-            Op::RemoveFixed(key) => removed.extend(self.fdb.remove(*key, now)),
+            Op::RemoveFixed(key) => removed.extend(self.fdb.remove(*key)),
         }
         Ok(())
     }
@@ -137,8 +137,7 @@ impl Datapath {
     fn forget(&mut self, target: Target, removed: &mut Vec<Entry>) {
         // Entries that were given are removed by steps of their own.
         if self.fdb.learned_from(target) > 0 {
-            let now = self.now();
-            removed.extend(self.fdb.remove_where(now, |entry| entry.target == target));
+            removed.extend(self.fdb.remove_where(|entry| entry.target == target));
         }
         self.counters().clear(target);
     }
@@ -199,10 +198,9 @@ impl Datapath {
         port.flags.store(flags, Ordering::Release);
         if was_up && !record.up {
             // As a bridge does: nobody can be behind it now.
-            let now = self.now();
             let target = Target::port(id);
             let learned = |entry: &Entry| entry.target == target && entry.seen.is_some();
-            removed.extend(self.fdb.remove_where(now, learned));
+            removed.extend(self.fdb.remove_where(learned));
         }
         Ok(())
     }
@@ -211,8 +209,8 @@ impl Datapath {
         let record = self.tables.segments.get(segment.into()).context("no such segment")?;
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
-        let flags = record.flags.load(Ordering::Relaxed);
-        record.flags.store(flags | segment_flag::VALID, Ordering::Release);
+        set_flag(&record.flags, segment_flag::HUB, targets.hub);
+        set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }
 
@@ -222,7 +220,7 @@ impl Datapath {
             record.flood.store(FloodList::default().to_bits(), Ordering::Release);
         }
         self.floods.remove(segment, now);
-        removed.extend(self.fdb.remove_where(now, |entry| entry.key.segment() == segment));
+        removed.extend(self.fdb.remove_where(|entry| entry.key.segment() == segment));
         self.counters().clear_segment(segment);
     }
 
@@ -259,7 +257,10 @@ impl Datapath {
             TargetKind::Adjacency(id) => plan.adjacencies.get(&id).map(|record| record.segment),
             TargetKind::None => None,
         };
-        for entry in from.learned().filter(|entry| segment_of(entry.target) == Some(entry.key.segment())) {
+        // There may be less room than there was; entries that were given have theirs.
+        let room = self.fdb.capacity() as usize - plan.fixed.len().min(self.fdb.capacity() as usize);
+        let kept = |entry: &Entry| segment_of(entry.target) == Some(entry.key.segment());
+        for entry in from.learned().filter(kept).take(room) {
             self.fdb.set(entry.key, entry.target, entry.seen)?;
         }
         let counters = self.counters();

@@ -149,6 +149,7 @@ impl<'a> Draft<'a> {
             mtu: Mtu::Auto,
             aging_seconds: default::AGING_SECONDS,
             max_macs: default::SEGMENT_MAX_MACS,
+            hub: false,
         };
         self.fill_segment(&name, &mut segment, settings)?;
         segment.id = self.segment_id(&name)?;
@@ -186,6 +187,7 @@ impl<'a> Draft<'a> {
         segment.mtu = settings.mtu.unwrap_or(segment.mtu);
         segment.aging_seconds = settings.aging_seconds.unwrap_or(segment.aging_seconds);
         segment.max_macs = settings.max_macs.unwrap_or(segment.max_macs);
+        segment.hub = settings.hub.unwrap_or(segment.hub);
         check::mtu(segment.mtu)?;
         check::aging(segment.aging_seconds)?;
         let same_key = |(other, value): &(&String, &Segment)| *other != name && value.key == segment.key;

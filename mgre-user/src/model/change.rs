@@ -123,6 +123,9 @@ pub struct SegmentSettings {
     /// Addresses it may learn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_macs: Option<u32>,
+    /// Whether frames go from peer to peer through this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<bool>,
 }
 
 /// Settings of a peer that may be given.

@@ -65,6 +65,9 @@ pub struct SegmentEntry {
     /// Addresses it may learn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_macs: Option<u32>,
+    /// Whether frames go from peer to peer through this host.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hub: bool,
 }
 
 /// One port.
@@ -281,6 +284,7 @@ impl From<(&String, &Segment)> for SegmentEntry {
             mtu: segment.mtu,
             aging_seconds: unless(segment.aging_seconds, default::AGING_SECONDS),
             max_macs: unless(segment.max_macs, default::SEGMENT_MAX_MACS),
+            hub: segment.hub,
         }
     }
 }
@@ -327,8 +331,9 @@ impl From<UnderlayEntry> for Change {
 }
 
 impl From<SegmentEntry> for Change {
-    fn from(SegmentEntry { name, key, mtu, aging_seconds, max_macs }: SegmentEntry) -> Self {
-        let settings = SegmentSettings { key: Some(key), mtu: Some(mtu), aging_seconds, max_macs };
+    fn from(SegmentEntry { name, key, mtu, aging_seconds, max_macs, hub }: SegmentEntry) -> Self {
+        let settings =
+            SegmentSettings { key: Some(key), mtu: Some(mtu), aging_seconds, max_macs, hub: Some(hub) };
         Self::AddSegment { name, settings }
     }
 }

@@ -109,6 +109,9 @@ pub struct Segment {
     pub aging_seconds: u32,
     /// Addresses it may learn.
     pub max_macs: u32,
+    /// Whether frames go from peer to peer through this host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hub: bool,
 }
 
 /// A local interface in a segment.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mgre_common::table::MAX_SEGMENT_ADJACENCIES;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
@@ -11,8 +12,10 @@ fn segment_settings() -> impl Strategy<Value = SegmentSettings> {
     let key = prop_oneof![Just(None), Just(Some(None)), (0..4u32).prop_map(|key| Some(Some(key)))];
     let mtu =
         prop_oneof![Just(None), Just(Some(Mtu::Auto)), (60..9000u32).prop_map(|mtu| Some(Mtu::Fixed(mtu)))];
-    (key, mtu, proptest::option::of(0..600u32), proptest::option::of(0..9000u32))
-        .prop_map(|(key, mtu, aging_seconds, max_macs)| SegmentSettings { key, mtu, aging_seconds, max_macs })
+    let number = |below: u32| proptest::option::of(0..below);
+    (key, mtu, number(600), number(9000), any::<Option<bool>>()).prop_map(
+        |(key, mtu, aging_seconds, max_macs, hub)| SegmentSettings { key, mtu, aging_seconds, max_macs, hub },
+    )
 }
 
 fn segment() -> impl Strategy<Value = String> {
@@ -406,8 +409,11 @@ fn limits_of_a_segment() {
     assert!(matches!(sample().apply_all(ports(65), &ids), Err(ModelError::Full { limit: 64, .. })));
     let peers =
         |count: u32| (0..count).map(|i| add_peer(&format!("n{i}"), &format!("h{i}.example"), &["plain"]));
-    assert!(sample().apply_all(peers(447), &ids).is_ok());
-    assert!(matches!(sample().apply_all(peers(448), &ids), Err(ModelError::Full { limit: 448, .. })));
+    let room = Ids { adjacency_capacity: 2 * MAX_SEGMENT_ADJACENCIES, ..Ids::default() };
+    // There is one already.
+    assert!(sample().apply_all(peers(MAX_SEGMENT_ADJACENCIES - 1), &room).is_ok());
+    let full = sample().apply_all(peers(MAX_SEGMENT_ADJACENCIES), &room);
+    assert!(matches!(full, Err(ModelError::Full { limit: MAX_SEGMENT_ADJACENCIES, .. })));
 }
 
 #[test]

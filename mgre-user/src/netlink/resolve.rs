@@ -85,10 +85,52 @@ pub fn next_hop_address(route: &Route, remote: IpAddr) -> IpAddr {
     route.gateway.unwrap_or(remote)
 }
 
+/// How outer packets leave this host, whoever is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The underlay interface.
+    pub ifindex: u32,
+    /// Source of the outer Ethernet header: the interface's own address.
+    pub source_mac: MacAddr,
+    /// Largest outer IP packet in bytes: the smaller of the interface's and the route's MTU.
+    pub mtu: u32,
+}
+
+/// The way out that a route takes, given all links by index and the indices of the underlay interfaces.
+///
+/// # Errors
+/// The first obstacle.
+pub fn exit(route: Option<&Route>, links: &OrdMap<u32, Link>, underlays: &[u32]) -> Result<Exit, Unresolved> {
+    let route = route.ok_or(Unresolved::NoRoute)?;
+    if route.local {
+        return Err(Unresolved::LocalDestination);
+    }
+    let ifindex = route.ifindex;
+    let link = links.get(&ifindex);
+    if !underlays.contains(&ifindex) {
+        return Err(Unresolved::NotAnUnderlay { ifindex, interface: name(ifindex, link) });
+    }
+    let Some(link) = link.filter(|link| link.up && link.running) else {
+        return Err(Unresolved::LinkDown { ifindex, interface: name(ifindex, link) });
+    };
+    let Some(source_mac) = link.mac.filter(|mac| link.ethernet && mac.is_station()) else {
+        return Err(Unresolved::NotEthernet { ifindex, interface: name(ifindex, Some(link)) });
+    };
+    let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+    Ok(Exit { ifindex, source_mac, mtu })
+}
+
+fn name(ifindex: u32, link: Option<&Link>) -> String {
+    link.map_or_else(|| format!("interface {ifindex}"), |link| link.name.clone())
+}
+
 /// The next hop of `remote`, given the route to it, all links by index, the indices of the underlay
-/// interfaces, and the neighbours. The first obstacle on the way from route to neighbour, if there is one.
+/// interfaces, and the neighbours.
 ///
 /// `remote` is taken for a unicast address.
+///
+/// # Errors
+/// The first obstacle on the way from route to neighbour.
 pub fn resolve(
     remote: IpAddr,
     route: Option<&Route>,
@@ -96,30 +138,17 @@ pub fn resolve(
     underlays: &[u32],
     neighbors: &OrdMap<(u32, IpAddr), Neighbor>,
 ) -> Result<NextHop, Unresolved> {
-    let route = route.ok_or(Unresolved::NoRoute)?;
-    if route.local {
-        return Err(Unresolved::LocalDestination);
-    }
-    let ifindex = route.ifindex;
-    let link = links.get(&ifindex);
-    let interface = || link.map_or_else(|| format!("interface {ifindex}"), |link| link.name.clone());
-    if !underlays.contains(&ifindex) {
-        return Err(Unresolved::NotAnUnderlay { ifindex, interface: interface() });
-    }
-    let Some(link) = link.filter(|link| link.up && link.running) else {
-        return Err(Unresolved::LinkDown { ifindex, interface: interface() });
-    };
-    let Some(source_mac) = link.mac.filter(|mac| link.ethernet && mac.is_station()) else {
-        return Err(Unresolved::NotEthernet { ifindex, interface: interface() });
-    };
-    let next_hop = next_hop_address(route, remote);
+    let Exit { ifindex, source_mac, mtu } = exit(route, links, underlays)?;
+    let next_hop = route.map_or(remote, |route| next_hop_address(route, remote));
     let destination_mac = neighbors
         .get(&(ifindex, next_hop))
         .filter(|neighbor| neighbor.usable)
         .and_then(|neighbor| neighbor.mac)
         .filter(|mac| mac.is_station())
-        .ok_or_else(|| Unresolved::NoNeighbor { ifindex, interface: interface(), next_hop })?;
-    let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        .ok_or_else(|| {
+            let interface = name(ifindex, links.get(&ifindex));
+            Unresolved::NoNeighbor { ifindex, interface, next_hop }
+        })?;
     Ok(NextHop { ifindex, source_mac, destination_mac, mtu })
 }
 

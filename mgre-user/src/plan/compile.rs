@@ -129,14 +129,15 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let ids: BTreeSet<u16> = self.state.segments.values().map(|segment| segment.id).collect();
-        for id in old.plan.floods.keys().filter(|id| !ids.contains(id)) {
+        let hubs: BTreeMap<u16, bool> =
+            self.state.segments.values().map(|segment| (segment.id, segment.hub)).collect();
+        for id in old.plan.floods.keys().filter(|id| !hubs.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for id in ids {
+        for (id, hub) in hubs {
             let ports = port_lists.remove(&id).unwrap_or_default();
             let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { ports, ..targets });
+            put(&mut self.plan.floods, id, FloodTargets { hub, ports, ..targets });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);

@@ -125,9 +125,11 @@ pub struct AdjacencyRecord {
     pub template: Template,
 }
 
-/// The flood targets of a segment.
+/// Where a segment's frames go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FloodTargets {
+    /// Whether those out of a tunnel go into the others.
+    pub hub: bool,
     /// Port ids.
     pub ports: OrdSet<u32>,
     /// Adjacency ids.

@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::table::{Template, template_flag};
 use mgre_common::template::{self, OuterV4};
-use mgre_common::wire::ETHERNET_LEN;
+use mgre_common::wire::{ETHERNET_LEN, MacAddr};
 
 use super::{AdjacencyRecord, Observed};
 use crate::model::{Df, Mtu, Peer, State};
 use crate::netlink::Route;
-use crate::netlink::resolve::{NextHop, next_hop_address, resolve};
+use crate::netlink::resolve::{Exit, NextHop, exit, next_hop_address, resolve};
 
 /// How a peer can be reached, or why it cannot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +118,9 @@ pub(super) fn endpoint(observed: &Observed, peer: &Peer) -> Option<IpAddr> {
 /// Where packets to a peer go.
 pub(super) struct Way {
     source: Option<Ipv4Addr>,
-    next_hop: Option<NextHop>,
+    exit: Option<Exit>,
+    /// The next hop's address; where it is not known, the kernel is asked.
+    next_hop: Option<MacAddr>,
 }
 
 /// How a peer can be reached.
@@ -131,7 +133,7 @@ pub(super) fn outcome(
     let endpoint = endpoint(observed, peer);
     let Some(IpAddr::V4(remote)) = endpoint else {
         let status = PeerStatus::Unresolved(format!("{} has no IPv4 address", peer.remote));
-        let way = Way { source: None, next_hop: None };
+        let way = Way { source: None, exit: None, next_hop: None };
         return (PeerOutcome { status, endpoint, neighbor: None }, way);
     };
     let remote = IpAddr::V4(remote);
@@ -147,7 +149,9 @@ pub(super) fn outcome(
         (Ok(_), None) => PeerStatus::Down("the underlay has no IPv4 endpoint".to_owned()),
         (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
     };
-    (PeerOutcome { status, endpoint, neighbor }, Way { source, next_hop: next_hop.ok() })
+    let exit = exit(route.as_ref(), &observed.links, &ground.underlays).ok();
+    let next_hop = next_hop.ok().map(|next_hop| next_hop.destination_mac);
+    (PeerOutcome { status, endpoint, neighbor }, Way { source, exit, next_hop })
 }
 
 /// The neighbour that a route needs resolved: interface and address.
@@ -181,15 +185,19 @@ pub(super) fn adjacency(
         key: member.key,
         dont_fragment: peer.df == Df::Set,
     };
-    let link = way.next_hop.filter(|_| way.source.is_some()).map(|next_hop| template::Link {
-        ifindex: next_hop.ifindex,
-        source_mac: next_hop.source_mac,
-        destination_mac: Some(next_hop.destination_mac),
-        mtu: next_hop.mtu,
+    let link = way.exit.filter(|_| way.source.is_some()).map(|exit| template::Link {
+        ifindex: exit.ifindex,
+        source_mac: exit.source_mac,
+        destination_mac: way.next_hop,
+        mtu: exit.mtu,
     });
     let mut template = Template::gre_v4(&outer, link.as_ref());
     if template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
         template.flags |= template_flag::EXPRESS;
+        let kind = observed.links.get(&template.ifindex).and_then(|link| link.kind.as_deref());
+        if kind != Some("veth") {
+            template.flags |= template_flag::SENDS_BACK;
+        }
     }
     if let Mtu::Fixed(mtu) = peer.mtu {
         template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);

@@ -60,6 +60,7 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
         mtu: None,
         aging_seconds: segment.aging_seconds,
         max_macs: segment.max_macs,
+        hub: segment.hub,
         peers: 0,
         ports: 0,
         fdb_entries: 0,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use aya::programs::{ProgramError, TestRun, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use mgre_common::counters::{Drops, Traffic, drop_shards};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey};
 use mgre_common::event::LearnEvent;
@@ -104,12 +104,42 @@ pub(crate) fn interfaces(world: &World) {
     ip(&lines);
 }
 
+/// Runs a program on a packet as if it had come in on an interface, so many times:
+/// what one run does to the packet, the next one finds.
+pub(crate) fn test_run(
+    program: &SchedClassifier,
+    ifindex: u32,
+    segment_size: u32,
+    packet: &[u8],
+    out: &mut [u8],
+    repeat: u32,
+) -> Result<TestRunResult, ProgramError> {
+    // The fields of `struct __sk_buff` that a test run may set.
+    const IFINDEX: usize = 40;
+    const GSO_SIZE: usize = 176;
+    let mut context = [0_u8; 192];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment_size.to_ne_bytes());
+    program.test_run(TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(out),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::default()
+    })
+}
+
 impl Kernel {
     /// Loads the programs and fills the tables.
     pub(crate) fn new(world: &World) -> Self {
+        Self::with_room(world, 1000)
+    }
+
+    /// The same, with room for so many FDB entries.
+    pub(crate) fn with_room(world: &World, fdb_entries: u32) -> Self {
         let object = mgre_user::object::object().unwrap();
         let adjacencies = ADJACENCIES.max(world.peers.len() as u32);
-        let capacity = Capacity { fdb_entries: 1000, adjacencies };
+        let capacity = Capacity { fdb_entries, adjacencies };
         let mut this = Self { loaded: load::load(object, capacity).unwrap() };
         load::renew_lease(&mut this.loaded.programs).unwrap();
         world.install(&mut this);
@@ -125,19 +155,9 @@ impl Kernel {
         segment_size: u32,
         packet: &[u8],
     ) -> Option<Ran> {
-        // The fields of `struct __sk_buff` that a test run may set.
-        const IFINDEX: usize = 40;
-        const GSO_SIZE: usize = 176;
-        let mut context = [0_u8; 192];
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment_size.to_ne_bytes());
         let mut out = vec![0; 64 * 1024];
-        let result = classifier(&mut self.loaded.programs, program).unwrap().test_run(TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        });
+        let program = classifier(&mut self.loaded.programs, program).unwrap();
+        let result = test_run(program, ifindex, segment_size, packet, &mut out, 1);
         let result = match result {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
@@ -256,7 +276,7 @@ impl Sink for Kernel {
         {
             slot.insert(&key.words(), id);
         }
-        tables.endpoints.as_mut().unwrap().insert(key, id, 0).unwrap();
+        tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {

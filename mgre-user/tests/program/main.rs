@@ -4,6 +4,7 @@
 //! - `kernel`: loads them, fills their tables and runs them on packets;
 //! - `capture`: what comes out of interfaces;
 //! - `cases`: the list of cases that the pipeline is tested with on the host;
+//! - `fdb`: addresses looked up while the writer changes them;
 //! - `flood`: head-end replication;
 //! - `live`: attached to interfaces, with frames that no test run can make.
 
@@ -12,6 +13,7 @@
 mod attach;
 mod capture;
 mod cases;
+mod fdb;
 mod flood;
 mod kernel;
 mod live;

@@ -3,6 +3,7 @@
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
 //! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
+//! - [`micro`]: what programs cost by themselves;
 //! - [`control`]: the daemon with many peers;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
@@ -18,6 +19,7 @@ pub mod field;
 pub mod frame;
 pub mod latency;
 pub mod machine;
+pub mod micro;
 pub mod ovs;
 pub mod part;
 pub mod plot;

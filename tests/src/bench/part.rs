@@ -1,11 +1,17 @@
 //! The benchmark's parts. Each is a function that makes a [`Report`].
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use super::{control, field::Field, race::Race, report::Report};
+use super::{
+    control,
+    field::Field,
+    micro::{flood, program, scaling},
+    race::Race,
+    report::Report,
+};
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +28,12 @@ pub enum Part {
     Wire,
     /// One byte back and forth over TCP
     Latency,
+    /// The XDP programs alone, beside an empty one
+    Program,
+    /// Tables and programs with many addresses and peers
+    Scaling,
+    /// Copies of a flooded frame
+    Flood,
     /// The daemon with many peers: changes, scrapes, learning, memory
     Control,
 }
@@ -31,7 +43,8 @@ impl Part {
     ///
     /// # Errors
     /// A measurement failed.
-    pub fn run(self, field: &mut Field, plan: Plan) -> Result<Report> {
+    pub fn run(self, field: &mut Field, object: Option<&Path>, plan: Plan) -> Result<Report> {
+        let object = || object.context("this part needs the benchmark's own programs: cargo xtask bench");
         match self {
             Self::Xdp => Race::Xdp.run(field, plan),
             Self::Frames => Race::Frames.run(field, plan),
@@ -39,6 +52,9 @@ impl Part {
             Self::Bulk => Race::Bulk.run(field, plan),
             Self::Wire => Race::Wire.run(field, plan),
             Self::Latency => Race::Latency.run(field, plan),
+            Self::Program => program::run(object()?, plan),
+            Self::Scaling => scaling::run(object()?, plan),
+            Self::Flood => flood::run(object()?, plan),
             Self::Control => control::run(plan),
         }
     }
@@ -49,18 +65,27 @@ impl Part {
 pub struct Plan {
     /// Whether it is to be over soon: less than two minutes for all parts together.
     pub quick: bool,
-    /// Rounds of each part.
+    /// Rounds of each part, but those of TCP streams.
     pub rounds: usize,
-    /// Time of each measurement that is not TCP's.
+    /// Time of each measurement of such a part. Many short rounds rather than few long ones: what is compared is then
+    /// measured at nearly the same time.
     pub time: Duration,
-    /// Time of each measurement of TCP, in seconds.
+    /// Rounds of TCP streams, which take long to start.
+    pub tcp_rounds: usize,
+    /// Time of each of their measurements, in seconds.
     pub tcp_seconds: u32,
 }
 
 impl Plan {
     /// For people who look, or for people who wait; with a number of rounds of one's own.
     pub fn new(quick: bool, rounds: Option<usize>) -> Self {
-        let (usual, time, tcp_seconds) = if quick { (2, 0.4, 1) } else { (5, 1.5, 2) };
-        Self { quick, rounds: rounds.unwrap_or(usual), time: Duration::from_secs_f64(time), tcp_seconds }
+        let (usual, tcp_rounds, tcp_seconds) = if quick { (2, 2, 1) } else { (10, 5, 2) };
+        Self {
+            quick,
+            rounds: rounds.unwrap_or(usual),
+            time: Duration::from_millis(400),
+            tcp_rounds: rounds.unwrap_or(tcp_rounds),
+            tcp_seconds,
+        }
     }
 }

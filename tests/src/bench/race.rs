@@ -122,7 +122,8 @@ impl Race {
         let _wire_mode = (self == Self::Wire).then(|| WireMode::new(contestants)).transpose()?;
         let mut samples: Vec<(Kind, Vec<Sample>)> =
             contestants.iter().map(|one| (one.kind, Vec::new())).collect();
-        for round in 0..plan.rounds {
+        let rounds = if matches!(self, Self::Bulk | Self::Wire) { plan.tcp_rounds } else { plan.rounds };
+        for round in 0..rounds {
             // Another one begins each time, so that no one always has the same one before it.
             for turn in 0..contestants.len() {
                 stop::check()?;
@@ -138,10 +139,9 @@ impl Race {
                 let title = contestant.kind.title();
                 let sample = sample.with_context(|| format!("{}: {title}", self.title()))?;
                 eprintln!(
-                    "{:8} round {}/{}  {title:24} {:8.3} {}",
+                    "{:8} round {}/{rounds}  {title:25} {:8.3} {}",
                     self.key(),
                     round + 1,
-                    plan.rounds,
                     sample.value,
                     self.unit()
                 );

@@ -40,6 +40,9 @@ struct Arguments {
     /// How many rounds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
+    /// The benchmark's own eBPF programs; `cargo xtask bench` builds and names them
+    #[arg(long, value_name = "FILE", hide = true)]
+    object: Option<PathBuf>,
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -86,7 +89,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     for (index, part) in parts.iter().enumerate() {
         let name = part.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         eprintln!("part {}/{}: {name}, after {:.0} s", index + 1, parts.len(), start.elapsed().as_secs_f64());
-        let report = part.run(&mut field, plan)?;
+        let report = part.run(&mut field, arguments.object.as_deref(), plan)?;
         println!("\n{}", report.text());
         reports.push(report);
     }

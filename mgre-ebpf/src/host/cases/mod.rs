@@ -187,7 +187,7 @@ impl Case {
     }
 
     /// A packet goes to a peer by a next hop that the kernel finds.
-    fn to_neighbor(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
+    fn by_neighbor(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
         let egress = Egress { ifindex: UNDERLAY, side: Side::Neighbor };
         let outer = Outer { destination_mac: MacAddr::ZERO, ..Outer::to_peer(endpoint, key) };
         self.send(Target::adjacency(id), egress, outer.wrap(inner))

@@ -34,8 +34,8 @@ fn asked_neighbors() -> Vec<Case> {
         case.counted(Target::adjacency(13), Direction::Transmit, DropReason::NoNextHop)
     };
     vec![
-        from_port("the kernel finds the neighbour for IPv4", 16, &v4).to_neighbor(13, PEER_A, Some(22), &v4),
-        from_port("the kernel finds the neighbour for IPv6", 16, &v6).to_neighbor(13, PEER_A, Some(22), &v6),
+        from_port("the kernel finds the neighbour for IPv4", 16, &v4).by_neighbor(13, PEER_A, Some(22), &v4),
+        from_port("the kernel finds the neighbour for IPv6", 16, &v6).by_neighbor(13, PEER_A, Some(22), &v6),
         unheard("but not for what is not IP", &arp),
         unheard("nor for copies", &broadcast).flooded(10),
     ]

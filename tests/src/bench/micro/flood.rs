@@ -1,0 +1,122 @@
+//! What a copy of a flooded frame costs, beside a clone that is sent as it is.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use mgre_user::datapath::load::PORT_PROGRAM;
+use serde_json::{Value, json};
+
+use super::{
+    laboratory::{Laboratory, Programs, SINK, STATION, Size},
+    program::packet,
+};
+use crate::bench::{
+    part::Plan,
+    plot::Plot,
+    report::{Bar, Report},
+    statistics::Spread,
+    table::{Cell, Table},
+};
+
+/// `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
+const DROP: u32 = 2;
+const REDIRECT: u32 = 7;
+
+const COUNTS: [u32; 7] = [1, 4, 16, 64, 256, 1024, 4096];
+
+/// Nanoseconds for each copy, in one round.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    mgre: f64,
+    bare: f64,
+}
+
+/// The part.
+///
+/// # Errors
+/// It cannot be measured.
+pub fn run(object: &Path, plan: Plan) -> Result<Report> {
+    let laboratory = Laboratory::new()?;
+    let rounds = if plan.quick { 3 } else { plan.rounds.max(5) };
+    let mut points = Vec::new();
+    for count in COUNTS {
+        eprintln!("flood    {count} copies");
+        points.push((count, laboratory.enter(|| measure(object, count, rounds))?));
+    }
+    let mut table =
+        Table::new("copies", &[("mgre", "mgre ns/copy"), ("bare", "bare ns/copy"), ("ratio", "mgre / bare")]);
+    for (count, rounds) in &points {
+        let of = |figure: fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
+        let cells = [
+            Cell::spread(of(|round| round.mgre), 0),
+            Cell::spread(of(|round| round.bare), 0),
+            Cell::spread(of(|round| round.mgre / round.bare), 2),
+        ];
+        table.row(&count.to_string(), &count.to_string(), cells);
+    }
+    let bar = |count: u32| {
+        let rounds = points.iter().find(|point| point.0 == count).map(|point| &point.1);
+        let ratio = rounds.and_then(|rounds| Spread::of(rounds.iter().map(|round| round.mgre / round.bare)));
+        Bar::ratio_at_most(&format!("flood, a copy / a bare clone, {count} copies"), 1.15, 1.05, ratio)
+    };
+    Ok(Report {
+        key: "flood".into(),
+        title: "a broadcast of 60 bytes to many peers, one CPU".into(),
+        tables: vec![table],
+        bars: vec![bar(64), bar(1024), bar(4096)],
+        plots: vec![plot(&points)],
+        remarks: vec![
+            "bare: bpf_clone_redirect of one packet of the same length, again and again".into(),
+            "copies end in a bridge without ports: nothing queues, and what receives them costs next to nothing".into(),
+        ],
+        details: points.iter().map(details).collect(),
+    })
+}
+
+fn measure(object: &Path, copies: u32, rounds: usize) -> Result<Vec<Round>> {
+    let mut frame = vec![0_u8; 60];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&STATION.0);
+    frame[12..14].copy_from_slice(&[0x08, 0x06]);
+    let packet = packet()?;
+    // The last peer gets the frame itself, which a test run does not send.
+    let mut many = Programs::load(object, Size { entries: 1, peers: copies + 1 }, SINK)?;
+    let mut one = Programs::load(object, Size { entries: 1, peers: 1 }, SINK)?;
+    many.set(copies)?;
+    one.set(0)?;
+    let mut measured = Vec::new();
+    for _ in 0..rounds {
+        let before = many.flooded();
+        let mgre =
+            many.time_tc(PORT_PROGRAM, &frame, REDIRECT)? - one.time_tc(PORT_PROGRAM, &frame, REDIRECT)?;
+        let after = many.flooded();
+        let (frames, made) = (after.0 - before.0, after.1 - before.1);
+        ensure!(
+            made == frames * u64::from(copies + 1),
+            "{made} copies of {frames} frames for {copies} peers"
+        );
+        let bare = many.time_tc("bench_clone", &packet, DROP)? - one.time_tc("bench_clone", &packet, DROP)?;
+        measured.push(Round { mgre: mgre / f64::from(copies), bare: bare / f64::from(copies) });
+    }
+    Ok(measured)
+}
+
+fn plot(points: &[(u32, Vec<Round>)]) -> Plot {
+    let line = |name: &str, figure: fn(&Round) -> f64| {
+        let of = |(count, rounds): &(u32, Vec<Round>)| {
+            Some((f64::from(*count), Spread::of(rounds.iter().map(figure))?.median))
+        };
+        (name.to_owned(), points.iter().filter_map(of).collect())
+    };
+    Plot::Lines {
+        title: "a copy of a flooded frame".into(),
+        x: "copies".into(),
+        y: "ns".into(),
+        lines: vec![line("mgre", |round| round.mgre), line("bare clone_redirect", |round| round.bare)],
+    }
+}
+
+fn details((count, rounds): &(u32, Vec<Round>)) -> Value {
+    let round = |round: &Round| json!({ "mgre": round.mgre, "bare": round.bare });
+    json!({ "copies": count, "rounds": rounds.iter().map(round).collect::<Value>() })
+}

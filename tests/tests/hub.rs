@@ -1,0 +1,208 @@
+//! From peer to peer through a hub, and no round trips for ever.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::Result;
+use mgre_tests::{
+    capture::{self, Capture},
+    netns::Netns,
+    packet::{BROADCAST, Gre, UNKNOWN, mac_text, marked},
+    skip::skipped,
+    topology::{SEGMENT, Spokes, Underlay},
+    traffic, wait,
+};
+
+/// How long a frame that must not come is waited for.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long something may take.
+const SOON: Duration = Duration::from_secs(4);
+
+/// Three spokes of which the first is the hub, and the only one that the others know.
+fn star(hub: bool) -> Result<Spokes> {
+    let spokes = Spokes::new(3, Underlay::Switched)?;
+    spokes.spoke(2).daemon.mgre(&["peer", "del", "spoke3"])?;
+    spokes.spoke(3).daemon.mgre(&["peer", "del", "spoke2"])?;
+    if hub {
+        spokes.spoke(1).daemon.mgre(&["segment", "set", SEGMENT, "--hub"])?;
+    }
+    Ok(spokes)
+}
+
+/// Hops that packets on a wire which carry this frame have left, and where they come from.
+fn seen(capture: &Capture, frame: &[u8]) -> Vec<(u8, [u8; 4])> {
+    let packets = capture.frames();
+    let carrying =
+        packets.iter().filter(|packet| Gre::parse(&packet.bytes).is_some_and(|gre| gre.inner == frame));
+    // Time to live and source address of the outer IPv4 header.
+    carrying.map(|packet| (packet.bytes[22], packet.bytes[26..30].try_into().unwrap_or_default())).collect()
+}
+
+#[test]
+fn spokes_reach_each_other_through_the_hub_alone() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = star(false)?;
+    let (hub, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
+    assert!(traffic::reaches(&two.host, &hub.host_ip())? && traffic::reaches(&three.host, &hub.host_ip())?);
+    assert!(!traffic::reaches(&two.host, &three.host_ip())?, "split horizon");
+
+    hub.daemon.mgre(&["segment", "set", SEGMENT, "--hub"])?;
+    assert_eq!(hub.daemon.list(&["segment", "show"])?[0]["hub"], true);
+    assert!(hub.daemon.mgre(&["export"])?.contains("hub = true"));
+    for (from, to) in [(two, three), (three, two), (two, hub), (hub, three)] {
+        assert!(traffic::reaches(&from.host, &to.host_ip())?, "{} to {}", from.number, to.number);
+        assert!(traffic::reaches(&from.host, &to.host_ipv6())?, "{} to {}, IPv6", from.number, to.number);
+    }
+    // Superframes go on as they came.
+    for address in [three.host_ip(), three.host_ipv6()] {
+        let sent = traffic::iperf3(&two.host, &three.host, &address, 1, &[])?;
+        assert!(sent.bits_per_second > 5e7, "{address}: {sent:?}");
+    }
+
+    let at_three = Capture::start(&three.netns, "wan0")?;
+    let frame = marked(three.host_mac(), two.host_mac(), "from spoke to spoke");
+    capture::send(&two.host, "eth0", &[&frame])?;
+    wait::until("the frame comes out of the hub", SOON, || Ok(!seen(&at_three, &frame).is_empty()))?;
+    // One hop less than the spoke gave it, and the hub's own address.
+    assert_eq!(seen(&at_three, &frame), [(63, [10, 0, 0, 1])]);
+
+    hub.daemon.mgre(&["segment", "set", SEGMENT, "--hub=false"])?;
+    let before = hub.drops("no_target")?;
+    assert!(!traffic::reaches(&two.host, &three.host_ip())?, "a hub no more");
+    assert!(hub.drops("no_target")? > before);
+    Ok(())
+}
+
+#[test]
+fn a_hub_floods_to_all_but_the_sender() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = star(true)?;
+    let (hub, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
+    let captures = [
+        Capture::start(&hub.host, "eth0")?,
+        Capture::start(&two.host, "eth0")?,
+        Capture::start(&three.host, "eth0")?,
+    ];
+    let at_wan = Capture::start(&three.netns, "wan0")?;
+    for (text, destination) in [("to all", BROADCAST), ("to nobody known", UNKNOWN)] {
+        let frame = marked(destination, two.host_mac(), text);
+        capture::send(&two.host, "eth0", &[&frame])?;
+        let arrived = |capture: &Capture| capture.count(|seen| !seen.outgoing && seen.bytes == frame);
+        wait::until(text, SOON, || Ok(arrived(&captures[0]) > 0 && arrived(&captures[2]) > 0))?;
+        sleep(QUIET);
+        assert_eq!(captures.each_ref().map(arrived), [1, 0, 1], "{text}");
+        assert_eq!(seen(&at_wan, &frame), [(32, [10, 0, 0, 1])], "{text}");
+    }
+    Ok(())
+}
+
+/// Packets that a program on an interface redirected, by the driver's count.
+fn redirected(netns: &Netns, interface: &str) -> Result<u64> {
+    let statistics = netns.run(&["ethtool", "-S", interface])?;
+    let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+    Ok(counts
+        .filter(|(name, _)| name.ends_with("xdp_redirect"))
+        .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
+        .sum())
+}
+
+#[test]
+fn xdp_takes_known_unicast_from_spoke_to_spoke() -> Result<()> {
+    const PINGS: u64 = 50;
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = star(true)?;
+    let (hub, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
+    for spoke in spokes.iter() {
+        spoke.host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off"])?;
+        spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
+    }
+    hub.daemon.mgre(&["underlay", "del", "wan0"])?;
+    hub.daemon.mgre(&["underlay", "add", "wan0", "--local", "10.0.0.1", "--mode", "native"])?;
+    hub.wait_up()?;
+    wait::until("frames take the short way through the hub", SOON, || {
+        let before = redirected(&hub.netns, "wan0")?;
+        traffic::reaches(&two.host, &three.host_ip())?;
+        Ok(redirected(&hub.netns, "wan0")? > before)
+    })?;
+    let peer = |name: &str| -> Result<(u64, u64)> {
+        let peer = hub.peer(name)?;
+        let number = |key: &str| peer[key].as_u64().unwrap_or_default();
+        Ok((number("rx_packets"), number("tx_packets")))
+    };
+    let before = (peer("spoke2")?, peer("spoke3")?, redirected(&hub.netns, "wan0")?);
+    let count = PINGS.to_string();
+    let pings = traffic::ping(&two.host, &["-q", "-c", &count, "-i", "0.01", "-W", "1", &three.host_ip()])?;
+    assert!(pings.all_came_back(), "{pings:?}");
+    let after = (peer("spoke2")?, peer("spoke3")?, redirected(&hub.netns, "wan0")?);
+    assert!(after.2 - before.2 >= 2 * PINGS, "{before:?} {after:?}");
+    // Each ping and each answer came in once and went out once, and little else.
+    for (was, is) in
+        [(before.0.0, after.0.0), (before.0.1, after.0.1), (before.1.0, after.1.0), (before.1.1, after.1.1)]
+    {
+        assert!((PINGS..PINGS + 10).contains(&(is - was)), "{before:?} {after:?}");
+    }
+    let sent = traffic::iperf3(&two.host, &three.host, &three.host_ip(), 1, &[])?;
+    assert!(sent.bits_per_second > 1e7, "{sent:?}");
+    Ok(())
+}
+
+/// Three hubs, each of which believes that an address is behind the next one: a frame for it
+/// goes round until its hops are used up, and that is counted.
+#[test]
+fn hubs_that_send_a_frame_round_end() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Switched)?;
+    let address = mac_text(UNKNOWN);
+    for hub in spokes.iter() {
+        let next = format!("spoke{}", hub.number % 3 + 1);
+        hub.daemon.mgre(&["segment", "set", SEGMENT, "--hub"])?;
+        hub.daemon.mgre(&["fdb", "add", SEGMENT, &address, "--peer", &next])?;
+    }
+    let at_wan = Capture::start(&spokes.spoke(2).netns, "wan0")?;
+    let frame = marked(UNKNOWN, spokes.spoke(1).host_mac(), "round and round");
+    capture::send(&spokes.spoke(1).host, "eth0", &[&frame])?;
+    let expired = || spokes.iter().map(|hub| hub.drops("ttl_expired")).sum::<Result<u64>>();
+    wait::until("its hops are used up", SOON, || Ok(expired()? > 0))?;
+    sleep(QUIET);
+    assert_eq!(expired()?, 1);
+    // It passed here every third time, coming and going.
+    let passed = seen(&at_wan, &frame);
+    let hops: Vec<u8> = passed.iter().map(|(hops, _)| *hops).collect();
+    assert_eq!((hops.first(), hops.last()), (Some(&64), Some(&1)), "{hops:?}");
+    assert_eq!(hops.len(), 22 + 21, "{hops:?}");
+    Ok(())
+}
+
+/// Three hubs that all know each other: every copy makes another one, with half its hops.
+#[test]
+fn a_ring_of_hubs_ends() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Switched)?;
+    for spoke in spokes.iter() {
+        spoke.daemon.mgre(&["segment", "set", SEGMENT, "--hub"])?;
+    }
+    let at_wan = Capture::start(&spokes.spoke(3).netns, "wan0")?;
+    let frame = marked(BROADCAST, spokes.spoke(1).host_mac(), "round and round");
+    capture::send(&spokes.spoke(1).host, "eth0", &[&frame])?;
+    sleep(QUIET);
+    let mut hops: Vec<u8> = seen(&at_wan, &frame).into_iter().map(|(hops, _)| hops).collect();
+    hops.sort_unstable();
+    hops.dedup();
+    assert_eq!(hops.last(), Some(&64));
+    assert!(hops.iter().all(|hops| hops.is_power_of_two()), "{hops:?}");
+    // Six generations, two packets each, seen coming and going.
+    let all = seen(&at_wan, &frame).len();
+    assert!(all <= 16, "{all} packets");
+    sleep(QUIET);
+    assert_eq!(seen(&at_wan, &frame).len(), all, "it has not ended");
+    Ok(())
+}
