@@ -123,6 +123,18 @@ pub enum Request {
     Detach(Reply<()>),
 }
 
+impl Request {
+    /// Whether the question or its answer may take much memory.
+    pub fn may_be_large(&self) -> bool {
+        match self {
+            Self::Change { changes, .. } => changes.iter().any(|change| matches!(change, Change::Replace(_))),
+            Self::Peers { only, .. } => only.is_none(),
+            Self::Fdb { .. } | Self::Stats(_) | Self::Config(_) | Self::Metrics(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Sends requests to the engine. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {

@@ -24,6 +24,7 @@ use super::limits::Touched;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::store::Store;
+use super::system;
 use super::transact::Asked;
 use crate::api::messages::{Event, EventKind, Request};
 use crate::datapath::Datapath;
@@ -89,6 +90,8 @@ pub(super) struct Engine {
     caught_up: (Instant, Duration),
     /// Taken out while it is read.
     ring: Option<Ring>,
+    /// Whether much memory was needed for a moment.
+    untrimmed: bool,
 }
 
 /// An id that is free again.
@@ -154,6 +157,7 @@ impl Engine {
             gather_until: None,
             caught_up: (Instant::now(), Duration::ZERO),
             ring: Some(ring),
+            untrimmed: false,
         })
     }
 
@@ -240,7 +244,7 @@ impl Engine {
                     self.gather_until = None;
                     self.catch_up().await;
                 }
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick() => self.tick(),
             }
         }
         self.close_store();
@@ -251,6 +255,7 @@ impl Engine {
     /// Says whether that was the end.
     async fn requests(&mut self, requests: Vec<Request>) -> bool {
         let mut changes = Vec::new();
+        self.untrimmed |= requests.iter().any(Request::may_be_large);
         for request in requests {
             match request {
                 Request::Change { changes: asked, dry_run: false, reply } => {
@@ -324,6 +329,17 @@ impl Engine {
                 if !self.note_neighbor((ifindex, address), neighbor) {
                     return;
                 }
+            }
+            Change::Features { index, features } => {
+                let known = self.observed.features.get(&index).copied();
+                if known == features {
+                    return;
+                }
+                match features {
+                    Some(features) => self.observed.features.insert(index, features),
+                    None => self.observed.features.remove(&index),
+                };
+                self.stale.told = true;
             }
             Change::Resynchronize => {
                 self.observer.forget_addresses();
@@ -449,7 +465,7 @@ impl Engine {
         self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let now = self.datapath.now() + 1;
         self.datapath.set_clock(now);
         while let Some((since, id)) = self.resting.front().copied() {
@@ -464,28 +480,11 @@ impl Engine {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }
         self.age(now);
+        if std::mem::take(&mut self.untrimmed) {
+            tokio::task::spawn_blocking(system::trim_memory);
+        }
         self.names.ask_again(self.index.dns_names());
-        self.watch_features().await;
         self.keep_some(now);
-    }
-
-    /// Looks whether interfaces became, or ceased to be, targets for XDP: a veth does
-    /// when its other end does something, and nobody is told.
-    async fn watch_features(&mut self) {
-        if self.observed.own_xdp.is_empty() {
-            return;
-        }
-        match self.netlink.xdp_features().await {
-            Ok(features) => {
-                let features = features.into_iter().collect();
-                if self.observed.features != features {
-                    self.observed.features = features;
-                    self.stale.told = true;
-                    self.catch_up_soon();
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot tell what interfaces can do with XDP"),
-        }
     }
 
     pub(super) fn report_removed(&mut self, removed: &[Entry]) {

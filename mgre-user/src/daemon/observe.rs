@@ -99,7 +99,6 @@ impl Observer {
             let found = netlink.links_with(asked).await?;
             links.extend(found.into_iter().map(|link| (link.index, link)));
             replace(&mut observed.links, links);
-            replace(&mut observed.features, netlink.xdp_features().await?.into_iter().collect());
         }
         if stale.routes {
             let mut asked: Vec<IpAddr> = match compiled.remotes() {

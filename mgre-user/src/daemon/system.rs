@@ -84,6 +84,15 @@ pub(super) fn give_memory_back() {
     }
 }
 
+/// Gives back what lies unused between what is used.
+pub(super) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no memory is passed, and none that is in use is touched.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Makes sure that a bpf file system is mounted.
 ///
 /// # Errors

@@ -1,25 +1,37 @@
 //! What interfaces can do with XDP, by the kernel's own word (generic netlink family `netdev`, since Linux 6.3).
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::NetlinkBuffer;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket,
     sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::decode::attributes;
 use super::socket::{messages, receive};
-use super::{Error, Netlink, Result};
+use super::{Change, Error, Netlink, Result};
 
 /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY` and its attributes (include/uapi/linux/genetlink.h).
 const CONTROL: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
+const FAMILY_GROUPS: u16 = 7;
+const GROUP_NAME: u16 = 1;
+const GROUP_ID: u16 = 2;
+/// `NETDEV_MCGRP_MGMT`, and the commands of what it tells.
+const MANAGEMENT: &[u8] = b"mgmt\0";
+const DEVICE_ADDED: u8 = 2;
+const DEVICE_DELETED: u8 = 3;
+const DEVICE_CHANGED: u8 = 4;
 /// `NETDEV_CMD_DEV_GET` and its attributes (include/uapi/linux/netdev.h).
 const GET_DEVICE: u8 = 1;
 const DEVICE_IFINDEX: u16 = 1;
@@ -72,24 +84,119 @@ fn transport(source: std::io::Error) -> Error {
 }
 
 fn read() -> nix::Result<HashMap<u32, XdpFeatures>> {
+    let fd = open()?;
+    let mut found = HashMap::new();
+    if let Some(Family { id, .. }) = family(&fd)? {
+        ask(&fd, id, GET_DEVICE, DUMP, &[], |payload| found.extend(device(payload)))?;
+    }
+    Ok(found)
+}
+
+fn open() -> nix::Result<OwnedFd> {
     let fd =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkGeneric)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))?;
+    Ok(fd)
+}
+
+/// What the kernel numbered the family.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    id: u16,
+    /// The group that hears of changes of devices.
+    group: Option<u32>,
+}
+
+/// The family; none if the kernel does not have it.
+fn family(fd: &OwnedFd) -> nix::Result<Option<Family>> {
     let name = attribute(FAMILY_NAME, b"netdev\0");
-    let mut family = None;
-    match ask(&fd, CONTROL, GET_FAMILY, libc::NLM_F_ACK as u16, &name, |payload| {
-        family = family
-            .or(attributes(payload).find(|(kind, _)| *kind == FAMILY_ID).and_then(|(_, value)| short(value)));
-    }) {
-        Err(Errno::ENOENT) => return Ok(HashMap::new()),
-        other => other?,
+    let (mut id, mut group) = (None, None);
+    let answered = ask(fd, CONTROL, GET_FAMILY, libc::NLM_F_ACK as u16, &name, |payload| {
+        for (kind, value) in attributes(payload) {
+            match kind {
+                FAMILY_ID => id = short(value),
+                FAMILY_GROUPS => group = attributes(value).find_map(|(_, group)| management(group)),
+                _ => {}
+            }
+        }
+    });
+    match answered {
+        Err(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => Ok(id.map(|id| Family { id, group })),
     }
-    let mut found = HashMap::new();
-    if let Some(family) = family {
-        ask(&fd, family, GET_DEVICE, DUMP, &[], |payload| found.extend(device(payload)))?;
+}
+
+/// The id of a multicast group, if it is the one that hears of changes.
+fn management(group: &[u8]) -> Option<u32> {
+    let value = |wanted| attributes(group).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let id = value(GROUP_ID)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+    id.filter(|_| value(GROUP_NAME) == Some(MANAGEMENT))
+}
+
+/// A subscription to changes of what interfaces can do.
+///
+/// Every change is announced, in the namespace of the interface that it is of, whatever made it
+/// (`xdp_set_features_flag()` of net/core/xdp.c, since Linux 6.3): a veth's when its other end turns GRO on or gets
+/// a program, too.
+#[derive(Debug)]
+pub(super) struct Watch {
+    fd: AsyncFd<OwnedFd>,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// Subscribes; none on a kernel that does not tell.
+    pub(super) fn open() -> io::Result<Option<Self>> {
+        let fd = open()?;
+        let Some(group) = family(&fd)?.and_then(|family| family.group) else { return Ok(None) };
+        let group = libc::c_int::try_from(group).map_err(io::Error::other)?;
+        // SAFETY: `fd` is open, and the option value is an int that lives during the call.
+        let joined = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_NETLINK,
+                libc::NETLINK_ADD_MEMBERSHIP,
+                (&raw const group).cast(),
+                size_of_val(&group) as libc::socklen_t,
+            )
+        };
+        Errno::result(joined)?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only
+        // after taking it out of the reactor.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE.add(Interest::ERROR)) }?;
+        Ok(Some(Self { fd, buffer: vec![0; BUFFER] }))
     }
-    Ok(found)
+
+    /// The next changes. Waits for one. Nothing is lost if the future is dropped.
+    pub(super) async fn next(&mut self) -> io::Result<Vec<Change>> {
+        loop {
+            let mut ready = self.fd.ready(Interest::READABLE.add(Interest::ERROR)).await?;
+            match receive(self.fd.get_ref(), &mut self.buffer) {
+                Ok(length) => return Ok(changes(&self.buffer[..length])),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => return Ok(vec![Change::Resynchronize]),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What a datagram tells.
+fn changes(datagram: &[u8]) -> Vec<Change> {
+    let change = |message: NetlinkBuffer<&[u8]>| {
+        let payload = message.payload();
+        let (index, features) = device(payload.get(4..)?)?;
+        match *payload.first()? {
+            DEVICE_ADDED | DEVICE_CHANGED => Some(Change::Features { index, features: Some(features) }),
+            DEVICE_DELETED => Some(Change::Features { index, features: None }),
+            _ => None,
+        }
+    };
+    messages(datagram).filter_map(|message| message.map_or(Some(Change::Resynchronize), change)).collect()
 }
 
 /// An interface's index and features, from the attributes of a device.

@@ -10,8 +10,9 @@ use nix::sys::socket::{SockFlag, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::features::Watch;
 use super::socket::{messages, open, receive};
-use super::{Error, Neighbor, Result, decode};
+use super::{Error, Neighbor, Result, XdpFeatures, decode};
 
 /// Room for some ten thousand messages between two looks.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
@@ -59,14 +60,24 @@ pub enum Change {
         /// What it is now; none if it went.
         neighbor: Option<Neighbor>,
     },
+    /// An interface became able to do something with XDP, or ceased to be, or went.
+    Features {
+        /// Its index.
+        index: u32,
+        /// What it can do now; none if it went.
+        features: Option<XdpFeatures>,
+    },
     /// Messages were lost, because they came faster than they were read: everything may have changed.
     Resynchronize,
 }
 
-/// A subscription to changes of links, addresses, routes, rules, next hops and neighbours.
+/// A subscription to changes of links, of what they can do with XDP, of addresses, routes, rules, next hops and
+/// neighbours.
 #[derive(Debug)]
 pub struct Monitor {
     fd: AsyncFd<OwnedFd>,
+    /// None on a kernel that does not tell.
+    features: Option<Watch>,
     buffer: Vec<u8>,
     pending: VecDeque<Change>,
     /// Messages were lost; what is still queued is thrown away before that is reported.
@@ -99,7 +110,8 @@ impl Monitor {
         // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only
         // after taking it out of the reactor.
         let fd = unsafe { AsyncFd::register_with_interest(fd, WAKE) }?;
-        Ok(Self { fd, buffer: vec![0; DATAGRAM], pending: VecDeque::new(), lost: false })
+        let features = Watch::open()?;
+        Ok(Self { fd, features, buffer: vec![0; DATAGRAM], pending: VecDeque::new(), lost: false })
     }
 
     /// The next change. Waits for one. Nothing is lost if the future is dropped.
@@ -108,7 +120,19 @@ impl Monitor {
             if let Some(change) = self.pending.pop_front() {
                 return Ok(change);
             }
-            let mut ready = self.fd.ready(WAKE).await.map_err(failed)?;
+            let features = async {
+                match &mut self.features {
+                    Some(watch) => watch.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut ready = tokio::select! {
+                ready = self.fd.ready(WAKE) => ready.map_err(failed)?,
+                changes = features => {
+                    self.pending.extend(changes.map_err(failed)?);
+                    continue;
+                }
+            };
             match receive(self.fd.get_ref(), &mut self.buffer) {
                 Ok(_) if self.lost => {}
                 Ok(length) => read(&self.buffer[..length], &mut self.pending),

@@ -54,6 +54,31 @@ fn the_monitor_sees_changes_at_once() {
 }
 
 #[test]
+fn a_veth_that_becomes_a_target_for_xdp_is_told_of() {
+    in_namespace(|| async {
+        let far = Far::new();
+        let netlink = Netlink::connect().unwrap();
+        let near = link(&netlink, "near").await.index;
+        let mut monitor = Monitor::open().unwrap();
+        let second = Duration::from_secs(1);
+        // Nothing happens to the near end itself.
+        for on in [true, false] {
+            let command = format!("-K far gro {}", if on { "on" } else { "off" });
+            far.run(move || drop(run("ethtool", &command)));
+            let told = |change| {
+                matches!(change, Change::Features { index, features: Some(features) }
+                    if index == near && features.is_target() == on)
+            };
+            assert!(next(&mut monitor, second, told).await, "GRO {on}");
+            assert_eq!(netlink.xdp_features().await.unwrap()[&near].is_target(), on);
+        }
+        ip("link del near");
+        let gone = Change::Features { index: near, features: None };
+        assert!(next(&mut monitor, second, |change| change == gone).await);
+    });
+}
+
+#[test]
 fn lost_changes_are_reported_once_all_is_read() {
     in_namespace(|| async {
         let netlink = Netlink::connect().unwrap();
