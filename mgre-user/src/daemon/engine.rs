@@ -23,6 +23,7 @@ use super::index::Index;
 use super::limits::Touched;
 use super::names::Names;
 use super::observe::{Observer, Stale};
+use super::resting::{Resting, freed};
 use super::store::Store;
 use super::system;
 use super::transact::Asked;
@@ -92,14 +93,6 @@ pub(super) struct Engine {
     ring: Option<Ring>,
     /// Whether much memory was needed for a moment.
     untrimmed: bool,
-}
-
-/// An id that is free again.
-#[derive(Clone, Copy)]
-enum Resting {
-    Segment(u32),
-    Port(u32),
-    Adjacency(u32),
 }
 
 /// What an engine is made of.
@@ -503,64 +496,5 @@ impl Engine {
     pub(super) fn emit(&self, kind: EventKind) {
         // No listener is no error.
         self.events.send(Event::now(kind)).ok();
-    }
-}
-
-/// The ids that one state has and the next one has not.
-fn freed(old: &State, new: &State) -> Vec<Resting> {
-    use imbl::ordmap::DiffItem;
-    let mut freed = Vec::new();
-    for item in old.segments.diff(&new.segments) {
-        match item {
-            DiffItem::Remove(_, old) => freed.push(Resting::Segment(old.id.into())),
-            DiffItem::Update { old: (_, old), new: (_, new) } if old.id != new.id => {
-                freed.push(Resting::Segment(old.id.into()));
-            }
-            _ => {}
-        }
-    }
-    for item in old.ports.diff(&new.ports) {
-        match item {
-            DiffItem::Remove(_, old) => freed.push(Resting::Port(old.id)),
-            DiffItem::Update { old: (_, old), new: (_, new) } if old.id != new.id => {
-                freed.push(Resting::Port(old.id));
-            }
-            _ => {}
-        }
-    }
-    for item in old.peers.diff(&new.peers) {
-        match item {
-            DiffItem::Remove(_, old) => freed.extend(old.segments.values().map(|id| Resting::Adjacency(*id))),
-            DiffItem::Update { old: (_, old), new: (_, new) } => {
-                let stays = |id: &&u32| new.segments.values().any(|new| new == *id);
-                let gone = old.segments.values().filter(|id| !stays(id));
-                freed.extend(gone.map(|id| Resting::Adjacency(*id)));
-            }
-            DiffItem::Add(..) => {}
-        }
-    }
-    freed
-}
-
-/// Lets ids rest in `ids` that a state frees on the way to another.
-pub(super) fn rest_in(ids: &mut Ids, old: &State, new: &State) {
-    freed(old, new).into_iter().for_each(|id| id.put_into(ids));
-}
-
-impl Resting {
-    fn put_into(self, ids: &mut Ids) {
-        match self {
-            Self::Segment(id) => ids.resting_segments.insert(id),
-            Self::Port(id) => ids.resting_ports.insert(id),
-            Self::Adjacency(id) => ids.resting_adjacencies.insert(id),
-        };
-    }
-
-    fn take_from(self, ids: &mut Ids) {
-        match self {
-            Self::Segment(id) => ids.resting_segments.remove(&id),
-            Self::Port(id) => ids.resting_ports.remove(&id),
-            Self::Adjacency(id) => ids.resting_adjacencies.remove(&id),
-        };
     }
 }

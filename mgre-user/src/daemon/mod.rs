@@ -2,7 +2,7 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
-//! - `interfaces`, `neighbors`: what the kernel is asked for;
+//! - `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `observe`, `names`: the picture of the kernel, and of DNS;
@@ -21,6 +21,7 @@ mod neighbors;
 mod numbers;
 mod observe;
 mod requests;
+mod resting;
 mod store;
 mod system;
 mod transact;

@@ -9,9 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::check::{check, warnings};
-use super::engine::{Engine, rest_in};
+use super::engine::Engine;
 use super::journal::Entry;
 use super::observe::Stale;
+use super::resting::rest_in;
 use super::store::{Saved, Store};
 use crate::api::messages::{Applied, EventKind, Problem, Reply};
 use crate::model::{Change, Record, State, differences};
