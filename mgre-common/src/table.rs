@@ -205,11 +205,13 @@ pub enum OuterFamily {
     Ipv6 = 6,
 }
 
-/// An outer header, ready but for lengths and checksum. All of one with an IPv4 header
-/// is in one cache line.
+/// An outer header, ready but for lengths and checksum.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Template {
+    /// Ethernet, IP and GRE header, as on the wire. IPv4 total length,
+    /// identification and checksum are zero.
+    pub header: [u8; TEMPLATE_HEADER_LEN],
     /// The interface to send it out of.
     pub ifindex: u32,
     /// The longest inner frame, Ethernet header included.
@@ -223,12 +225,7 @@ pub struct Template {
     /// [`template_flag`] bits.
     pub flags: u8,
     /// Zero.
-    pub reserved: [u8; 2],
-    /// Ethernet, IP and GRE header, as on the wire. IPv4 total length,
-    /// identification and checksum are zero.
-    pub header: [u8; TEMPLATE_HEADER_LEN],
-    /// Zero.
-    pub unused: [u8; 32],
+    pub reserved: [u8; 34],
 }
 
 /// One peer in one segment.

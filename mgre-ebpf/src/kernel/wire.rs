@@ -12,7 +12,7 @@ pub(super) const TTL: usize = ETHERNET_LEN + 8;
 #[inline(always)]
 pub(super) fn words<const N: usize>(template: &Template) -> [u64; N] {
     const { assert!(N * 8 <= mgre_common::table::TEMPLATE_HEADER_LEN) };
-    // SAFETY: the header is long enough, and aligned to 16 bytes in it.
+    // SAFETY: the header is long enough, and aligned as the template is.
     unsafe { (&raw const template.header).cast::<[u64; N]>().read() }
 }
 
@@ -22,7 +22,7 @@ pub(super) fn header_at<T: bytemuck::AnyBitPattern>(template: &Template, at: usi
     assert!(at + size_of::<T>() <= mgre_common::table::TEMPLATE_HEADER_LEN);
     assert!(at.is_multiple_of(align_of::<T>()));
     // SAFETY: it is within the header, as just checked, any bits are a value, and the
-    // header is aligned to 16 bytes.
+    // header is aligned as the template is.
     unsafe { (&raw const template.header).cast::<u8>().add(at).cast::<T>().read() }
 }
 
