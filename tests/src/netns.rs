@@ -106,6 +106,17 @@ impl Netns {
         })
     }
 
+    /// Packets that an XDP program on one of its interfaces redirected, by the driver's count.
+    ///
+    /// # Errors
+    /// ethtool's.
+    pub fn xdp_redirected(&self, interface: &str) -> Result<u64> {
+        let statistics = self.run(&["ethtool", "-S", interface])?;
+        let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+        let redirects = counts.filter(|(name, _)| name.ends_with("xdp_redirect"));
+        Ok(redirects.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum())
+    }
+
     /// Sets a setting below `/proc/sys/net`.
     ///
     /// # Errors

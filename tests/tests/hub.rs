@@ -99,16 +99,6 @@ fn a_hub_floods_to_all_but_the_sender() -> Result<()> {
     Ok(())
 }
 
-/// Packets that a program on an interface redirected, by the driver's count.
-fn redirected(netns: &Netns, interface: &str) -> Result<u64> {
-    let statistics = netns.run(&["ethtool", "-S", interface])?;
-    let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
-    Ok(counts
-        .filter(|(name, _)| name.ends_with("xdp_redirect"))
-        .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
-        .sum())
-}
-
 #[test]
 fn xdp_takes_known_unicast_from_spoke_to_spoke() -> Result<()> {
     const PINGS: u64 = 50;
@@ -125,20 +115,20 @@ fn xdp_takes_known_unicast_from_spoke_to_spoke() -> Result<()> {
     hub.daemon.mgre(&["underlay", "add", "wan0", "--local", "10.0.0.1", "--mode", "native"])?;
     hub.wait_up()?;
     wait::until("frames take the short way through the hub", SOON, || {
-        let before = redirected(&hub.netns, "wan0")?;
+        let before = hub.netns.xdp_redirected("wan0")?;
         traffic::reaches(&two.host, &three.host_ip())?;
-        Ok(redirected(&hub.netns, "wan0")? > before)
+        Ok(hub.netns.xdp_redirected("wan0")? > before)
     })?;
     let peer = |name: &str| -> Result<(u64, u64)> {
         let peer = hub.peer(name)?;
         let number = |key: &str| peer[key].as_u64().unwrap_or_default();
         Ok((number("rx_packets"), number("tx_packets")))
     };
-    let before = (peer("spoke2")?, peer("spoke3")?, redirected(&hub.netns, "wan0")?);
+    let before = (peer("spoke2")?, peer("spoke3")?, hub.netns.xdp_redirected("wan0")?);
     let count = PINGS.to_string();
     let pings = traffic::ping(&two.host, &["-q", "-c", &count, "-i", "0.01", "-W", "1", &three.host_ip()])?;
     assert!(pings.all_came_back(), "{pings:?}");
-    let after = (peer("spoke2")?, peer("spoke3")?, redirected(&hub.netns, "wan0")?);
+    let after = (peer("spoke2")?, peer("spoke3")?, hub.netns.xdp_redirected("wan0")?);
     assert!(after.2 - before.2 >= 2 * PINGS, "{before:?} {after:?}");
     // Each ping and each answer came in once and went out once, and little else.
     for (was, is) in

@@ -14,16 +14,6 @@ use serde_json::Value;
 /// How long the daemon may take to see that an interface became a target.
 const FEATURES_LIMIT: Duration = Duration::from_secs(4);
 
-/// Packets that a program on an interface redirected, by the driver's count.
-fn redirected(netns: &Netns, interface: &str) -> Result<u64> {
-    let statistics = netns.run(&["ethtool", "-S", interface])?;
-    let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
-    Ok(counts
-        .filter(|(name, _)| name.ends_with("xdp_redirect"))
-        .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
-        .sum())
-}
-
 /// What `status` and `port show` say of wan0 and lan0.
 fn hooks(spoke: &Spoke) -> Result<(String, String)> {
     let status = spoke.daemon.json(&["status"])?;
@@ -78,9 +68,9 @@ fn reach_both_ways(spokes: &Spokes) -> Result<()> {
 /// Waits until frames for the second spoke's host are redirected by XDP.
 fn wait_short_way(one: &Spoke, two: &Spoke) -> Result<()> {
     wait::until("frames take the short way to the port", FEATURES_LIMIT, || {
-        let before = redirected(&two.netns, "wan0")?;
+        let before = two.netns.xdp_redirected("wan0")?;
         traffic::reaches(&one.host, &two.host_ip())?;
-        Ok(redirected(&two.netns, "wan0")? > before)
+        Ok(two.netns.xdp_redirected("wan0")? > before)
     })
     .map(|_| ())
 }
@@ -116,11 +106,11 @@ fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
         let number = |key: &str| peers[0][key].as_u64().unwrap_or_default();
         Ok((number("rx_packets"), number("tx_packets")))
     };
-    let before = (peer(one)?, peer(two)?, redirected(&two.netns, "wan0")?);
+    let before = (peer(one)?, peer(two)?, two.netns.xdp_redirected("wan0")?);
     let pings =
         traffic::ping(&one.host, &["-q", "-c", &PINGS.to_string(), "-i", "0.01", "-W", "1", &two.host_ip()])?;
     assert!(pings.all_came_back(), "{pings:?}");
-    let after = (peer(one)?, peer(two)?, redirected(&two.netns, "wan0")?);
+    let after = (peer(one)?, peer(two)?, two.netns.xdp_redirected("wan0")?);
     assert!(after.2 - before.2 >= PINGS, "{before:?} {after:?}");
     // Each ping and each answer once at each end, and little else.
     for (was, is) in [(before.0, after.0), (before.1, after.1)] {
@@ -160,12 +150,12 @@ fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     reach_both_ways(&spokes)?;
     wait_short_way(one, two)?;
-    let before = redirected(&two.netns, "wan0")?;
+    let before = two.netns.xdp_redirected("wan0")?;
     // 8958 bytes of IP packet: the largest that fits.
     let largest = ["-q", "-c", "20", "-i", "0.02", "-W", "1", "-M", "do", "-s", "8930", &two.host_ip()];
     let pings = traffic::ping(&one.host, &largest)?;
     assert!(pings.all_came_back(), "{pings:?}");
-    assert!(redirected(&two.netns, "wan0")? >= before + 20);
+    assert!(two.netns.xdp_redirected("wan0")? >= before + 20);
     Ok(())
 }
 

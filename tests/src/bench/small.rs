@@ -223,12 +223,8 @@ impl Probe {
 /// Frames that XDP programs redirected where they enter each switch, by the drivers' counts.
 fn redirected(contestant: &Contestant) -> Result<[u64; 2]> {
     let [_, wan0] = contestant.middle();
-    let [first, second] = [contestant.beside_h1(), wan0].map(|(netns, interface)| -> Result<u64> {
-        let statistics = netns.run(&["ethtool", "-S", interface])?;
-        let counts = statistics.lines().filter_map(|line| line.trim().split_once(": "));
-        let redirects = counts.filter(|(name, _)| name.ends_with("xdp_redirect"));
-        Ok(redirects.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum())
-    });
+    let [first, second] =
+        [contestant.beside_h1(), wan0].map(|(netns, interface)| netns.xdp_redirected(interface));
     Ok([first?, second?])
 }
 
