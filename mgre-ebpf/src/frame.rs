@@ -27,7 +27,8 @@ impl Ethernet {
     /// Reads one, or nothing if the frame does not reach so far.
     #[inline(always)]
     pub fn read<F: Frame>(frame: &F, offset: usize) -> Option<Self> {
-        Some(Self { end: frame.read(offset + END)?, start: frame.read(offset)? })
+        let [start, end] = frame.read_two(offset, offset + END)?;
+        Some(Self { start, end })
     }
 
     /// Two values and how far from the start each is to be written.
@@ -144,6 +145,12 @@ pub trait Frame {
 
     /// Reads a value, or nothing if the frame does not reach so far.
     fn read<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+
+    /// Reads two values, of which the second one ends last.
+    #[inline(always)]
+    fn read_two<T: AnyBitPattern>(&self, first: usize, second: usize) -> Option<[T; 2]> {
+        Some([self.read(first)?, self.read(second)?])
+    }
 
     /// Payload bytes of each segment that a GSO or GRO superframe stands for; 0 for any other frame.
     fn segment_size(&self) -> u32;

@@ -176,16 +176,27 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         stamp: Stamp,
         inner: Ethernet,
     ) -> Result<(), DropReason> {
-        // Whole words, past the header's end; the inner header overwrites that.
-        let header: [u64; 6] = words(template);
-        self.write(0, header)?;
         let fields = ipv4_fields(template, packet_len, stamp);
-        self.write(ETHERNET_LEN + 2, [fields.total.to_be(), stamp.id.to_be()])?;
-        self.write(ETHERNET_LEN + 10, fields.checksum.to_be())?;
-        if let Some(hops) = fields.hops {
-            self.write(TTL, hops)?;
+        let start = field!(self.data) as usize;
+        if start + OUTER + ETHERNET_LEN > field!(self.data_end) as usize {
+            return Err(DropReason::Headroom);
         }
-        self.write_ethernet(OUTER, inner)
+        let start = start as *mut u8;
+        // SAFETY: all of it is within OUTER and an Ethernet header, as just checked; see
+        // `read` for alignment.
+        unsafe {
+            // Whole words, past the header's end; the inner header overwrites that.
+            start.cast::<[u64; 6]>().write(words(template));
+            start.add(ETHERNET_LEN + 2).cast::<[u16; 2]>().write([fields.total.to_be(), stamp.id.to_be()]);
+            start.add(ETHERNET_LEN + 10).cast::<u16>().write(fields.checksum.to_be());
+            if let Some(hops) = fields.hops {
+                start.add(TTL).write(hops);
+            }
+            for (at, value) in inner.writes() {
+                start.add(OUTER + at).cast::<u64>().write(value);
+            }
+        }
+        Ok(())
     }
 
     /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
@@ -311,6 +322,17 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
         // A load from a packet need not be aligned: on machines where it must be, the
         // verifier refuses the program.
         Some(unsafe { (start as *const T).read() })
+    }
+
+    #[inline(always)]
+    fn read_two<T: AnyBitPattern>(&self, first: usize, second: usize) -> Option<[T; 2]> {
+        // One look at where the packet ends is enough.
+        let start = field!(self.data) as usize;
+        if start + second + size_of::<T>() > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: as above; the first value ends before the second one.
+        Some(unsafe { [((start + first) as *const T).read(), ((start + second) as *const T).read()] })
     }
 
     #[inline(always)]

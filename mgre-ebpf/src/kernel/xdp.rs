@@ -43,16 +43,11 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         unsafe { (*self.context).data_end as usize }
     }
 
-    /// Writes a value into the linear part.
+    /// The packet's first bytes, so many of them, to be written.
     #[inline(always)]
-    fn write<T>(&self, offset: usize, value: T) -> Result<(), DropReason> {
-        let start = self.data() + offset;
-        if start + size_of::<T>() > self.data_end() {
-            return Err(DropReason::Headroom);
-        }
-        // SAFETY: the bytes are within the packet, as just checked; see `read` for alignment.
-        unsafe { (start as *mut T).write(value) };
-        Ok(())
+    fn start<const LEN: usize>(&self) -> Result<*mut u8, DropReason> {
+        let start = self.data();
+        if start + LEN > self.data_end() { Err(DropReason::Headroom) } else { Ok(start as *mut u8) }
     }
 
     /// Moves the packet's start.
@@ -92,20 +87,25 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        self.write::<[u64; 4]>(0, words(template))?;
-        let mut at = 32;
-        while at + 4 <= OUTER {
-            self.write::<u32>(at, header_at(template, at))?;
-            at += 4;
-        }
-        self.write::<u16>(at, header_at(template, at))?;
         let fields = ipv4_fields(template, packet_len, stamp);
-        self.write(ETHERNET_LEN + 2, [fields.total.to_be(), stamp.id.to_be()])?;
-        self.write(ETHERNET_LEN + 10, fields.checksum.to_be())?;
-        match fields.hops {
-            Some(hops) => self.write(TTL, hops),
-            None => Ok(()),
+        let start = self.start::<OUTER>()?;
+        // SAFETY: all of it is within the first OUTER bytes of the packet; see `read` for
+        // alignment.
+        unsafe {
+            start.cast::<[u64; 4]>().write(words(template));
+            let mut at = 32;
+            while at + 4 <= OUTER {
+                start.add(at).cast::<u32>().write(header_at(template, at));
+                at += 4;
+            }
+            start.add(at).cast::<u16>().write(header_at(template, at));
+            start.add(ETHERNET_LEN + 2).cast::<[u16; 2]>().write([fields.total.to_be(), stamp.id.to_be()]);
+            start.add(ETHERNET_LEN + 10).cast::<u16>().write(fields.checksum.to_be());
+            if let Some(hops) = fields.hops {
+                start.add(TTL).write(hops);
+            }
         }
+        Ok(())
     }
 }
 
@@ -130,6 +130,17 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
         // A load from a packet need not be aligned: on machines where it must be, the
         // verifier refuses the program.
         Some(unsafe { (start as *const T).read() })
+    }
+
+    #[inline(always)]
+    fn read_two<T: AnyBitPattern>(&self, first: usize, second: usize) -> Option<[T; 2]> {
+        // One look at where the packet ends is enough.
+        let start = self.data();
+        if start + second + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: as above; the first value ends before the second one.
+        Some(unsafe { [((start + first) as *const T).read(), ((start + second) as *const T).read()] })
     }
 
     #[inline(always)]
