@@ -4,7 +4,8 @@
 //! as well, which is an array in shared memory: a slot is one cache line, an
 //! endpoint may be in any of four, and nearly all are in one. A packet of a peer
 //! is found there with no helper call; one that is not found there (few endpoints,
-//! and packets of strangers) costs a look into the hash map.
+//! and packets of strangers) costs a look into the hash map. The index says the
+//! adjacency's segment, too, so its record need not be looked at.
 //!
 //! # Memory protocol
 //!
@@ -18,7 +19,7 @@ use core::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::cell::{AtomicU32, AtomicU64};
+use crate::cell::AtomicU64;
 
 /// How an [`EndpointKey`] is to be read.
 pub mod endpoint_kind {
@@ -92,9 +93,25 @@ pub const fn mapped_v4(address: u32) -> [u32; 4] {
 #[derive(Debug, Default)]
 pub struct EndpointSlot {
     words: [AtomicU64; WORDS],
-    adjacency: AtomicU32,
+    /// The adjacency's id, and above it its segment's.
+    owner: AtomicU64,
     /// Zero.
-    reserved: [u32; 5],
+    reserved: [u64; 2],
+}
+
+/// Whose an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The adjacency's id.
+    pub adjacency: u32,
+    /// The id of its segment.
+    pub segment: u32,
+}
+
+impl Owner {
+    const fn to_bits(self) -> u64 {
+        pair(self.adjacency, self.segment)
+    }
 }
 
 const _: () = assert!(size_of::<EndpointSlot>() == 64);
@@ -108,10 +125,11 @@ impl EndpointSlot {
         word(1) && word(4) && word(3) && word(0) && word(2)
     }
 
-    /// Its adjacency.
+    /// Whose it is.
     #[inline(always)]
-    pub fn adjacency(&self) -> u32 {
-        self.adjacency.load(Ordering::Relaxed)
+    pub fn owner(&self) -> Owner {
+        let bits = self.owner.load(Ordering::Relaxed);
+        Owner { adjacency: bits as u32, segment: (bits >> 32) as u32 }
     }
 
     /// Whether it holds none.
@@ -120,17 +138,17 @@ impl EndpointSlot {
     }
 
     /// Fills a free slot that has rested. Only for the one writer.
-    pub fn insert(&self, words: &EndpointWords, adjacency: u32) {
-        self.adjacency.store(adjacency, Ordering::Relaxed);
+    pub fn insert(&self, words: &EndpointWords, owner: Owner) {
+        self.owner.store(owner.to_bits(), Ordering::Relaxed);
         for (cell, word) in self.words.iter().zip(words.0).take(WORDS - 1) {
             cell.store(word, Ordering::Relaxed);
         }
         self.words[WORDS - 1].store(words.0[WORDS - 1], Ordering::Release);
     }
 
-    /// Points its endpoint to another adjacency. Only for the one writer.
-    pub fn retarget(&self, adjacency: u32) {
-        self.adjacency.store(adjacency, Ordering::Release);
+    /// Gives its endpoint to another adjacency. Only for the one writer.
+    pub fn give(&self, owner: Owner) {
+        self.owner.store(owner.to_bits(), Ordering::Release);
     }
 
     /// Frees it. Only for the one writer, which must let the slot rest.
@@ -217,6 +235,10 @@ mod tests {
         }
     }
 
+    fn owner(adjacency: u32) -> Owner {
+        Owner { adjacency, segment: adjacency % 7 + 1 }
+    }
+
     fn fill(keys: &[EndpointKey]) -> (Vec<EndpointSlot>, EndpointIndex, usize) {
         let count = EndpointIndex::slots_for(keys.len() as u32);
         let slots: Vec<_> = (0..count).map(|_| EndpointSlot::default()).collect();
@@ -226,7 +248,7 @@ mod tests {
             let words = key.words();
             let free = index.slots(&words).into_iter().find(|slot| slots[*slot as usize].is_free());
             if let Some(slot) = free {
-                slots[slot as usize].insert(&words, id as u32);
+                slots[slot as usize].insert(&words, owner(id as u32));
                 placed += 1;
             }
         }
@@ -247,7 +269,7 @@ mod tests {
             let mut found = 0;
             for (id, key) in keys.iter().enumerate() {
                 if let Some(slot) = index.find(&key.words(), |slot| slots.get(slot as usize)) {
-                    assert_eq!(slot.adjacency(), id as u32);
+                    assert_eq!(slot.owner(), owner(id as u32));
                     found += 1;
                 }
             }
@@ -283,9 +305,9 @@ mod tests {
         let one = key(1, 2, 3);
         let slot = EndpointSlot::default();
         assert!(slot.is_free());
-        slot.insert(&one.words(), 9);
-        slot.retarget(10);
-        assert!(slot.holds(&one.words()) && slot.adjacency() == 10);
+        slot.insert(&one.words(), owner(9));
+        slot.give(owner(10));
+        assert!(slot.holds(&one.words()) && slot.owner() == owner(10));
         slot.clear();
         assert!(slot.is_free() && !slot.holds(&one.words()));
     }

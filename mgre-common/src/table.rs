@@ -83,13 +83,26 @@ pub struct Port {
     pub max_frame: AtomicU32,
 }
 
-/// A slot of the port index: which port an interface is, as one word that changes at once.
+/// A slot of the port index: which port an interface is and which segment it is in, as
+/// one word that changes at once.
 ///
 /// An interface's slot is its index modulo [`PORT_SLOTS`]. Where two interfaces want
-/// one slot, one of them is found in the hash map behind it.
+/// one slot, one of them is found in the hash map behind it. Only ports in use have one.
 #[repr(transparent)]
 #[derive(Debug, Default)]
 pub struct PortSlot(AtomicU64);
+
+/// What the index says of an interface: its port and that port's segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indexed {
+    /// The port's id.
+    pub port: u32,
+    /// The segment's id.
+    pub segment: u32,
+}
+
+// Both fit their half of a word.
+const _: () = assert!(MAX_PORTS <= 1 << 16 && MAX_SEGMENTS < 1 << 16);
 
 impl PortSlot {
     /// Which slot an interface has.
@@ -98,11 +111,14 @@ impl PortSlot {
         ifindex & (PORT_SLOTS - 1)
     }
 
-    /// The port that an interface is, if this slot says so. No interface has the index 0.
+    /// What it says of an interface, if it is that one's. No interface has the index 0.
     #[inline(always)]
-    pub fn port_of(&self, ifindex: u32) -> Option<u32> {
+    pub fn find(&self, ifindex: u32) -> Option<Indexed> {
         let bits = self.0.load(Ordering::Relaxed);
-        if (bits >> 32) as u32 == ifindex { Some(bits as u32) } else { None }
+        if (bits >> 32) as u32 != ifindex {
+            return None;
+        }
+        Some(Indexed { port: bits as u32 & 0xffff, segment: bits as u32 >> 16 })
     }
 
     /// Whether no interface has it.
@@ -111,8 +127,9 @@ impl PortSlot {
     }
 
     /// Gives it to an interface. Only for the one writer.
-    pub fn set(&self, ifindex: u32, port: u32) {
-        self.0.store(u64::from(ifindex) << 32 | u64::from(port), Ordering::Release);
+    pub fn set(&self, ifindex: u32, to: Indexed) {
+        let low = to.segment << 16 | to.port & 0xffff;
+        self.0.store(u64::from(ifindex) << 32 | u64::from(low), Ordering::Release);
     }
 
     /// Frees it. Only for the one writer.
@@ -354,9 +371,11 @@ mod tests {
     #[test]
     fn a_port_slot_answers_for_its_interface_alone() {
         let slot = PortSlot::default();
-        assert!(slot.is_free() && slot.port_of(5).is_none());
-        slot.set(5, 0);
-        assert_eq!((slot.port_of(5), slot.port_of(5 + PORT_SLOTS)), (Some(0), None));
+        assert!(slot.is_free() && slot.find(5).is_none());
+        for to in [Indexed { port: 0, segment: 1 }, Indexed { port: MAX_PORTS - 1, segment: MAX_SEGMENTS }] {
+            slot.set(5, to);
+            assert_eq!((slot.find(5), slot.find(5 + PORT_SLOTS)), (Some(to), None));
+        }
         assert_eq!(PortSlot::index(5), PortSlot::index(5 + PORT_SLOTS));
         slot.clear();
         assert!(slot.is_free());

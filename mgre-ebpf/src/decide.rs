@@ -10,8 +10,8 @@ use core::sync::atomic::Ordering;
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
-use mgre_common::target::Target;
+use mgre_common::table::{Indexed, adjacency_flag, port_flag, segment_flag};
+use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::ETHERNET_LEN;
 
 use crate::frame::{Ethernet, Frame, Strip};
@@ -88,43 +88,49 @@ impl Verdict {
 /// A frame that a local interface gave us.
 #[inline(always)]
 pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32, now: Now) -> Verdict {
-    let Some(id) = tables.port_of(ifindex) else { return Verdict::Pass };
+    let (id, segment) = match tables.indexed_port(ifindex) {
+        Some(Indexed { port, segment }) => (port, segment),
+        None => {
+            let Some(id) = tables.any_port_of(ifindex) else { return Verdict::Pass };
+            let Some(port) = tables.port(id) else {
+                return Verdict::refuse(Target::port(id), DropReason::Internal);
+            };
+            if port.flags.load(Ordering::Relaxed) & port_flag::VALID == 0 {
+                return Verdict::Pass;
+            }
+            (id, port.segment.load(Ordering::Relaxed))
+        }
+    };
     let source = Target::port(id);
-    let Some(port) = tables.port(id) else { return Verdict::refuse(source, DropReason::Internal) };
-    let flags = port.flags.load(Ordering::Relaxed);
-    if flags & port_flag::VALID == 0 {
-        return Verdict::Pass;
-    }
     let Some(ethernet) = Ethernet::read(frame, 0) else {
         return Verdict::refuse(source, DropReason::Malformed);
     };
-    let arrival = Arrival {
-        source,
-        segment: port.segment.load(Ordering::Relaxed),
-        full: flags & port_flag::FULL != 0,
-        strip: None,
-        now,
-    };
+    let arrival = Arrival { source, segment, strip: None, now };
     arrival.decide::<S, T>(tables, &ethernet, frame.len())
 }
 
 /// A packet that the underlay gave us.
 #[inline(always)]
 pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, now: Now) -> Verdict {
-    let (id, strip) = match outer::parse(frame, tables) {
-        Outer::From { adjacency, strip } => (adjacency, strip),
+    let (id, segment, strip) = match outer::parse(frame, tables) {
+        Outer::From { adjacency, segment, strip } => (adjacency, segment, strip),
         Outer::Foreign => return Verdict::Pass,
         Outer::Kernel(reason) => return Verdict::PassCounted(reason),
         Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
     };
     let source = Target::adjacency(id);
-    let Some(adjacency) = tables.adjacency(id) else {
-        return Verdict::refuse(source, DropReason::Internal);
+    let segment = match segment {
+        Some(segment) => segment,
+        None => {
+            let Some(adjacency) = tables.adjacency(id) else {
+                return Verdict::refuse(source, DropReason::Internal);
+            };
+            if adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::VALID == 0 {
+                return Verdict::refuse(Target::NONE, DropReason::UnknownEndpoint);
+            }
+            adjacency.segment.load(Ordering::Relaxed)
+        }
     };
-    let flags = adjacency.flags.load(Ordering::Relaxed);
-    if flags & adjacency_flag::VALID == 0 {
-        return Verdict::refuse(Target::NONE, DropReason::UnknownEndpoint);
-    }
     // The outer headers' length is one of a few; told apart, each is a constant
     // that the bounds check needs.
     let ethernet = match strip.outer_len {
@@ -134,13 +140,7 @@ pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, now: 
         _ => None,
     };
     let Some(ethernet) = ethernet else { return Verdict::refuse(source, DropReason::Malformed) };
-    let arrival = Arrival {
-        source,
-        segment: adjacency.segment.load(Ordering::Relaxed),
-        full: flags & adjacency_flag::FULL != 0,
-        strip: Some(strip),
-        now,
-    };
+    let arrival = Arrival { source, segment, strip: Some(strip), now };
     arrival.decide::<S, T>(tables, &ethernet, strip.inner_len)
 }
 
@@ -157,8 +157,6 @@ pub(crate) fn is_hub<T: Tables>(tables: &T, segment: u32) -> bool {
 struct Arrival {
     source: Target,
     segment: u32,
-    /// Its source may have no more addresses learned.
-    full: bool,
     strip: Option<Strip>,
     now: Now,
 }
@@ -243,10 +241,21 @@ impl Arrival {
                 return Err(DropReason::StaticMacMoved);
             }
         }
-        if known.is_none() && (self.full || self.segment_full(tables)) {
+        if known.is_none() && (self.source_full(tables) || self.segment_full(tables)) {
             return Err(DropReason::MacLimit);
         }
         Ok(Some(LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() }))
+    }
+
+    #[inline(always)]
+    fn source_full<T: Tables>(&self, tables: &T) -> bool {
+        const { assert!(port_flag::FULL == adjacency_flag::FULL) };
+        let flags = match self.source.kind() {
+            TargetKind::Port(id) => tables.port(id).map(|port| &port.flags),
+            TargetKind::Adjacency(id) => tables.adjacency(id).map(|adjacency| &adjacency.flags),
+            TargetKind::None => None,
+        };
+        flags.is_some_and(|flags| flags.load(Ordering::Relaxed) & port_flag::FULL != 0)
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! is, and where the inner frame starts.
 
 use mgre_common::checksum;
-use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
+use mgre_common::endpoint::{EndpointKey, Owner, endpoint_kind, mapped_v4};
 use mgre_common::reason::DropReason;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, GreFlags, IPV4_LEN, IpProtocol};
 
@@ -16,6 +16,8 @@ pub enum Outer {
     From {
         /// The adjacency.
         adjacency: u32,
+        /// Its segment, if the index says that.
+        segment: Option<u32>,
         /// Its outer headers.
         strip: Strip,
     },
@@ -133,8 +135,12 @@ struct Addresses {
 impl Addresses {
     #[inline(always)]
     fn find<T: Tables>(self, tables: &T, gre: Gre) -> Outer {
-        match tables.adjacency_of(&self.key(gre.key, gre.kind)) {
-            Some(adjacency) => Outer::From { adjacency, strip: gre.strip },
+        let words = self.key(gre.key, gre.kind).words();
+        if let Some(Owner { adjacency, segment }) = tables.indexed_endpoint(&words) {
+            return Outer::From { adjacency, segment: Some(segment), strip: gre.strip };
+        }
+        match tables.any_endpoint(&words) {
+            Some(adjacency) => Outer::From { adjacency, segment: None, strip: gre.strip },
             None => self.unmatched(tables),
         }
     }

@@ -1,10 +1,10 @@
 //! What the pipeline may look up, count and report.
 
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment};
+use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment};
 use mgre_common::target::Target;
 
 /// The daemon's clock, read once for each frame.
@@ -76,23 +76,16 @@ pub trait Tables {
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);
 
-    /// The port that an interface is.
+    /// What the index says of an interface.
     #[inline(always)]
-    fn port_of(&self, ifindex: u32) -> Option<u32> {
-        match self.port_slot(PortSlot::index(ifindex)).and_then(|slot| slot.port_of(ifindex)) {
-            Some(port) => Some(port),
-            None => self.any_port_of(ifindex),
-        }
+    fn indexed_port(&self, ifindex: u32) -> Option<Indexed> {
+        self.port_slot(PortSlot::index(ifindex))?.find(ifindex)
     }
 
-    /// The adjacency of an endpoint.
+    /// What the index says of an endpoint.
     #[inline(always)]
-    fn adjacency_of(&self, key: &EndpointKey) -> Option<u32> {
-        let words = key.words();
-        match self.endpoint_index().find(&words, |index| self.endpoint_slot(index)) {
-            Some(slot) => Some(slot.adjacency()),
-            None => self.any_endpoint(&words),
-        }
+    fn indexed_endpoint(&self, words: &EndpointWords) -> Option<Owner> {
+        self.endpoint_index().find(words, |index| self.endpoint_slot(index)).map(EndpointSlot::owner)
     }
 
     /// Looks an address up.

@@ -5,7 +5,6 @@ use std::{thread::sleep, time::Duration};
 use anyhow::Result;
 use mgre_tests::{
     capture::{self, Capture},
-    netns::Netns,
     packet::{BROADCAST, Gre, UNKNOWN, mac_text, marked},
     skip::skipped,
     topology::{SEGMENT, Spokes, Underlay},

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mgre_tests::{
-    netns::Netns,
     skip::skipped,
     topology::{SEGMENT, Spoke, Spokes, Underlay},
     traffic, wait,

@@ -5,12 +5,12 @@ use core::sync::atomic::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, LEASE_JIFFIES, PORT_SLOTS, Port, PortSlot, Segment, Template,
+    Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_SLOTS, Port, PortSlot, Segment, Template,
 };
 use mgre_common::target::Target;
 
@@ -116,10 +116,11 @@ fn grown<T: Default>(table: &mut Vec<T>, index: u32) -> &mut T {
 }
 
 impl Sink for MemoryTables {
-    fn port_index(&mut self, ifindex: u32, id: u32) {
+    fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         let slot = &self.port_slots[PortSlot::index(ifindex) as usize];
-        if slot.is_free() {
-            slot.set(ifindex, id);
+        // The others are found in the map.
+        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
+            slot.set(ifindex, Indexed { port: id, segment });
         }
         self.port_index.insert(ifindex, id);
     }
@@ -140,10 +141,12 @@ impl Sink for MemoryTables {
         adjacency
     }
 
-    fn endpoint(&mut self, key: EndpointKey, id: u32) {
+    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>) {
         let slots = self.endpoint_index().slots(&key.words()).map(|slot| &self.endpoint_slots[slot as usize]);
-        if let Some(slot) = slots.into_iter().find(|slot| key.is_indexed() && slot.is_free()) {
-            slot.insert(&key.words(), id);
+        if let Some(slot) = slots.into_iter().find(|slot| slot.is_free())
+            && let Some(segment) = segment
+        {
+            slot.insert(&key.words(), Owner { adjacency: id, segment });
         }
         self.endpoints.insert(key.words(), id);
     }

@@ -33,16 +33,16 @@ pub const ABSENT: u32 = 50_000;
 
 /// Where tables are filled.
 pub trait Sink {
-    /// Makes an interface a port.
-    fn port_index(&mut self, ifindex: u32, id: u32);
+    /// Makes an interface a port; the index has it if its segment is given.
+    fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>);
     /// A port's record.
     fn port(&mut self, id: u32) -> &Port;
     /// A segment's record.
     fn segment(&mut self, id: u32) -> &Segment;
     /// An adjacency's record, with this template put in force.
     fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency;
-    /// Makes an endpoint an adjacency's.
-    fn endpoint(&mut self, key: EndpointKey, id: u32);
+    /// Makes an endpoint an adjacency's; the index has it if its segment is given.
+    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>);
     /// A slot of the flood lists.
     fn flood_slot(&mut self, index: u32) -> &FloodSlot;
     /// Where the FDB keeps an address.
@@ -292,7 +292,8 @@ impl World {
     /// Fills tables with it.
     pub fn install(&self, sink: &mut impl Sink) {
         for port in &self.ports {
-            sink.port_index(port.ifindex, port.id);
+            let indexed = port.flags & port_flag::VALID != 0;
+            sink.port_index(port.ifindex, port.id, indexed.then_some(port.segment));
             let record = sink.port(port.id);
             record.ifindex.store(port.ifindex, Ordering::Relaxed);
             record.segment.store(port.segment, Ordering::Relaxed);
@@ -304,15 +305,16 @@ impl World {
             record.segment.store(peer.segment, Ordering::Relaxed);
             record.flags.store(peer.flags, Ordering::Relaxed);
             let key = endpoint(peer.endpoint, peer.key);
-            sink.endpoint(key, peer.id);
-            sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::KNOWN, ..key }, 0);
-            sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::LOCAL, remote: [0; 4], ..key }, 0);
+            let indexed = peer.flags & adjacency_flag::VALID != 0;
+            sink.endpoint(key, peer.id, indexed.then_some(peer.segment));
+            sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::KNOWN, ..key }, 0, None);
+            sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::LOCAL, remote: [0; 4], ..key }, 0, None);
         }
         for &(ifindex, id) in &self.stray_interfaces {
-            sink.port_index(ifindex, id);
+            sink.port_index(ifindex, id, None);
         }
         for &(key, id) in &self.stray_endpoints {
-            sink.endpoint(key, id);
+            sink.endpoint(key, id, None);
         }
         self.install_flood_lists(sink);
         for entry in &self.entries {

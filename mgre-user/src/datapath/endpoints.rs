@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::fdb::QUARANTINE_SECONDS;
 
 use super::not_there;
@@ -28,9 +28,9 @@ impl Endpoints {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn set(&mut self, key: &EndpointKey, adjacency: u32, now: u32) -> Result<()> {
-        self.all.insert(key.words(), adjacency, 0).context("no room for the peer's endpoint")?;
-        self.index.set(key, adjacency, now);
+    pub fn set(&mut self, key: &EndpointKey, owner: Owner, now: u32) -> Result<()> {
+        self.all.insert(key.words(), owner.adjacency, 0).context("no room for the peer's endpoint")?;
+        self.index.set(key, owner, now);
         Ok(())
     }
 
@@ -65,20 +65,20 @@ impl Index {
     }
 
     /// An endpoint for which there is no place is found in the hash map alone.
-    fn set(&mut self, key: &EndpointKey, adjacency: u32, now: u32) {
+    fn set(&mut self, key: &EndpointKey, owner: Owner, now: u32) {
         if !key.is_indexed() {
             return;
         }
         self.wake(now);
         let words = key.words();
         if let Some(slot) = self.hash.find(&words, |slot| self.slots.get(slot)) {
-            slot.retarget(adjacency);
+            slot.give(owner);
             return;
         }
         let rested = self.hash.slots(&words).into_iter().filter(|slot| !self.resting.contains(slot));
         let free = rested.filter_map(|slot| self.slots.get(slot)).find(|slot| slot.is_free());
         if let Some(slot) = free {
-            slot.insert(&words, adjacency);
+            slot.insert(&words, owner);
         }
     }
 
@@ -114,22 +114,26 @@ mod tests {
         EndpointKey { remote: mapped_v4(remote), local: mapped_v4(1), key: 7, kind: endpoint_kind::KEYED }
     }
 
+    fn owner(adjacency: u32) -> Owner {
+        Owner { adjacency, segment: 1 }
+    }
+
     fn found(index: &Index, key: &EndpointKey) -> Option<u32> {
-        index.hash.find(&key.words(), |slot| index.slots.get(slot)).map(EndpointSlot::adjacency)
+        index.hash.find(&key.words(), |slot| index.slots.get(slot)).map(|slot| slot.owner().adjacency)
     }
 
     #[test]
     fn set_moved_and_removed() {
         let mut index = Index::new(SharedArray::anonymous(64));
-        index.set(&key(1), 5, 1);
+        index.set(&key(1), owner(5), 1);
         assert_eq!(found(&index, &key(1)), Some(5));
-        index.set(&key(1), 6, 1);
+        index.set(&key(1), owner(6), 1);
         assert_eq!(found(&index, &key(1)), Some(6));
         index.remove(&key(1), 1);
         index.remove(&key(1), 1);
         assert_eq!(found(&index, &key(1)), None);
         let known = EndpointKey { kind: endpoint_kind::KNOWN, ..key(2) };
-        index.set(&known, 0, 1);
+        index.set(&known, owner(0), 1);
         assert_eq!(found(&index, &known), None, "such endpoints are in the hash map alone");
     }
 
@@ -138,16 +142,16 @@ mod tests {
     fn a_slot_rests_before_it_is_used_again() {
         let mut index = Index::new(SharedArray::anonymous(4));
         for remote in 0..4 {
-            index.set(&key(remote), remote, 1);
+            index.set(&key(remote), owner(remote), 1);
         }
         let placed: Vec<u32> = (0..4).filter(|remote| found(&index, &key(*remote)).is_some()).collect();
         placed.iter().for_each(|remote| index.remove(&key(*remote), 1));
         for remote in 0..4 {
-            index.set(&key(remote), remote, QUARANTINE_SECONDS);
+            index.set(&key(remote), owner(remote), QUARANTINE_SECONDS);
             assert_eq!(found(&index, &key(remote)).is_some(), !placed.contains(&remote) && placed.len() < 4);
         }
         for remote in placed {
-            index.set(&key(remote), remote, 1 + QUARANTINE_SECONDS);
+            index.set(&key(remote), owner(remote), 1 + QUARANTINE_SECONDS);
             assert_eq!(found(&index, &key(remote)), Some(remote));
         }
     }

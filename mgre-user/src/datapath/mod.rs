@@ -16,7 +16,8 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::MapError;
-use mgre_common::table::{Adjacency, FloodList, PortSlot, adjacency_flag, port_flag, segment_flag};
+use mgre_common::endpoint::Owner;
+use mgre_common::table::{Adjacency, FloodList, Indexed, PortSlot, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
 
 use self::attach::Attachments;
@@ -123,7 +124,11 @@ impl Datapath {
             }
             Op::SetPortIndex(ifindex, id) => self.set_port_index(*ifindex, *id)?,
             Op::RemovePortIndex(ifindex) => self.remove_port_index(*ifindex)?,
-            Op::SetEndpoint(key, id) => self.endpoints.set(key, *id, now)?,
+            Op::SetEndpoint(key, id) => {
+                let adjacency = self.tables.adjacencies.get(*id).context("no such adjacency")?;
+                let segment = adjacency.segment.load(Ordering::Relaxed);
+                self.endpoints.set(key, Owner { adjacency: *id, segment }, now)?;
+            }
             Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
             Op::RemoveSegment(segment) => self.remove_segment(*segment, now, removed),
@@ -166,15 +171,16 @@ impl Datapath {
         self.tables.port_index.insert(ifindex, id, 0)?;
         let slot = self.tables.port_slots.get(PortSlot::index(ifindex)).context("no such slot")?;
         // Another interface may have it: this one is found in the hash map then.
-        if slot.is_free() || slot.port_of(ifindex).is_some() {
-            slot.set(ifindex, id);
+        if slot.is_free() || slot.find(ifindex).is_some() {
+            let record = self.tables.ports.get(id).context("no such port")?;
+            slot.set(ifindex, Indexed { port: id, segment: record.segment.load(Ordering::Relaxed) });
         }
         Ok(())
     }
 
     fn remove_port_index(&mut self, ifindex: u32) -> Result<()> {
         let slot = self.tables.port_slots.get(PortSlot::index(ifindex));
-        if let Some(slot) = slot.filter(|slot| slot.port_of(ifindex).is_some()) {
+        if let Some(slot) = slot.filter(|slot| slot.find(ifindex).is_some()) {
             slot.clear();
         }
         Ok(self.tables.port_index.remove(&ifindex).or_else(not_there)?)
@@ -196,6 +202,10 @@ impl Datapath {
             flags |= if on { bit } else { 0 };
         }
         port.flags.store(flags, Ordering::Release);
+        let slot = self.tables.port_slots.get(PortSlot::index(record.ifindex));
+        if let Some(slot) = slot.filter(|slot| slot.find(record.ifindex).is_some_and(|to| to.port == id)) {
+            slot.set(record.ifindex, Indexed { port: id, segment: record.segment.into() });
+        }
         if was_up && !record.up {
             // As a bridge does: nobody can be behind it now.
             let target = Target::port(id);

@@ -7,11 +7,11 @@ use std::thread;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use mgre_common::counters::{Drops, Traffic, drop_shards};
-use mgre_common::endpoint::{EndpointIndex, EndpointKey};
+use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, FloodSlot, Port, PortSlot, Segment, Template};
+use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Template};
 use mgre_common::target::Target;
 use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
@@ -239,11 +239,11 @@ pub(crate) fn drops_between(
 }
 
 impl Sink for Kernel {
-    fn port_index(&mut self, ifindex: u32, id: u32) {
+    fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         // The others are found in the hash map.
         let slot = self.loaded.tables.port_slots.get(PortSlot::index(ifindex)).unwrap();
-        if id.is_multiple_of(2) {
-            slot.set(ifindex, id);
+        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
+            slot.set(ifindex, Indexed { port: id, segment });
         }
         self.loaded.tables.port_index.insert(ifindex, id, 0).unwrap();
     }
@@ -265,16 +265,15 @@ impl Sink for Kernel {
         adjacency
     }
 
-    fn endpoint(&mut self, key: EndpointKey, id: u32) {
+    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>) {
         let tables = &mut self.loaded.tables;
         let slots = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&key.words());
         let mut slots = slots.into_iter().filter_map(|slot| tables.endpoint_slots.as_ref()?.get(slot));
         // As above.
-        if key.is_indexed()
-            && id.is_multiple_of(2)
+        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2))
             && let Some(slot) = slots.find(|slot| slot.is_free())
         {
-            slot.insert(&key.words(), id);
+            slot.insert(&key.words(), Owner { adjacency: id, segment });
         }
         tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
     }

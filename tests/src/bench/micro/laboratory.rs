@@ -9,10 +9,10 @@ use aya::{
 };
 use mgre_common::{
     bench::{Settings, Step},
-    endpoint::{EndpointIndex, EndpointKey, endpoint_kind, mapped_v4},
+    endpoint::{EndpointIndex, EndpointKey, Owner, endpoint_kind, mapped_v4},
     fdb::FdbKey,
     table::{
-        Adjacency, FloodList, Port, PortSlot, Template, adjacency_flag, port_flag, segment_flag,
+        Adjacency, FloodList, Indexed, Port, PortSlot, Template, adjacency_flag, port_flag, segment_flag,
         template_flag,
     },
     target::Target,
@@ -39,7 +39,9 @@ pub const CABLE: u32 = 20;
 /// An underlay that has no queue: a bridge without ports, which throws everything away.
 pub const SINK: u32 = 30;
 /// What a measurement lasts at least.
-const LEAST_SECONDS: f64 = 0.03;
+const LEAST_SECONDS: f64 = 0.015;
+/// How often it is taken; the least counts, because what disturbs it adds to it.
+const TAKES: usize = 3;
 
 /// The port's station.
 pub const STATION: MacAddr = MacAddr([0x06, 0, 0, 0, 0, 1]);
@@ -180,7 +182,11 @@ impl Programs {
         port.segment.store(SEGMENT.into(), Ordering::Relaxed);
         port.max_frame.store(1518, Ordering::Relaxed);
         port.flags.store(port_flag::VALID | port_flag::UP | port_flag::EXPRESS, Ordering::Release);
-        tables.port_slots.get(PortSlot::index(PORT)).context("no slot")?.set(PORT, 0);
+        tables
+            .port_slots
+            .get(PortSlot::index(PORT))
+            .context("no slot")?
+            .set(PORT, Indexed { port: 0, segment: SEGMENT.into() });
         self.flood_slot(0, Target::port(0))
     }
 
@@ -203,7 +209,7 @@ impl Programs {
         let places = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&words);
         if let Some(slot) = places.into_iter().filter_map(|slot| slots.get(slot)).find(|slot| slot.is_free())
         {
-            slot.insert(&words, peer);
+            slot.insert(&words, Owner { adjacency: peer, segment: SEGMENT.into() });
         }
         self.loaded.tables.endpoints.as_mut().context("no endpoints")?.insert(words, peer, 0)?;
         self.flood_slot(1 + peer, Target::adjacency(peer))
@@ -244,6 +250,7 @@ impl Programs {
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&PORT.to_ne_bytes());
         let program = load::xdp(&mut self.loaded.programs, name)?;
         let mut repeat = 1000_u32;
+        let mut takes = Vec::new();
         loop {
             stop::check()?;
             let options = TestRunOptions {
@@ -257,7 +264,11 @@ impl Programs {
             let seconds = cpu_seconds()? - start;
             ensure!(result.return_value == wanted, "{name} returned {}", result.return_value);
             if seconds >= LEAST_SECONDS {
-                return Ok(seconds * 1e9 / f64::from(repeat));
+                takes.push(seconds * 1e9 / f64::from(repeat));
+                if takes.len() == TAKES {
+                    return takes.into_iter().min_by(f64::total_cmp).context("no take");
+                }
+                continue;
             }
             repeat = (f64::from(repeat) * (LEAST_SECONDS * 1.3 / seconds).clamp(2.0, 50.0)) as u32;
         }
