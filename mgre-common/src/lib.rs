@@ -13,7 +13,7 @@
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
 //! - [`reason`]: the one table of drop reasons;
-//! - [`bench`]: for the benchmark's programs;
+//! - [`mod@bench`]: for the benchmark's programs;
 //! - [`event`]: what the datapath reports to the daemon.
 
 #![cfg_attr(not(any(test, loom)), no_std)]
