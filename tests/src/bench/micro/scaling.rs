@@ -89,9 +89,10 @@ pub fn run(object: &Path, plan: Plan) -> Result<Report> {
         tables.extend(laboratory.enter(|| measure(object, size, &Demand::ALL, rounds))?);
     }
     let mut peers = Vec::new();
-    for count in PEER_COUNTS {
+    let counts = if plan.quick { &PEER_COUNTS[2..] } else { &PEER_COUNTS };
+    for count in counts {
         eprintln!("scaling  {count} peers");
-        let size = Size { entries: PEER_ENTRIES, peers: count };
+        let size = Size { entries: PEER_ENTRIES, peers: *count };
         peers.extend(laboratory.enter(|| measure(object, size, &[Demand::Uniform], rounds))?);
     }
     Ok(Report {
