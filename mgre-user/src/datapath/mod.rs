@@ -127,7 +127,7 @@ impl Datapath {
             Op::SetEndpoint(key, id) => {
                 let adjacency = self.tables.adjacencies.get(*id).context("no such adjacency")?;
                 let segment = adjacency.segment.load(Ordering::Relaxed);
-                self.endpoints.set(key, Owner { adjacency: *id, segment }, now)?;
+                self.endpoints.set(key, Owner { adjacency: *id, segment, flags: 0 }, now)?;
             }
             Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,

@@ -51,7 +51,7 @@ pub fn segment_mtu(state: &State, observed: &Observed, segment: &Segment) -> u32
         Mtu::Auto => {
             let underlays = state.underlays.keys().filter_map(|name| observed.link(name));
             let underlay = underlays.map(|link| link.mtu).min().unwrap_or(USUAL_MTU);
-            template::overlay_mtu(underlay, segment.key.is_some())
+            template::overlay_mtu(underlay, if segment.key.is_some() { 28 } else { 24 })
         }
     }
 }

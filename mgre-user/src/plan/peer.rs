@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
 use mgre_common::table::{Template, template_flag};
-use mgre_common::template::{self, OuterV4};
+use mgre_common::template::{self, DontFragment, Encapsulation, Key, Outer, Tos};
 use mgre_common::wire::{ETHERNET_LEN, MacAddr};
 
 use super::{AdjacencyRecord, Observed};
@@ -177,13 +177,16 @@ pub(super) fn adjacency(
     member: &Member,
     way: &Way,
 ) -> AdjacencyRecord {
-    let outer = OuterV4 {
-        source: way.source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-        destination: remote.octets(),
+    let outer = Outer {
+        source: IpAddr::V4(way.source.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        destination: IpAddr::V4(remote),
         ttl: peer.ttl,
-        tos: peer.tos,
-        key: member.key,
-        dont_fragment: peer.df == Df::Set,
+        tos: Tos::Fixed(peer.tos),
+        key: member.key.map_or(Key::None, Key::Plain),
+        dont_fragment: if peer.df == Df::Set { DontFragment::Set } else { DontFragment::Unset },
+        checksum: false,
+        sequence: false,
+        encapsulation: Encapsulation::Gre,
     };
     let link = way.exit.filter(|_| way.source.is_some()).map(|exit| template::Link {
         ifindex: exit.ifindex,
@@ -191,7 +194,7 @@ pub(super) fn adjacency(
         destination_mac: way.next_hop,
         mtu: exit.mtu,
     });
-    let mut template = Template::gre_v4(&outer, link.as_ref());
+    let mut template = Template::new(&outer, link.as_ref());
     if template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
         template.flags |= template_flag::EXPRESS;
         let kind = observed.links.get(&template.ifindex).and_then(|link| link.kind.as_deref());
