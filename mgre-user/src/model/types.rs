@@ -9,6 +9,11 @@ use std::str::FromStr;
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+/// Whether a value need not be said.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// How programs are to be attached to an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
