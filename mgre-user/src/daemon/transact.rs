@@ -150,7 +150,7 @@ impl Engine {
             self.names.ask_again(self.index.dns_names());
             self.take_outcomes(&before);
             self.follow_neighbors(&before).await;
-            if interfaces {
+            if interfaces || self.compiled.mtus_differ(&before) {
                 self.fit_interfaces().await;
             }
         }

@@ -246,10 +246,13 @@ fn the_mtu_of_a_segment() {
     observed.routes.insert(ip("192.0.2.3"), None);
     let compiled = compiled.next(&state, &observed);
     assert_eq!(mtu_of(&compiled, &state, &observed, "red"), 1500 - (28 + 4 + 4 + 8) - 14);
-    let told = set(PeerSettings { mtu: Some(Mtu::Fixed(1000)), ..PeerSettings::default() });
-    let state = state.apply(told, &Ids::default()).expect("a state");
-    let compiled = compiled.next(&state, &observed);
-    assert_eq!(mtu_of(&compiled, &state, &observed, "red"), 1000);
+    for (told, mtu) in [(1300, 1300), (1000, 1280)] {
+        let told = set(PeerSettings { mtu: Some(Mtu::Fixed(told)), ..PeerSettings::default() });
+        let state = state.apply(told, &Ids::default()).expect("a state");
+        let next = compiled.next(&state, &observed);
+        assert!(next.mtus_differ(&compiled));
+        assert_eq!(mtu_of(&next, &state, &observed, "red"), mtu, "an interface keeps its IPv6");
+    }
 }
 
 #[test]
