@@ -125,6 +125,10 @@ impl<'a> Draft<'a> {
         }
         let underlay = match self.state.underlays.get(&interface) {
             None => Underlay { locals: added, mode: mode.unwrap_or_default() },
+            Some(underlay) if added.iter().any(|local| underlay.locals.contains(local)) => {
+                let hint = "; to change it, remove it first (mgre underlay del)";
+                return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
+            }
             Some(underlay) if mode.is_some_and(|mode| mode != underlay.mode) => {
                 return Err(ModelError::UnderlayMode { interface, mode: underlay.mode });
             }
@@ -150,13 +154,11 @@ impl<'a> Draft<'a> {
             let locals: Vec<String> = underlay.locals.iter().map(|local| local.to_string()).collect();
             return Err(ModelError::not_found("local address", &local.to_string(), locals.iter()));
         }
+        let mode = underlay.mode;
         match underlay.locals.without(local) {
-            Some(locals) => {
-                let underlay = Underlay { locals, mode: underlay.mode };
-                drop(underlays.insert(interface.to_owned(), underlay));
-            }
-            None => drop(underlays.remove(interface)),
-        }
+            Some(locals) => underlays.insert(interface.to_owned(), Underlay { locals, mode }),
+            None => underlays.remove(interface),
+        };
         Ok(())
     }
 

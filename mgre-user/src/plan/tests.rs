@@ -27,13 +27,17 @@ fn peer(remote: &str, segments: &[&str]) -> PeerSettings {
     }
 }
 
+fn underlay(interface: &str, local: &str) -> Change {
+    Change::AddUnderlay { interface: interface.into(), locals: address(local).into(), mode: None }
+}
+
 /// Two segments, one port and two peers.
 fn state() -> State {
     let changes = [
-        Change::AddUnderlay { interface: "wan0".into(), local: address("192.0.2.1"), mode: Mode::Auto },
+        underlay("wan0", "192.0.2.1"),
         Change::AddSegment { name: "red".into(), settings: settings(Some(7)) },
         Change::AddSegment { name: "blue".into(), settings: settings(None) },
-        Change::AddPort { segment: "red".into(), interface: "lan0".into(), mode: Mode::Auto },
+        Change::AddPort { segment: "red".into(), interface: "lan0".into(), vlan: None, mode: Mode::Auto },
         Change::AddPeer { name: "b".into(), settings: peer("192.0.2.2", &["red", "blue"]) },
         Change::AddPeer { name: "c".into(), settings: peer("198.51.100.3", &["red"]) },
     ];
@@ -139,13 +143,14 @@ fn what_is_missing_makes_a_peer_unresolved_and_says_why() {
 #[derive(Debug, Default, PartialEq)]
 struct Model {
     plan: Plan,
-    port_index: BTreeMap<u32, u32>,
+    port_index: BTreeMap<u32, PortIndex>,
+    vlan_ports: BTreeMap<(u32, u16), u32>,
 }
 
 impl Model {
     /// Takes a step; whatever the tables refer to must be there after each.
     fn take(&mut self, op: Op) {
-        let Self { plan, port_index } = self;
+        let Self { plan, port_index, vlan_ports } = self;
         match op {
             Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex).is_none()),
             Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex).is_some()),
@@ -158,9 +163,11 @@ impl Model {
             Op::RemoveAdjacency(id) => assert!(plan.adjacencies.remove(&id).is_some()),
             Op::SetPort(id, record) => _ = plan.ports.insert(id, record),
             Op::RemovePort(id) => assert!(plan.ports.remove(&id).is_some()),
-            Op::SetPortIndex(ifindex, id) => _ = port_index.insert(ifindex, id),
+            Op::SetPortIndex(ifindex, to) => _ = port_index.insert(ifindex, to),
+            Op::SetVlanPort(vlan, id) => _ = vlan_ports.insert(vlan, id),
+            Op::RemoveVlanPort(vlan) => assert!(vlan_ports.remove(&vlan).is_some()),
             Op::RemovePortIndex(ifindex) => assert!(port_index.remove(&ifindex).is_some()),
-            Op::SetEndpoint(key, id) => _ = plan.endpoints.insert(key, id),
+            Op::SetEndpoint(key, owner) => _ = plan.endpoints.insert(key, owner),
             Op::RemoveEndpoint(key) => assert!(plan.endpoints.remove(&key).is_some()),
             Op::SetFlood(segment, targets) => _ = plan.floods.insert(segment, targets),
             Op::RemoveSegment(segment) => assert!(plan.floods.remove(&segment).is_some()),
@@ -171,13 +178,19 @@ impl Model {
     }
 
     fn check(&self) {
-        let Self { plan, port_index } = self;
+        let Self { plan, port_index, vlan_ports } = self;
         for targets in plan.floods.values() {
             assert!(targets.ports.iter().all(|id| plan.ports.contains_key(id)));
             assert!(targets.adjacencies.iter().all(|id| plan.adjacencies.contains_key(id)));
         }
-        assert!(plan.endpoints.values().all(|id| plan.adjacencies.contains_key(id)));
-        assert!(port_index.values().all(|id| plan.ports.contains_key(id)));
+        assert!(plan.endpoints.values().all(|owner| plan.adjacencies.contains_key(&owner.adjacency)));
+        assert!(vlan_ports.values().all(|id| plan.ports.contains_key(id)));
+        for (ifindex, to) in port_index {
+            assert!(match to {
+                PortIndex::Port(id) => plan.ports.contains_key(id),
+                PortIndex::ByVlan => vlan_ports.range((*ifindex, 0)..=(*ifindex, 4095)).next().is_some(),
+            });
+        }
         assert!(plan.fixed.values().all(|entry| match entry.target.kind() {
             TargetKind::Port(id) => plan.ports.contains_key(&id),
             TargetKind::Adjacency(id) => plan.adjacencies.contains_key(&id),
@@ -189,7 +202,7 @@ impl Model {
 prop_compose! {
     /// A plan whose references resolve, over few enough ids that two plans overlap.
     fn plan()(
-        ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>()), 0..5),
+        ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>(), 0u16..3), 0..5),
         adjacencies in prop::collection::btree_map(0u32..6, (1u16..4, 0u32..3), 0..6),
         underlay in any::<bool>(),
     ) -> Plan {
@@ -200,11 +213,14 @@ prop_compose! {
         if underlay {
             plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None, optional: false });
         }
-        for (id, (segment, up, host)) in ports {
-            let ifindex = 10 + id;
-            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up, express: up });
+        for (id, (segment, up, host, trunk)) in ports {
+            // Some share an interface, each with a VLAN of its own; one may be for frames without a tag.
+            let host = host && trunk == 0;
+            let (ifindex, vlan) = if trunk == 0 { (10 + id, 0) } else { (20 + u32::from(trunk), id as u16) };
+            let peer = !host && up;
+            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, host, peer, express: up });
             let hook = if host { Hook::HostPort } else { Hook::Port };
-            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{id}"), xdp: None, optional: false });
+            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{ifindex}"), xdp: None, optional: false });
             if up {
                 plan.devices.insert(ifindex);
             }
@@ -215,10 +231,11 @@ prop_compose! {
         for (id, (segment, mtu)) in adjacencies {
             let mut template: Template = bytemuck::Zeroable::zeroed();
             template.max_frame = mtu;
-            plan.adjacencies.insert(id, AdjacencyRecord { segment, template });
+            let flags = u32::from(mtu == 2);
+            plan.adjacencies.insert(id, AdjacencyRecord { segment, flags, template });
             plan.floods.entry(segment).or_default().adjacencies.insert(id);
             let key = EndpointKey { remote: [id; 4], local: [0; 4], key: segment.into(), kind: 2 };
-            plan.endpoints.insert(key, id);
+            plan.endpoints.insert(key, EndpointOwner { adjacency: id, flags });
         }
         for segment in 2..4 {
             if plan.floods[&segment] == FloodTargets::default() {
