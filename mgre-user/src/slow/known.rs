@@ -1,8 +1,9 @@
 //! What the datapath knows of peers, for those beside the engine. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_kind};
 use mgre_common::table::{OuterFamily, Template, template_flag, template_option};
 use mgre_common::wire::{ETHERNET_LEN, GRE_FIELD_LEN, GRE_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN};
@@ -17,18 +18,44 @@ const ENTROPY_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 pub struct Known {
     endpoints: OrdMap<EndpointKey, u32>,
     adjacencies: OrdMap<u32, AdjacencyRecord>,
+    /// How many of the adjacencies are GRE in UDP.
+    udp: usize,
 }
 
 impl Known {
-    /// Of a plan.
-    pub fn new(plan: &Plan) -> Self {
-        Self { endpoints: plan.endpoints.clone(), adjacencies: plan.adjacencies.clone() }
+    /// Becomes what a plan says. Costs what is different.
+    pub fn follow(&mut self, plan: &Plan) {
+        let udp = |record: &AdjacencyRecord| usize::from(record.template.options & template_option::UDP != 0);
+        for item in self.adjacencies.diff(&plan.adjacencies) {
+            let (old, new) = match item {
+                DiffItem::Add(_, new) => (None, Some(new)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+            };
+            self.udp += new.map_or(0, udp);
+            self.udp -= old.map_or(0, udp);
+        }
+        self.endpoints = plan.endpoints.clone();
+        self.adjacencies = plan.adjacencies.clone();
+    }
+
+    /// Whether some peer is sent GRE in UDP.
+    pub const fn has_udp(&self) -> bool {
+        self.udp > 0
     }
 
     /// Whether packets go between a peer's endpoint and one of ours.
     pub fn is_peer(&self, remote: IpAddr, local: IpAddr) -> bool {
         let [remote, local] = [remote, local].map(endpoint_address);
         self.endpoints.contains_key(&EndpointKey { remote, local, key: 0, kind: endpoint_kind::KNOWN })
+    }
+
+    /// Our endpoints.
+    pub fn locals(&self) -> impl Iterator<Item = IpAddr> {
+        let first = EndpointKey { remote: [0; 4], local: [0; 4], key: 0, kind: 0 };
+        let last = EndpointKey { remote: [0; 4], local: [u32::MAX; 4], key: u32::MAX, kind: u32::MAX };
+        let ours = self.endpoints.range(first..=last).filter(|(key, _)| key.kind == endpoint_kind::LOCAL);
+        ours.map(|(key, _)| address(key.local))
     }
 
     /// The outer headers of all that is sent from one endpoint to another.
@@ -50,6 +77,12 @@ impl Known {
         let routed = template.flags & template_flag::ROUTED != 0;
         routed.then(|| template.max_frame + u32::from(template.header_len) - ETHERNET_LEN as u32)
     }
+}
+
+/// An address in the form of [`EndpointKey`] as the one that it is.
+fn address(words: [u32; 4]) -> IpAddr {
+    let octets: [u8; 16] = bytemuck::cast(words);
+    Ipv6Addr::from(octets).to_canonical()
 }
 
 /// Where a template's IP header ends.
@@ -132,22 +165,60 @@ pub(super) mod tests {
     /// A plan's part with these adjacencies.
     pub(crate) fn known(outers: &[Outer]) -> Known {
         let mut known = Known::default();
+        known.follow(&plan(outers));
+        known
+    }
+
+    fn plan(outers: &[Outer]) -> Plan {
+        let mut plan = Plan::default();
         for (id, outer) in (0_u32..).zip(outers) {
             let [remote, local] = [outer.destination, outer.source].map(endpoint_address);
             let (kind, key) = endpoint_key(outer.key);
-            known.endpoints.insert(EndpointKey { remote, local, key, kind }, id);
+            plan.endpoints.insert(EndpointKey { remote, local, key, kind }, id);
             let kind = endpoint_kind::KNOWN;
-            known.endpoints.insert(EndpointKey { remote, local, key: 0, kind }, 0);
+            plan.endpoints.insert(EndpointKey { remote, local, key: 0, kind }, 0);
             let record = AdjacencyRecord { segment: 1, template: template(outer) };
-            known.adjacencies.insert(id, record);
+            plan.adjacencies.insert(id, record);
         }
-        known
+        plan
     }
 
     /// What stands behind the IP header.
     pub(crate) fn rest(outer: &Outer) -> Vec<u8> {
         let template = template(outer);
         template.header[payload_at(&template)..template.header_len.into()].to_vec()
+    }
+
+    #[test]
+    fn gre_in_udp_is_noticed_when_it_comes_and_when_it_goes() {
+        let udp = Outer { encapsulation: Encapsulation::GreUdp, ..outer(false) };
+        let mut known = Known::default();
+        for (outers, has) in [
+            (vec![outer(false)], false),
+            (vec![outer(false), udp], true),
+            (vec![udp, outer(false)], true),
+            (vec![udp, udp], true),
+            (vec![udp], true),
+            (vec![outer(true)], false),
+            (vec![udp], true),
+            (vec![], false),
+        ] {
+            known.follow(&plan(&outers));
+            assert_eq!(known.has_udp(), has, "{outers:?}");
+        }
+    }
+
+    #[test]
+    fn our_endpoints() {
+        let mut known = known(&[outer(false), outer(true)]);
+        assert_eq!(known.locals().count(), 0);
+        let locals = [addresses(false).1, addresses(true).1];
+        for local in locals.map(endpoint_address) {
+            let key = EndpointKey { remote: [0; 4], local, key: 0, kind: endpoint_kind::LOCAL };
+            known.endpoints.insert(key, 0);
+        }
+        let found: std::collections::BTreeSet<_> = known.locals().collect();
+        assert_eq!(found, locals.into());
     }
 
     #[test]

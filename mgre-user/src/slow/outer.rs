@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mgre_common::checksum::{add_bytes, checksum, fold};
 use mgre_common::wire::{
-    ETHERNET_LEN, EtherType, GRE_IN_UDP_PORT, GreFlags, IPV4_LEN, IPV6_LEN, IpProtocol, MacAddr, UDP_LEN,
+    ETHERNET_LEN, EtherType, GRE_IN_UDP_PORT, IPV4_LEN, IPV6_LEN, IpProtocol, MacAddr, UDP_LEN,
 };
 
 const DONT_FRAGMENT: u8 = 0x40;
@@ -42,12 +42,6 @@ pub fn take_v4(packet: &[u8]) -> Option<(Header, &[u8])> {
         dont_fragment: ip[6] & DONT_FRAGMENT != 0,
     };
     Some((header, packet.get(header_len..)?))
-}
-
-/// The version of a GRE header; none if there is no whole header.
-pub fn gre_version(gre: &[u8]) -> Option<u16> {
-    let flags = GreFlags(u16::from_be_bytes(*gre.first_chunk()?));
-    (gre.len() >= flags.header_len()).then_some(flags.version())
 }
 
 /// The UDP header of a GRE-in-UDP packet whose checksum was right. `None` if it does not fit.
@@ -171,14 +165,6 @@ mod tests {
     }
 
     #[test]
-    fn versions_and_short_headers() {
-        assert_eq!(gre_version(&[0, 0, 0x65, 0x58]), Some(0));
-        assert_eq!(gre_version(&[0x30, 1, 0x88, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0]), Some(1));
-        assert_eq!(gre_version(&[0x20, 0, 0x65, 0x58, 0, 0, 0]), None, "no whole key");
-        assert_eq!(gre_version(&[0]), None);
-    }
-
-    #[test]
     fn a_udp_header_as_another_implementation_reads_it() {
         let payload = [0, 0, 0x65, 0x58, 1, 2, 3, 4, 5];
         for v6 in [false, true] {
@@ -220,7 +206,6 @@ mod tests {
         #[test]
         fn arbitrary_bytes_do_no_harm(bytes: Vec<u8>, first: u8) {
             take_v4(&bytes);
-            gre_version(&bytes);
             sent(&bytes);
             let mut bytes = bytes;
             if bytes.len() > 15 {

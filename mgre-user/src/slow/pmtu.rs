@@ -30,7 +30,9 @@ impl PathMtus {
     pub fn forget(&mut self, now: Instant) -> Vec<IpAddr> {
         let old: Vec<IpAddr> =
             self.0.iter().filter(|(_, (_, until))| *until <= now).map(|(remote, _)| *remote).collect();
-        old.iter().for_each(|remote| drop(self.0.remove(remote)));
+        for remote in &old {
+            self.0.remove(remote);
+        }
         old
     }
 }

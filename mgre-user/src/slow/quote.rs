@@ -27,6 +27,11 @@ pub struct Narrow {
     pub mtu: u32,
 }
 
+/// Whether an ICMP or ICMPv6 message may say that a packet was too big.
+pub fn is_about_size(message: &[u8]) -> bool {
+    matches!(message, [3, 4, ..] | [2, 0, ..])
+}
+
 /// Reads an ICMP message, from its type on. None if it is no such message, or not about a packet of ours.
 pub fn read_v4(message: &[u8], known: &Known) -> Option<Narrow> {
     let (header, quote) = message.split_first_chunk::<ICMP_LEN>()?;
