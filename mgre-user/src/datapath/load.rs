@@ -66,6 +66,8 @@ pub struct Tables {
     pub endpoint_slots: Option<SharedArray<EndpointSlot>>,
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
+    /// [`map_name::VLAN_PORTS`], by [`VlanKey`](mgre_common::table::VlanKey).
+    pub vlan_ports: Option<HashMap<MapData, u64, u32>>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
@@ -238,6 +240,7 @@ impl Tables {
             endpoint_slots: Some(shared(programs, map_name::ENDPOINT_SLOTS)?),
             devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
+            vlan_ports: programs.take_map(map_name::VLAN_PORTS).map(HashMap::try_from).transpose()?,
             endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }
