@@ -22,6 +22,8 @@ use super::shared::{Shared, SharedArray};
 pub const PORT_PROGRAM: &str = "mgre_port";
 /// Name of the program for packets from the underlay.
 pub const UNDERLAY_PROGRAM: &str = "mgre_underlay";
+/// Name of the program for frames of the slow path.
+pub const SLOW_PROGRAM: &str = "mgre_slow";
 /// Names of the XDP programs for frames from ports: for buffers of one page, and of several.
 pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
 /// Names of the XDP programs for packets from the underlay: for buffers of one page, and of several.
@@ -80,6 +82,8 @@ pub struct Loaded {
     pub tables: Tables,
     /// The event ring, until its reader takes it.
     pub events: Option<RingBuf<MapData>>,
+    /// The ring of frames that are too big, until its reader takes it.
+    pub too_big: Option<RingBuf<MapData>>,
     /// What the programs were told.
     pub config: Config,
 }
@@ -127,7 +131,9 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
     }
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
-    Ok(Loaded { programs, tables, events, config })
+    // TODO-MERGE: required once the datapath has it.
+    let too_big = programs.take_map(map_name::TOO_BIG).map(RingBuf::try_from).transpose()?;
+    Ok(Loaded { programs, tables, events, too_big, config })
 }
 
 fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {

@@ -106,6 +106,7 @@ impl Datapath {
             Op::Attach { ifindex, hook, attachment } => {
                 self.attachments.attach(&mut self.programs, *ifindex, *hook, attachment)?;
             }
+            Op::SetSlow(ifindex) => self.set_slow(*ifindex),
             Op::AddDevice(ifindex) => self.tables.devices.insert(*ifindex, *ifindex, None, 0)?,
             // An interface that is gone took its entry with it.
             Op::RemoveDevice(ifindex) => self.tables.devices.remove(*ifindex).or_else(not_there)?,
@@ -135,7 +136,11 @@ impl Datapath {
             Op::SetEndpoint(key, EndpointOwner { adjacency, flags }) => {
                 let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
                 let segment = record.segment.load(Ordering::Relaxed) as u16;
-                self.endpoints.set(key, Owner { adjacency: *adjacency, segment, flags: *flags as u16 }, now)?;
+                self.endpoints.set(
+                    key,
+                    Owner { adjacency: *adjacency, segment, flags: *flags as u16 },
+                    now,
+                )?;
             }
             Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
@@ -153,6 +158,14 @@ impl Datapath {
             removed.extend(self.fdb.remove_where(|entry| entry.target == target));
         }
         self.counters().clear(target);
+    }
+
+    /// A pair without programs would lose what it is given.
+    fn set_slow(&self, ifindex: u32) {
+        let works = self.attachments.all_attached(Hook::Slow);
+        if let Some(clock) = self.tables.clock.get(0) {
+            clock.slow_ifindex.store(if works { ifindex } else { 0 }, Ordering::Release);
+        }
     }
 
     fn set_adjacency(&mut self, id: u32, record: &AdjacencyRecord) -> Result<()> {
@@ -222,7 +235,9 @@ impl Datapath {
         }
         port.flags.store(flags, Ordering::Release);
         let slot = self.tables.port_slots.get(PortSlot::index(record.ifindex));
-        if let Some(slot) = slot.filter(|slot| slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)) {
+        if let Some(slot) = slot.filter(|slot| {
+            slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)
+        }) {
             slot.set(record.ifindex, Indexed { port: id, segment: record.segment.into() });
         }
         if was_up && !record.up {

@@ -8,7 +8,7 @@ use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_kind};
 use mgre_common::table::{OuterFamily, Template, template_flag, template_option};
 use mgre_common::wire::{ETHERNET_LEN, GRE_FIELD_LEN, GRE_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN};
 
-use crate::plan::{AdjacencyRecord, Plan};
+use crate::plan::{AdjacencyRecord, EndpointOwner, Plan};
 
 /// UDP source ports that say which flow it is (RFC 8086 3.2.1).
 const ENTROPY_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
@@ -16,7 +16,7 @@ const ENTROPY_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 /// Endpoints, and what is sent to them. As cheap to copy as a [`Plan`].
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    endpoints: OrdMap<EndpointKey, u32>,
+    endpoints: OrdMap<EndpointKey, EndpointOwner>,
     adjacencies: OrdMap<u32, AdjacencyRecord>,
     /// How many of the adjacencies are GRE in UDP.
     udp: usize,
@@ -63,8 +63,8 @@ impl Known {
         let [remote, local] = [remote, local].map(endpoint_address);
         let first = EndpointKey { remote, local, key: 0, kind: 0 };
         let last = EndpointKey { key: u32::MAX, kind: u32::MAX, ..first };
-        let adjacency = |(key, id): (&EndpointKey, &u32)| {
-            let record = key.is_indexed().then(|| self.adjacencies.get(id)).flatten()?;
+        let adjacency = |(key, owner): (&EndpointKey, &EndpointOwner)| {
+            let record = key.is_indexed().then(|| self.adjacencies.get(&owner.adjacency)).flatten()?;
             Some(&record.template)
         };
         self.endpoints.range(first..=last).filter_map(adjacency)
@@ -174,10 +174,11 @@ pub(super) mod tests {
         for (id, outer) in (0_u32..).zip(outers) {
             let [remote, local] = [outer.destination, outer.source].map(endpoint_address);
             let (kind, key) = endpoint_key(outer.key);
-            plan.endpoints.insert(EndpointKey { remote, local, key, kind }, id);
+            let owner = EndpointOwner { adjacency: id, flags: 0 };
+            plan.endpoints.insert(EndpointKey { remote, local, key, kind }, owner);
             let kind = endpoint_kind::KNOWN;
-            plan.endpoints.insert(EndpointKey { remote, local, key: 0, kind }, 0);
-            let record = AdjacencyRecord { segment: 1, template: template(outer) };
+            plan.endpoints.insert(EndpointKey { remote, local, key: 0, kind }, EndpointOwner::default());
+            let record = AdjacencyRecord { segment: 1, flags: 0, template: template(outer) };
             plan.adjacencies.insert(id, record);
         }
         plan
@@ -215,7 +216,7 @@ pub(super) mod tests {
         let locals = [addresses(false).1, addresses(true).1];
         for local in locals.map(endpoint_address) {
             let key = EndpointKey { remote: [0; 4], local, key: 0, kind: endpoint_kind::LOCAL };
-            known.endpoints.insert(key, 0);
+            known.endpoints.insert(key, EndpointOwner::default());
         }
         let found: std::collections::BTreeSet<_> = known.locals().collect();
         assert_eq!(found, locals.into());

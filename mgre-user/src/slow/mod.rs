@@ -232,9 +232,7 @@ impl Slow {
                 let listener = Listener::new(v6, self.narrow.0.clone(), shared);
                 listener.map(|listener| Task::spawn(listener.run()))
             }
-            Work::Cut(pair) => {
-                Cutter::new(pair.outer.0, shared).map(|cutter| Task::spawn(cutter.run()))
-            }
+            Work::Cut(pair) => Cutter::new(pair.outer.0, shared).map(|cutter| Task::spawn(cutter.run())),
         };
         match task {
             Ok(task) => {
@@ -253,7 +251,10 @@ impl Slow {
 
 /// Has the runtime say when a socket can be read.
 fn readable(socket: Socket) -> io::Result<AsyncFd<Socket>> {
-    AsyncFd::with_interest(socket, Interest::READABLE)
+    // SAFETY: a socket is open and names the same file until it is dropped, which AsyncFd does only
+    // after taking it out of the reactor.
+    let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
 }
 
 fn read(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {

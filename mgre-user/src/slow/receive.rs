@@ -100,8 +100,9 @@ impl Receiver {
         self.shared.counters.count(Happening::Reassembled);
         let frame = match udp {
             None => frame(self.macs, &header, [&[], payload]),
-            Some(port) => udp_header(&header, port, payload)
-                .and_then(|udp| frame(self.macs, &header, [&udp, payload])),
+            Some(port) => {
+                udp_header(&header, port, payload).and_then(|udp| frame(self.macs, &header, [&udp, payload]))
+            }
         };
         let sent = frame.ok_or(io::ErrorKind::InvalidInput.into()).and_then(|frame| self.frames.send(&frame));
         self.shared.counters.count(match sent {
@@ -141,9 +142,9 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut control = Vec::with_capacity(CONTROL);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;
-    let message =
-        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let mut datagram = Datagram { length: message.bytes, from: message.address.and_then(from), ttl: None, tos: 0 };
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut datagram =
+        Datagram { length: message.bytes, from: message.address.and_then(from), ttl: None, tos: 0 };
     for said in message.cmsgs()? {
         match said {
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {

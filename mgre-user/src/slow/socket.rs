@@ -5,7 +5,7 @@ use std::mem::zeroed;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use libc::{c_int, sock_filter, socklen_t};
+use libc::{c_int, socklen_t};
 use mgre_common::wire::{GRE_IN_UDP_PORT, GreFlags, IpProtocol};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
@@ -85,20 +85,17 @@ fn bind(socket: &Socket, local: IpAddr, port: u16, with_header: bool) -> io::Res
 pub(super) fn gre(local: IpAddr) -> io::Result<Socket> {
     let socket = open(domain(local), Type::RAW, IpProtocol::GRE.0.into())?;
     // Version 1 is PPTP's and the kernel's. The filter sees an IPv4 packet from its IP header on.
-    let version = match local {
-        IpAddr::V4(_) => vec![
-            statement(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0),
-            statement(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, 0),
-        ],
-        IpAddr::V6(_) => vec![statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0)],
-    };
-    let judge = [
+    let at = if local.is_ipv4() { libc::BPF_IND } else { libc::BPF_ABS };
+    let version = [
+        // Where the IP header ends; no use for IPv6.
+        statement(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0),
+        statement(libc::BPF_LD | libc::BPF_H | at, 0),
         statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, GreFlags::VERSION.into()),
         unless_skip(1),
         REFUSE,
         ACCEPT,
     ];
-    socket.attach_filter(&[&version[..], &judge].concat())?;
+    socket.attach_filter(&version)?;
     bind(&socket, local, 0, true)?;
     Ok(socket)
 }
