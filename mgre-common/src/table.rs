@@ -268,6 +268,8 @@ pub mod template_flag {
     /// What XDP sends back out of the interface that it came in by (`XDP_TX`) gets out.
     /// A veth's does only if its other end has an XDP program (veth_xdp_flush()).
     pub const SENDS_BACK: u8 = 1 << 4;
+    /// What does not fit and may be fragmented inside is sent, and the outer packet fragmented.
+    pub const FRAGMENTS: u8 = 1 << 5;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
@@ -322,6 +324,25 @@ pub struct Sequence {
 /// A sequence number that is too old is taken all the same when nothing was taken for so
 /// many seconds: the peer began anew.
 pub const SEQUENCE_MEMORY_SECONDS: u32 = 10;
+
+impl Sequence {
+    /// Whether a packet with this number is to be taken, and notes that it was. Numbers that
+    /// are the last one taken, or up to 2^31 - 1 before it, are old.
+    ///
+    /// Of packets that two CPUs look at in the same moment, both may be taken.
+    #[inline(always)]
+    pub fn accept(&self, number: u32, seconds: u32) -> bool {
+        let now = seconds.wrapping_add(1);
+        let last = self.received.load(Ordering::Relaxed);
+        let remembered = last != 0 && now.wrapping_sub((last >> 32) as u32) < SEQUENCE_MEMORY_SECONDS;
+        let ahead = number.wrapping_sub(last as u32).cast_signed();
+        if remembered && ahead <= 0 && ahead != i32::MIN {
+            return false;
+        }
+        self.received.store((now as u64) << 32 | number as u64, Ordering::Relaxed);
+        true
+    }
+}
 
 /// One peer in one segment.
 #[repr(C, align(64))]
@@ -432,6 +453,8 @@ impl FloodSlot {
 mod pod {
     // SAFETY: the type is `bytemuck::Pod`: any bits are a value and no byte is padding.
     unsafe impl aya::Pod for super::Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VlanKey {}
 }
 
 #[cfg(test)]
@@ -458,6 +481,23 @@ mod tests {
         assert_eq!(PortSlot::index(5), PortSlot::index(5 + PORT_SLOTS));
         slot.clear();
         assert!(slot.is_free());
+    }
+
+    /// RFC 2890 2.2: what is old, and what follows a peer's new start.
+    #[test]
+    fn sequence_numbers() {
+        let sequence = Sequence::default();
+        assert!(sequence.accept(0, 0), "the first one, whatever it is");
+        assert!(!sequence.accept(0, 0), "twice");
+        assert!(sequence.accept(1, 0) && sequence.accept(5, 0), "with a gap");
+        for old in [5, 4, 0, u32::MAX, 6_u32.wrapping_sub(1 << 31)] {
+            assert!(!sequence.accept(old, 9), "{old}");
+        }
+        assert!(sequence.accept(5_u32.wrapping_add(1 << 31), 9), "half way round is no longer before");
+        assert!(sequence.accept(u32::MAX, 9) && sequence.accept(0, 9), "it wraps");
+        assert!(!sequence.accept(u32::MAX, 18), "nine seconds later it is remembered");
+        assert!(sequence.accept(0, 19), "ten seconds later it began anew");
+        assert!(!sequence.accept(0, 19));
     }
 
     #[test]

@@ -167,6 +167,9 @@ impl Template {
         writer.put_gre(outer);
 
         template.header_len = writer.len as u16;
+        if outer.dont_fragment != DontFragment::Set {
+            template.flags |= template_flag::FRAGMENTS;
+        }
         if template.family == OuterFamily::Ipv4 as u8 {
             let ip = &template.header[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN];
             template.checksum_base = checksum::fold(checksum::add_bytes(0, ip));

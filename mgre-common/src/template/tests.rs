@@ -77,11 +77,12 @@ fn flags_say_what_the_datapath_has_to_do() {
         (template.flags, template.options)
     };
     assert_eq!(flags(DontFragment::Set, |outer| outer), (usual, 0));
-    assert_eq!(flags(DontFragment::Unset, |outer| outer), (usual | template_flag::NEEDS_ID, 0));
-    let inherit = (usual | template_flag::NEEDS_ID, template_option::INHERIT_DF);
+    let fragments = usual | template_flag::FRAGMENTS;
+    assert_eq!(flags(DontFragment::Unset, |outer| outer), (fragments | template_flag::NEEDS_ID, 0));
+    let inherit = (fragments | template_flag::NEEDS_ID, template_option::INHERIT_DF);
     assert_eq!(flags(DontFragment::Inherit, |outer| outer), inherit);
     // IPv6 has neither the bit nor the identification.
-    assert_eq!(flags(DontFragment::Inherit, over_ipv6), (usual, 0));
+    assert_eq!(flags(DontFragment::Inherit, over_ipv6), (fragments, 0));
     let asked = Template::new(&outer(Key::None), Some(&Link { destination_mac: None, ..LINK }));
     assert_eq!((asked.flags, asked.ifindex, asked.max_frame), (template_flag::ROUTED, 7, 1476));
     let unresolved = Template::new(&outer(Key::Plain(1)), None);

@@ -116,6 +116,11 @@ impl Datapath {
                 if let Some(adjacency) = self.tables.adjacencies.get(*id) {
                     adjacency.flags.store(0, Ordering::Release);
                 }
+                // Who gets the number next begins anew.
+                if let Some(sequence) = self.tables.sequences.get(*id) {
+                    sequence.sent.store(0, Ordering::Relaxed);
+                    sequence.received.store(0, Ordering::Relaxed);
+                }
                 self.forget(Target::adjacency(*id), removed);
             }
             Op::SetPort(id, record) => self.set_port(*id, record, removed)?,
@@ -128,10 +133,10 @@ impl Datapath {
             Op::SetPortIndex(ifindex, to) => self.set_port_index(*ifindex, *to)?,
             Op::RemovePortIndex(ifindex) => self.remove_port_index(*ifindex)?,
             Op::SetVlanPort((ifindex, vlan), id) => {
-                self.vlan_ports()?.insert(VlanKey::new(*ifindex, *vlan).0, id, 0)?;
+                self.tables.vlan_ports.insert(VlanKey::new(*ifindex, *vlan), id, 0)?;
             }
             Op::RemoveVlanPort((ifindex, vlan)) => {
-                self.vlan_ports()?.remove(&VlanKey::new(*ifindex, *vlan).0).or_else(not_there)?;
+                self.tables.vlan_ports.remove(&VlanKey::new(*ifindex, *vlan)).or_else(not_there)?;
             }
             Op::SetEndpoint(key, EndpointOwner { adjacency, flags }) => {
                 let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
@@ -186,10 +191,6 @@ impl Datapath {
         let full = adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::FULL;
         adjacency.flags.store(adjacency_flag::VALID | full | record.flags, Ordering::Release);
         Ok(())
-    }
-
-    fn vlan_ports(&mut self) -> Result<&mut aya::maps::HashMap<aya::maps::MapData, u64, u32>> {
-        self.tables.vlan_ports.as_mut().context("the datapath knows no ports by VLAN")
     }
 
     fn set_port_index(&mut self, ifindex: u32, to: PortIndex) -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use mgre_common::event::TooBig;
+use mgre_common::target::{Mark, Target};
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -82,14 +83,16 @@ impl Teller {
     }
 
     fn tell(&mut self, event: &TooBig) -> Option<()> {
-        let captured = event.bytes.get(..event.captured as usize)?;
+        let head = &event.head;
+        let captured = event.bytes.get(..head.captured as usize)?;
         let oversize = Oversize::new(captured)?;
         if !self.limit.take(oversize.sender(), Instant::now()) {
             return None;
         }
-        let frame = oversize.answer(event.mtu, event.tag);
+        let frame = oversize.answer(head.mtu, head.tag);
+        let mark = Mark { target: Target::from_bits(head.source), hops: u8::MAX };
         let sent = self.socket().and_then(|socket| {
-            socket.set_mark(event.source)?;
+            socket.set_mark(mark.to_bits())?;
             socket.send(&frame)
         });
         match sent {
