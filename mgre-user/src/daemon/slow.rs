@@ -6,6 +6,7 @@ use mgre_common::wire::MacAddr;
 
 use super::engine::Engine;
 use super::observe::Stale;
+use crate::api::messages::SlowPathView;
 use crate::netlink::Link;
 use crate::slow::Pair;
 use crate::slow::counters::Happening;
@@ -106,6 +107,21 @@ impl Engine {
             self.observed.path_mtu.insert(remote, mtu);
             self.stale.told = true;
             self.catch_up_soon();
+        }
+    }
+
+    pub(super) fn slow_path_view(&self) -> SlowPathView {
+        let count = |happening| self.slow.counters().get(happening);
+        SlowPathView {
+            problems: self.no_pair.iter().cloned().chain(self.slow.failures()).collect(),
+            reassembled: count(Happening::Reassembled),
+            reinjected: count(Happening::Reinjected),
+            refused: count(Happening::Refused),
+            fragmented: count(Happening::Fragmented),
+            icmp_sent: count(Happening::IcmpSent),
+            icmp_suppressed: count(Happening::IcmpSuppressed),
+            icmp_received: count(Happening::IcmpReceived),
+            icmp_ignored: count(Happening::IcmpIgnored),
         }
     }
 
