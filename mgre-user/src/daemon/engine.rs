@@ -404,7 +404,7 @@ impl Engine {
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.keep_again(&links, forgotten).await;
-        if stale.links || !stale.some_links.is_empty() {
+        if stale.links || !stale.some_links.is_empty() || self.compiled.mtus_differ(&before) {
             self.fit_interfaces().await;
         }
         self.caught_up = (Instant::now(), started.elapsed());

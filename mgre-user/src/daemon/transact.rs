@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use imbl::ordmap::DiffItem;
+
 use super::check::{check, warnings};
 use super::engine::Engine;
 use super::journal::Entry;
@@ -148,11 +150,12 @@ impl Engine {
             self.names.ask_again(self.index.dns_names());
             self.take_outcomes(&before);
             self.follow_neighbors(&before).await;
-            if interfaces {
+            if interfaces || self.compiled.mtus_differ(&before) {
                 self.fit_interfaces().await;
             }
         }
         self.forget_routes(&before, &remotes);
+        self.miss_routes(&before);
         for (reply, applied) in answers {
             answer(reply, Ok(applied));
         }
@@ -291,16 +294,28 @@ impl Engine {
     /// Forgets routes to endpoints that no peer has (any more).
     fn forget_routes(&mut self, before: &Compiled, remotes: &BTreeSet<IpAddr>) {
         let gone = before.peers.diff(&self.compiled.peers).filter_map(|item| match item {
-            imbl::ordmap::DiffItem::Add(..) => None,
-            imbl::ordmap::DiffItem::Update { old: (_, was), .. } | imbl::ordmap::DiffItem::Remove(_, was) => {
-                was.endpoint
-            }
+            DiffItem::Add(..) => None,
+            DiffItem::Update { old: (_, was), .. } | DiffItem::Remove(_, was) => was.endpoint,
         });
         let candidates: BTreeSet<IpAddr> = gone.chain(remotes.iter().copied()).collect();
         for remote in candidates {
             if self.compiled.peers_at(remote).next().is_none() {
                 self.observed.routes.remove(&remote);
             }
+        }
+    }
+
+    /// Has routes looked up to endpoints that are known by name only, and were not used before.
+    fn miss_routes(&mut self, before: &Compiled) {
+        let endpoints = before.peers.diff(&self.compiled.peers).filter_map(|item| match item {
+            DiffItem::Add(_, now) | DiffItem::Update { new: (_, now), .. } => now.endpoint,
+            DiffItem::Remove(..) => None,
+        });
+        let missing: BTreeSet<IpAddr> =
+            endpoints.filter(|endpoint| !self.observed.routes.contains_key(endpoint)).collect();
+        if !missing.is_empty() {
+            self.stale.some_routes.extend(missing);
+            self.catch_up_soon();
         }
     }
 

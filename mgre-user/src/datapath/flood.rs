@@ -218,8 +218,10 @@ mod tests {
                     .get(&segment)
                     .map(|list| read(&floods.slots, *list).into_iter().collect())
                     .unwrap_or_default();
-                let targets = FloodTargets { hub: false, ports: ports.iter().copied().collect(),
+                let targets = FloodTargets {
+                    ports: ports.iter().copied().collect(),
                     adjacencies: adjacencies.iter().copied().collect(),
+                    ..FloodTargets::default()
                 };
                 let wanted: BTreeSet<Target> = ports
                     .iter()
@@ -250,9 +252,9 @@ mod tests {
             let now = round * QUARANTINE_SECONDS;
             floods.wake(now);
             let targets = FloodTargets {
-                hub: false,
                 ports: [round].into_iter().collect(),
                 adjacencies: (0_u32..20).collect(),
+                ..FloodTargets::default()
             };
             floods.set(1, &targets, now, |_| {}).expect("room");
         }
@@ -265,15 +267,15 @@ mod tests {
     fn no_room_is_an_error_and_changes_nothing() {
         let mut floods = Floods::new(SharedArray::anonymous(32));
         let small = FloodTargets {
-            hub: false,
             ports: [1_u32].into_iter().collect(),
             adjacencies: [1_u32, 2].into_iter().collect(),
+            ..FloodTargets::default()
         };
         floods.set(1, &small, 0, |_| {}).expect("room");
         let large = FloodTargets {
-            hub: false,
             ports: [1_u32].into_iter().collect(),
             adjacencies: (0_u32..40).collect(),
+            ..FloodTargets::default()
         };
         floods.set(1, &large, 0, |_| panic!("published")).expect_err("no room");
         assert_eq!(floods.lists[&1].order, [1, 2]);

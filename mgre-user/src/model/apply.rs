@@ -150,13 +150,11 @@ impl<'a> Draft<'a> {
             let locals: Vec<String> = underlay.locals.iter().map(|local| local.to_string()).collect();
             return Err(ModelError::not_found("local address", &local.to_string(), locals.iter()));
         }
+        let mode = underlay.mode;
         match underlay.locals.without(local) {
-            Some(locals) => {
-                let underlay = Underlay { locals, mode: underlay.mode };
-                drop(underlays.insert(interface.to_owned(), underlay));
-            }
-            None => drop(underlays.remove(interface)),
-        }
+            Some(locals) => underlays.insert(interface.to_owned(), Underlay { locals, mode }),
+            None => underlays.remove(interface),
+        };
         Ok(())
     }
 

@@ -6,14 +6,17 @@ use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Change, Df, Ids, Mode, PeerSettings, SegmentSettings, State, StaticTarget};
-use crate::model::{HostInterface, Mtu};
+use crate::model::{
+    Change, Df, Encap, HostInterface, Ids, Mode, Mtu, PeerSettings, SegmentSettings, State, StaticTarget, Tos,
+};
 
 /// Few of everything, so that things meet.
 const INTERFACES: [&str; 4] = ["if1", "if2", "if3", "if4"];
 const SEGMENTS: [&str; 3] = ["red", "blue", "green"];
 const PEERS: [&str; 5] = ["a", "b", "c", "d", "e"];
-const REMOTES: [&str; 5] = ["192.0.2.2", "192.0.2.3", "198.51.100.4", "one.example", "two.example"];
+const REMOTES: [&str; 7] =
+    ["192.0.2.2", "192.0.2.3", "198.51.100.4", "2001:db8::5", "2001:db8::6", "one.example", "two.example"];
+const NAMES: std::ops::Range<usize> = 5..7;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -23,15 +26,18 @@ enum Step {
     NoLink(u32),
     Features { index: u32, bits: u64 },
     OwnXdp(u32, bool),
-    Endpoint { name: usize, last: u8 },
+    Endpoint { name: usize, v4: Option<u8>, v6: Option<u8> },
     Route { last: u8, route: Option<Route> },
     NoRoute(u8),
     Neighbor { ifindex: u32, last: u8, mac: Option<u8> },
+    PathMtu { last: u8, mtu: Option<u32> },
+    Slow(Option<(u32, u32)>),
 }
 
 fn ip(last: u8) -> IpAddr {
     match last {
         4 => "198.51.100.4".parse().expect("an address"),
+        5.. => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()]),
         last => IpAddr::from([192, 0, 2, last]),
     }
 }
@@ -42,46 +48,72 @@ fn mac(last: u8) -> MacAddr {
 
 fn peer_settings() -> impl Strategy<Value = PeerSettings> {
     let segments = prop::sample::subsequence(SEGMENTS.to_vec(), 1..=3);
-    (prop::option::of(0..REMOTES.len()), prop::option::of(segments), prop::option::of(1_u8..3), any::<bool>())
-        .prop_map(|(remote, segments, ttl, fixed)| PeerSettings {
+    let places = (prop::option::of(0..REMOTES.len()), prop::option::of(segments));
+    let df = prop_oneof![Just(None), Just(Some(Df::Unset)), Just(Some(Df::Inherit))];
+    let options = (prop::option::of(1_u8..3), df, prop::option::weighted(0.2, Just(Mtu::Fixed(1300))));
+    let tos = prop::option::of(prop_oneof![Just(Tos::Fixed(0)), Just(Tos::Inherit)]);
+    let encap = prop::option::of(prop_oneof![Just(Encap::Gre), Just(Encap::GreUdp)]);
+    (places, options, tos, encap, any::<[Option<bool>; 2]>()).prop_map(
+        |((remote, segments), (ttl, df, mtu), tos, encap, [csum, seq])| PeerSettings {
             remote: remote.map(|index| REMOTES[index].to_owned()),
             segments: segments.map(|names| names.into_iter().map(str::to_owned).collect()),
             ttl,
-            df: fixed.then_some(Df::Unset),
-            mtu: fixed.then_some(Mtu::Fixed(1300)),
+            tos,
+            df,
+            mtu,
+            csum,
+            seq,
+            encap,
             ..PeerSettings::default()
-        })
+        },
+    )
 }
 
 fn change() -> impl Strategy<Value = Change> {
     let interface = || (0..INTERFACES.len()).prop_map(|index| INTERFACES[index].to_owned());
     let segment = || (0..SEGMENTS.len()).prop_map(|index| SEGMENTS[index].to_owned());
     let name = || (0..PEERS.len()).prop_map(|index| PEERS[index].to_owned());
-    let settings = || {
-        prop::option::of(0_u32..3)
-            .prop_map(|key| SegmentSettings { key: Some(key), ..SegmentSettings::default() })
+    let local = || {
+        (1_u8..3, any::<bool>()).prop_map(|(last, v4)| match v4 {
+            true => IpAddr::from([203, 0, 113, last]),
+            false => IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last.into()]),
+        })
     };
-    let target = prop_oneof![name().prop_map(StaticTarget::Peer), interface().prop_map(StaticTarget::Port)];
+    let settings = || {
+        (prop::option::of(0_u32..3), prop::option::weighted(0.2, 0x1000_u32..0x1002), any::<Option<bool>>())
+            .prop_map(|(key, vsid, clamp_mss)| SegmentSettings {
+                key: vsid.is_none().then_some(key),
+                vsid: vsid.map(Some),
+                clamp_mss,
+                ..SegmentSettings::default()
+            })
+    };
+    let port = || {
+        (interface(), prop::option::of(1_u16..3)).prop_map(|(interface, vlan)| match vlan {
+            Some(vlan) => format!("{interface}.{vlan}"),
+            None => interface,
+        })
+    };
+    let target = prop_oneof![name().prop_map(StaticTarget::Peer), port().prop_map(StaticTarget::Port)];
     let host = prop::option::of(1_u8..4)
         .prop_map(|last| HostInterface { addresses: Vec::new(), mac: last.map(mac) });
     prop_oneof![
-        2 => (interface(), 1_u8..3).prop_map(|(interface, last)| Change::AddUnderlay {
+        3 => (interface(), local()).prop_map(|(interface, local)| Change::AddUnderlay {
             interface,
-            local: IpAddr::from([203, 0, 113, last]),
-            mode: Mode::Auto,
+            locals: local.into(),
+            mode: None,
         }),
-        1 => interface().prop_map(|interface| Change::DelUnderlay { interface }),
+        1 => (interface(), prop::option::of(local()))
+            .prop_map(|(interface, local)| Change::DelUnderlay { interface, local }),
         3 => (segment(), settings()).prop_map(|(name, settings)| Change::AddSegment { name, settings }),
         1 => (segment(), settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         1 => segment().prop_map(|name| Change::DelSegment { name }),
-        2 => (segment(), interface()).prop_map(|(segment, interface)| Change::AddPort {
-            segment,
-            interface,
-            mode: Mode::Auto,
+        3 => (segment(), interface(), prop::option::of(1_u16..3)).prop_map(|(segment, interface, vlan)| {
+            Change::AddPort { segment, interface, vlan, mode: Mode::Auto }
         }),
         1 => (segment(), interface(), host)
             .prop_map(|(segment, interface, host)| Change::CreatePort { segment, interface, host }),
-        1 => interface().prop_map(|interface| Change::DelPort { interface }),
+        1 => port().prop_map(|name| Change::DelPort { name }),
         6 => (name(), peer_settings()).prop_map(|(name, settings)| Change::AddPeer { name, settings }),
         3 => (name(), peer_settings()).prop_map(|(name, settings)| Change::SetPeer { name, settings }),
         2 => name().prop_map(|name| Change::DelPeer { name }),
@@ -96,9 +128,13 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn step() -> impl Strategy<Value = Step> {
     let last = || 2_u8..7;
-    let route = (1_u32..6, prop::option::of(5_u8..7), any::<bool>()).prop_map(|(ifindex, gateway, local)| {
-        Route { ifindex, gateway: gateway.map(ip), local: local && ifindex == 1, ..Route::default() }
-    });
+    let mtu = prop::option::weighted(0.3, 1280_u32..1282);
+    let route = (1_u32..6, prop::option::of(4_u8..7), any::<bool>(), mtu).prop_map(
+        |(ifindex, gateway, local, mtu)| {
+            let (gateway, local) = (gateway.map(ip), local && ifindex == 1);
+            Route { ifindex, gateway, local, mtu, ..Route::default() }
+        },
+    );
     prop_oneof![
         8 => prop::collection::vec(change(), 1..4).prop_map(Step::Wanted),
         3 => (1_u32..6, 0..INTERFACES.len(), 1_u8..4, 1400_u32..1402, prop::bool::weighted(0.8))
@@ -106,9 +142,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_u32..6).prop_map(Step::NoLink),
         1 => (1_u32..6, 0_u64..8).prop_map(|(index, bits)| Step::Features { index, bits }),
         1 => (1_u32..6, any::<bool>()).prop_map(|(index, own)| Step::OwnXdp(index, own)),
-        1 => (3..REMOTES.len(), last()).prop_map(|(name, last)| Step::Endpoint { name, last }),
+        1 => (NAMES, prop::option::of(2_u8..5), prop::option::of(5_u8..7))
+            .prop_map(|(name, v4, v6)| Step::Endpoint { name, v4, v6 }),
         4 => (last(), prop::option::weighted(0.8, route)).prop_map(|(last, route)| Step::Route { last, route }),
         1 => last().prop_map(Step::NoRoute),
+        2 => (last(), prop::option::of(1280_u32..1282)).prop_map(|(last, mtu)| Step::PathMtu { last, mtu }),
+        1 => prop::option::of((1_u32..6, 1_u32..6)).prop_map(Step::Slow),
         4 => (1_u32..6, last(), prop::option::weighted(0.8, 1_u8..4))
             .prop_map(|(ifindex, last, mac)| Step::Neighbor { ifindex, last, mac }),
     ]
@@ -147,11 +186,19 @@ impl Step {
             }
             Self::OwnXdp(index, true) => drop(observed.own_xdp.insert(index)),
             Self::OwnXdp(index, false) => drop(observed.own_xdp.remove(&index)),
-            Self::Endpoint { name, last } => {
-                observed.endpoints.insert(REMOTES[name].to_owned(), ip(last));
+            Self::Endpoint { name, v4, v6 } => {
+                let v4 = v4.map(ip).and_then(|v4| v4.to_string().parse().ok());
+                let v6 = v6.map(ip).and_then(|v6| v6.to_string().parse().ok());
+                observed.endpoints.insert(REMOTES[name].to_owned(), Endpoints { v4, v6 });
             }
             Self::Route { last, route } => drop(observed.routes.insert(ip(last), route)),
             Self::NoRoute(last) => drop(observed.routes.remove(&ip(last))),
+            Self::PathMtu { last, mtu: Some(mtu) } => drop(observed.path_mtu.insert(ip(last), mtu)),
+            Self::PathMtu { last, mtu: None } => drop(observed.path_mtu.remove(&ip(last))),
+            Self::Slow(ends) => {
+                let end = |index| (index, mac(1));
+                observed.slow = ends.map(|(inner, outer)| Pair { inner: end(inner), outer: end(outer) });
+            }
             Self::Neighbor { ifindex, last, mac: Some(octet) } => {
                 let neighbor = Neighbor { mac: Some(mac(octet)), usable: octet != 3 };
                 observed.neighbors.insert((ifindex, ip(last)), neighbor);
@@ -183,6 +230,7 @@ proptest! {
             prop_assert_eq!(&compiled.hooks, &anew.hooks);
             prop_assert_eq!(&compiled.remotes, &anew.remotes);
             prop_assert_eq!(&compiled.next_hops, &anew.next_hops);
+            prop_assert_eq!(&compiled.mtus, &anew.mtus);
         }
     }
 }

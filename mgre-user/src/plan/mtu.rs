@@ -11,6 +11,9 @@ use crate::model::{Mtu, Segment, State, Underlay};
 
 /// The MTU of an underlay that is not known (yet).
 const USUAL_MTU: u32 = 1500;
+/// An interface with less has no IPv6: the kernel takes its addresses away. IPv6 packets of up
+/// to this length pass any tunnel (RFC 7676 3.2), and who sends longer IPv4 ones is told.
+const LEAST_MTU: u32 = 1280;
 
 impl AdjacencyRecord {
     /// The largest inner packet, without its Ethernet header, in bytes; none while there is no way to the peer.
@@ -26,7 +29,10 @@ impl Compiled {
     pub fn segment_mtu(&self, state: &State, observed: &Observed, segment: &Segment) -> u32 {
         match segment.mtu {
             Mtu::Fixed(mtu) => mtu,
-            Mtu::Auto => self.least_mtu(segment.id).unwrap_or_else(|| usual_mtu(state, observed, segment)),
+            Mtu::Auto => {
+                let fits = self.least_mtu(segment.id);
+                fits.unwrap_or_else(|| usual_mtu(state, observed, segment)).max(LEAST_MTU)
+            }
         }
     }
 
@@ -34,6 +40,12 @@ impl Compiled {
     fn least_mtu(&self, segment: u16) -> Option<u32> {
         let ((id, mtu), _) = self.mtus.range((segment, 0)..).next()?;
         (*id == segment).then_some(*mtu)
+    }
+
+    /// Whether the MTU of some segment may be another one than in `old`.
+    pub fn mtus_differ(&self, old: &Self) -> bool {
+        // Another count alone makes no difference.
+        old.mtus.diff(&self.mtus).any(|item| !matches!(item, DiffItem::Update { .. }))
     }
 
     /// Brings the counts of MTUs up to date.

@@ -27,13 +27,17 @@ fn peer(remote: &str, segments: &[&str]) -> PeerSettings {
     }
 }
 
+fn underlay(interface: &str, local: &str) -> Change {
+    Change::AddUnderlay { interface: interface.into(), locals: address(local).into(), mode: None }
+}
+
 /// Two segments, one port and two peers.
 fn state() -> State {
     let changes = [
-        Change::AddUnderlay { interface: "wan0".into(), local: address("192.0.2.1"), mode: Mode::Auto },
+        underlay("wan0", "192.0.2.1"),
         Change::AddSegment { name: "red".into(), settings: settings(Some(7)) },
         Change::AddSegment { name: "blue".into(), settings: settings(None) },
-        Change::AddPort { segment: "red".into(), interface: "lan0".into(), mode: Mode::Auto },
+        Change::AddPort { segment: "red".into(), interface: "lan0".into(), vlan: None, mode: Mode::Auto },
         Change::AddPeer { name: "b".into(), settings: peer("192.0.2.2", &["red", "blue"]) },
         Change::AddPeer { name: "c".into(), settings: peer("198.51.100.3", &["red"]) },
     ];
@@ -94,6 +98,29 @@ fn everything_resolved() {
 }
 
 #[test]
+fn the_narrowest_of_link_route_and_path_counts() {
+    let state = state();
+    let mtu = |route: Option<u32>, path: Option<u32>| {
+        let mut observed = observed();
+        let remote = address("192.0.2.2");
+        observed.routes.insert(remote, Some(Route { ifindex: 2, mtu: route, ..Route::default() }));
+        observed.path_mtu.extend(path.map(|mtu| (remote, mtu)));
+        let Compiled { plan, peers, .. } = compile(&state, &observed);
+        let PeerStatus::Up(next_hop) = peers["b"].status else { panic!("not up") };
+        let max_frame = |segment| plan.adjacencies[&state.peers["b"].segments[segment]].template.max_frame;
+        assert_eq!((max_frame("red"), max_frame("blue")), (next_hop.mtu - 28, next_hop.mtu - 24));
+        // Another peer's path is another.
+        let other = plan.adjacencies[&state.peers["c"].segments["red"]].template.max_frame;
+        assert_eq!(other, 1500 - 28);
+        next_hop.mtu
+    };
+    assert_eq!(mtu(None, None), 1500);
+    assert_eq!(mtu(None, Some(1400)), 1400);
+    assert_eq!((mtu(Some(1300), Some(1400)), mtu(Some(1400), Some(1300))), (1300, 1300));
+    assert_eq!(mtu(None, Some(9000)), 1500);
+}
+
+#[test]
 fn keyless_and_key_zero_are_different_endpoints() {
     let state = state();
     let zero = state
@@ -139,28 +166,33 @@ fn what_is_missing_makes_a_peer_unresolved_and_says_why() {
 #[derive(Debug, Default, PartialEq)]
 struct Model {
     plan: Plan,
-    port_index: BTreeMap<u32, u32>,
+    port_index: BTreeMap<u32, PortIndex>,
+    vlan_ports: BTreeMap<(u32, u16), u32>,
 }
 
 impl Model {
     /// Takes a step; whatever the tables refer to must be there after each.
     fn take(&mut self, op: Op) {
-        let Self { plan, port_index } = self;
+        let Self { plan, port_index, vlan_ports } = self;
         match op {
+            Op::SetSlow(ifindex) => plan.slow = ifindex,
             Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex).is_none()),
             Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex).is_some()),
             Op::Attach { ifindex, hook, attachment } => {
                 assert!(plan.attachments.insert((ifindex, hook), attachment).is_none());
-                assert!(hook == Hook::Underlay || port_index.contains_key(&ifindex), "{ifindex}");
+                let needs_no_port = matches!(hook, Hook::Underlay | Hook::Slow);
+                assert!(needs_no_port || port_index.contains_key(&ifindex), "{ifindex}");
             }
             Op::Detach { ifindex, hook } => assert!(plan.attachments.remove(&(ifindex, hook)).is_some()),
             Op::SetAdjacency(id, record) => _ = plan.adjacencies.insert(id, record),
             Op::RemoveAdjacency(id) => assert!(plan.adjacencies.remove(&id).is_some()),
             Op::SetPort(id, record) => _ = plan.ports.insert(id, record),
             Op::RemovePort(id) => assert!(plan.ports.remove(&id).is_some()),
-            Op::SetPortIndex(ifindex, id) => _ = port_index.insert(ifindex, id),
+            Op::SetPortIndex(ifindex, to) => _ = port_index.insert(ifindex, to),
+            Op::SetVlanPort(vlan, id) => _ = vlan_ports.insert(vlan, id),
+            Op::RemoveVlanPort(vlan) => assert!(vlan_ports.remove(&vlan).is_some()),
             Op::RemovePortIndex(ifindex) => assert!(port_index.remove(&ifindex).is_some()),
-            Op::SetEndpoint(key, id) => _ = plan.endpoints.insert(key, id),
+            Op::SetEndpoint(key, owner) => _ = plan.endpoints.insert(key, owner),
             Op::RemoveEndpoint(key) => assert!(plan.endpoints.remove(&key).is_some()),
             Op::SetFlood(segment, targets) => _ = plan.floods.insert(segment, targets),
             Op::RemoveSegment(segment) => assert!(plan.floods.remove(&segment).is_some()),
@@ -171,13 +203,21 @@ impl Model {
     }
 
     fn check(&self) {
-        let Self { plan, port_index } = self;
+        let Self { plan, port_index, vlan_ports } = self;
+        let taken = |ifindex| plan.attachments.contains_key(&(ifindex, Hook::Slow));
+        assert!(plan.slow == 0 || taken(plan.slow), "frames would be lost at {}", plan.slow);
         for targets in plan.floods.values() {
             assert!(targets.ports.iter().all(|id| plan.ports.contains_key(id)));
             assert!(targets.adjacencies.iter().all(|id| plan.adjacencies.contains_key(id)));
         }
-        assert!(plan.endpoints.values().all(|id| plan.adjacencies.contains_key(id)));
-        assert!(port_index.values().all(|id| plan.ports.contains_key(id)));
+        assert!(plan.endpoints.values().all(|owner| plan.adjacencies.contains_key(&owner.adjacency)));
+        assert!(vlan_ports.values().all(|id| plan.ports.contains_key(id)));
+        for (ifindex, to) in port_index {
+            assert!(match to {
+                PortIndex::Port(id) => plan.ports.contains_key(id),
+                PortIndex::ByVlan => vlan_ports.range((*ifindex, 0)..=(*ifindex, 4095)).next().is_some(),
+            });
+        }
         assert!(plan.fixed.values().all(|entry| match entry.target.kind() {
             TargetKind::Port(id) => plan.ports.contains_key(&id),
             TargetKind::Adjacency(id) => plan.adjacencies.contains_key(&id),
@@ -189,9 +229,10 @@ impl Model {
 prop_compose! {
     /// A plan whose references resolve, over few enough ids that two plans overlap.
     fn plan()(
-        ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>()), 0..5),
+        ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>(), 0u16..3), 0..5),
         adjacencies in prop::collection::btree_map(0u32..6, (1u16..4, 0u32..3), 0..6),
         underlay in any::<bool>(),
+        slow in prop::option::of(30_u32..33),
     ) -> Plan {
         let mut plan = Plan::default();
         for segment in 1..4 {
@@ -200,11 +241,20 @@ prop_compose! {
         if underlay {
             plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None, optional: false });
         }
-        for (id, (segment, up, host)) in ports {
-            let ifindex = 10 + id;
-            plan.ports.insert(id, PortRecord { ifindex, segment, max_frame: 1518, up, host, peer: !host && up, express: up });
+        if let Some(slow) = slow {
+            plan.slow = slow;
+            let attachment = Attachment { interface: "slow".into(), xdp: None, optional: true };
+            plan.attachments.insert((slow, Hook::Slow), attachment.clone());
+            plan.attachments.insert((slow + 10, Hook::Slow), attachment);
+        }
+        for (id, (segment, up, host, trunk)) in ports {
+            // Some share an interface, each with a VLAN of its own; one may be for frames without a tag.
+            let host = host && trunk == 0;
+            let (ifindex, vlan) = if trunk == 0 { (10 + id, 0) } else { (20 + u32::from(trunk), id as u16) };
+            let peer = !host && up;
+            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, host, peer, express: up });
             let hook = if host { Hook::HostPort } else { Hook::Port };
-            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{id}"), xdp: None, optional: false });
+            plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{ifindex}"), xdp: None, optional: false });
             if up {
                 plan.devices.insert(ifindex);
             }
@@ -215,10 +265,11 @@ prop_compose! {
         for (id, (segment, mtu)) in adjacencies {
             let mut template: Template = bytemuck::Zeroable::zeroed();
             template.max_frame = mtu;
-            plan.adjacencies.insert(id, AdjacencyRecord { segment, template });
+            let flags = u32::from(mtu == 2);
+            plan.adjacencies.insert(id, AdjacencyRecord { segment, flags, template });
             plan.floods.entry(segment).or_default().adjacencies.insert(id);
             let key = EndpointKey { remote: [id; 4], local: [0; 4], key: segment.into(), kind: 2 };
-            plan.endpoints.insert(key, id);
+            plan.endpoints.insert(key, EndpointOwner { adjacency: id, flags });
         }
         for segment in 2..4 {
             if plan.floods[&segment] == FloodTargets::default() {

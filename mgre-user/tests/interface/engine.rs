@@ -57,10 +57,12 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
     SegmentView {
         name: name.clone(),
         key: segment.key,
+        vsid: segment.vsid,
         mtu: None,
         aging_seconds: segment.aging_seconds,
         max_macs: segment.max_macs,
         hub: segment.hub,
+        clamp_mss: segment.clamp_mss,
         peers: 0,
         ports: 0,
         fdb_entries: 0,

@@ -83,6 +83,8 @@ fn routes() {
         ip("route add 198.51.100.0/24 via 192.0.2.2 mtu 1400");
         ip("route add 203.0.113.0/24 via inet6 2001:db8::2 dev near");
         ip("route add 2001:db8:1::/48 via 2001:db8::2");
+        ip("route add 2001:db8:2::/48 via 2001:db8::2 mtu 1400");
+        ip("route add 2001:db8:3::/48 via fe80::2 dev near");
         for (net, kind) in ["unreachable", "prohibit", "blackhole"].into_iter().enumerate() {
             ip(&format!("route add {kind} 10.{net}.0.0/16"));
             ip(&format!("route add {kind} 2001:db8:10{net}::/48"));
@@ -97,6 +99,8 @@ fn routes() {
             ("203.0.113.9", Some("2001:db8::2"), "192.0.2.1", None),
             ("2001:db8::9", None, "2001:db8::1", None),
             ("2001:db8:1::9", Some("2001:db8::2"), "2001:db8::1", None),
+            ("2001:db8:2::9", Some("2001:db8::2"), "2001:db8::1", Some(1400)),
+            ("2001:db8:3::9", Some("fe80::2"), "2001:db8::1", None),
         ] {
             let route = lookup(dst).await.unwrap();
             assert_eq!(route.ifindex, near, "{dst}");
@@ -113,6 +117,13 @@ fn routes() {
         }
         for dst in ["2001:db9::1", "2001:db8:100::1", "2001:db8:101::1", "2001:db8:102::1"] {
             assert_eq!(lookup(dst).await, None, "{dst}");
+        }
+
+        // Another MTU is another answer, for either IP version.
+        for (net, dst) in [("198.51.100.0/24", "198.51.100.9"), ("2001:db8:2::/48", "2001:db8:2::9")] {
+            let via = if net.contains(':') { "2001:db8::2" } else { "192.0.2.2" };
+            ip(&format!("route replace {net} via {via} mtu 1300"));
+            assert_eq!(lookup(dst).await.unwrap().mtu, Some(1300), "{dst}");
         }
 
         ip("addr add 192.0.2.7/32 dev near");
@@ -147,6 +158,30 @@ fn a_veth_is_made_whole() {
         // Too small for IPv6, which is then not there to be turned off.
         let (small, _) = netlink.create_veth("small", "smallp", None, 1000, "mgre").await.unwrap();
         assert_eq!(small.mtu, 1000);
+    });
+}
+
+#[test]
+fn a_pair_is_silent_and_one_end_is_given_finished_frames() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        let (inner, outer) = netlink.create_pair(["near0", "far0"], 65_535, "mgre:lab:slow").await.unwrap();
+        assert_eq!((inner.name.as_str(), outer.name.as_str()), ("near0", "far0"));
+        assert_eq!((inner.peer_index, outer.peer_index), (Some(outer.index), Some(inner.index)));
+        for end in [&inner, &outer] {
+            assert_eq!(
+                (end.alias.as_deref(), end.mtu, end.up),
+                (Some("mgre:lab:slow"), 65_535, true),
+                "{end:?}"
+            );
+            assert_eq!(ip(&format!("-6 -o addr show dev {}", end.name)), "");
+        }
+        let found = netlink.links().await.unwrap().into_iter().find(|link| link.name == "near0").unwrap();
+        assert!(found.running && found.peer_index == Some(outer.index));
+        let error = netlink.create_pair(["near0", "far1"], 65_535, "x").await.unwrap_err();
+        assert_eq!(error.to_string(), "interface name near0 is taken");
+        netlink.delete_link(inner.index).await.unwrap();
+        assert_eq!(names(&netlink).await, ["lo"]);
     });
 }
 

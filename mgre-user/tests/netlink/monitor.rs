@@ -36,6 +36,8 @@ fn the_monitor_sees_changes_at_once() {
         for command in [
             "route add 203.0.113.0/24 via 192.0.2.2",
             "route add 2001:db8:1::/48 via 2001:db8::2",
+            "route replace 203.0.113.0/24 via 192.0.2.2 mtu 1400",
+            "route replace 2001:db8:1::/48 via 2001:db8::2 mtu 1400",
             "rule add to 203.0.113.0/24 table 7",
             "-6 rule add to 2001:db8:7::/48 table 7",
             "nexthop add id 1 via 192.0.2.2 dev near",

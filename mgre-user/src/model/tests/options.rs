@@ -1,0 +1,180 @@
+//! Options of peers and segments, VLANs, underlays of two IP versions.
+
+use super::*;
+
+pub(super) fn key(key: u32) -> SegmentSettings {
+    SegmentSettings { key: Some(Some(key)), ..Default::default() }
+}
+
+fn vsid(vsid: u32) -> SegmentSettings {
+    SegmentSettings { vsid: Some(Some(vsid)), ..Default::default() }
+}
+
+#[test]
+fn errors_of_virtual_subnets() {
+    let add = |settings| fails(Change::AddSegment { name: "x".into(), settings });
+    for reserved in [0, 1, 0xfff, 0xff_ffff, 0x100_0000] {
+        let (kind, text) = add(vsid(reserved));
+        assert!(kind == ErrorKind::Invalid && text.contains("RFC 7637 reserves"), "{text}");
+    }
+    assert!(add(vsid(5000)).1.starts_with("segment \"virtual\" already has VSID 5000"));
+    // Whatever the flow id.
+    for looks_like in [5000 << 8, 5000 << 8 | 255] {
+        let (kind, text) = add(key(looks_like));
+        assert!(kind == ErrorKind::Conflict && text.contains("already has VSID 5000"), "{text}");
+    }
+    let both = SegmentSettings { key: Some(Some(1)), ..vsid(6000) };
+    assert_eq!(add(both), (ErrorKind::Invalid, "a segment has a key or a VSID, not both".into()));
+
+    let ids = Ids::default();
+    let change = |settings| {
+        let state = sample().apply(Change::SetSegment { name: "virtual".into(), settings }, &ids);
+        let segment = state.expect("applies").segments["virtual"].clone();
+        (segment.key, segment.vsid)
+    };
+    assert_eq!(change(key(9)), (Some(9), None), "a key takes the place of a VSID");
+    assert_eq!(change(vsid(6000)), (None, Some(6000)));
+    let neither = fails(Change::SetSegment {
+        name: "virtual".into(),
+        settings: SegmentSettings { vsid: Some(None), ..Default::default() },
+    });
+    assert!(neither.1.contains("already has no key"), "{}", neither.1);
+}
+
+#[test]
+fn nvgre_has_neither_checksum_nor_sequence_number() {
+    let ids = Ids::default();
+    for (settings, option) in [
+        (PeerSettings { csum: Some(true), ..Default::default() }, "checksums (csum)"),
+        (PeerSettings { seq: Some(true), ..Default::default() }, "sequence numbers (seq)"),
+    ] {
+        let mut new = peer("192.0.2.3", &["virtual"]);
+        (new.csum, new.seq) = (settings.csum, settings.seq);
+        let (kind, text) = fails(Change::AddPeer { name: "c".into(), settings: new });
+        let wanted = format!("peer \"c\" cannot have {option} in segment \"virtual\"");
+        assert!(kind == ErrorKind::Conflict && text.starts_with(&wanted), "{text}");
+        assert!(text.contains("RFC 7637 3.2"));
+        // Nor does a segment become one in which a peer has them.
+        let has = sample().apply(Change::SetPeer { name: "b".into(), settings }, &ids).expect("applies");
+        let error = has.apply(Change::SetSegment { name: "blue".into(), settings: vsid(6000) }, &ids);
+        assert!(error.expect_err("refused").to_string().contains(option));
+    }
+}
+
+#[test]
+fn every_option_of_a_peer_can_be_changed() {
+    let settings = PeerSettings {
+        remote: Some("2001:db8::2".into()),
+        segments: Some(vec!["plain".into()]),
+        ttl: Some(9),
+        tos: Some(Tos::Inherit),
+        df: Some(Df::Inherit),
+        mtu: Some(Mtu::Fixed(1300)),
+        max_macs: Some(5),
+        csum: Some(true),
+        seq: Some(true),
+        encap: Some(Encap::GreUdp),
+    };
+    let change = Change::SetPeer { name: "b".into(), settings };
+    let state = sample().apply(change.clone(), &Ids::default()).expect("applies");
+    let wanted = Peer {
+        remote: "2001:db8::2".into(),
+        segments: [("plain".into(), sample().peers["b"].segments["plain"])].into(),
+        ttl: 9,
+        tos: Tos::Inherit,
+        df: Df::Inherit,
+        mtu: Mtu::Fixed(1300),
+        max_macs: 5,
+        csum: true,
+        seq: true,
+        encap: Encap::GreUdp,
+    };
+    assert_eq!(*state.peers["b"], wanted);
+    let toml = Document::from_state(&state).to_toml().expect("serializes");
+    for line in ["tos = \"inherit\"", "df = \"inherit\"", "csum = true", "seq = true", "encap = \"gre-udp\""]
+    {
+        assert!(toml.contains(line), "{toml}");
+    }
+    assert_eq!(state.apply(change, &Ids::default()).expect("applies"), state);
+}
+
+#[test]
+fn an_underlay_has_an_address_of_each_version() {
+    let ids = Ids::default();
+    let add = |local: &str, mode| Change::AddUnderlay {
+        interface: "eth1".into(),
+        locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
+        mode,
+    };
+    let del = |local: &str| Change::DelUnderlay { interface: "eth1".into(), local: local.parse().ok() };
+    let one = sample().apply(add("2001:db8::9", Some(Mode::Tc)), &ids).expect("applies");
+    let both = one.apply(add("192.0.2.9", None), &ids).expect("applies");
+    assert_eq!((both.underlays["eth1"].locals.iter().count(), both.underlays["eth1"].mode), (2, Mode::Tc));
+    let error = both.apply(add("192.0.2.10", None), &ids).expect_err("a second IPv4 address");
+    assert_eq!(
+        error.to_string(),
+        "underlay eth1: an underlay has one local address for each IP version, not both 192.0.2.9 and \
+         192.0.2.10; to change it, remove it first (mgre underlay del)"
+    );
+    let error = one.apply(add("192.0.2.9", Some(Mode::Native)), &ids).expect_err("another mode");
+    assert!(error.to_string().starts_with("underlay eth1 has mode tc"), "{error}");
+    assert_eq!(both.apply(del("192.0.2.9"), &ids).expect("applies"), one);
+    let error = one.apply(del("192.0.2.9"), &ids).expect_err("not there");
+    assert_eq!(error.to_string(), "there is no local address \"192.0.2.9\" (there is: 2001:db8::9)");
+    assert_eq!(one.apply(del("2001:db8::9"), &ids).expect("the last"), sample());
+}
+
+#[test]
+fn several_ports_on_one_interface() {
+    let ids = Ids::default();
+    let add = |segment: &str, vlan, mode| Change::AddPort {
+        segment: segment.into(),
+        interface: "trunk0".into(),
+        vlan,
+        mode,
+    };
+    let all = [
+        add("plain", Some(10), Mode::Tc),
+        add("blue", Some(20), Mode::Tc),
+        add("plain", Some(20 * 10), Mode::Tc),
+        add("blue", None, Mode::Tc),
+    ];
+    let state = sample().apply_all(all, &ids).expect("applies");
+    let names: Vec<&str> = state.ports_on("trunk0").map(|(name, _)| name).collect();
+    assert_eq!(names, ["trunk0", "trunk0.10", "trunk0.20", "trunk0.200"]);
+    let error = state.apply(add("blue", Some(10), Mode::Tc), &ids).expect_err("taken");
+    assert!(error.to_string().starts_with("trunk0.10 is already a port of segment \"plain\""), "{error}");
+    let error = state.apply(add("blue", Some(30), Mode::Auto), &ids).expect_err("another mode");
+    assert_eq!(error.to_string(), "trunk0 is attached to with mode tc for port trunk0; say --mode tc");
+    let host = HostInterface::default();
+    let change = Change::CreatePort { segment: "blue".into(), interface: "trunk0.10".into(), host };
+    assert!(state.apply(change, &ids).is_err(), "the name is taken");
+    let left = state.apply(Change::DelPort { name: "trunk0.10".into() }, &ids).expect("applies");
+    assert_eq!(left.ports_on("trunk0").count(), 3);
+    let document = Document::from_state(&state);
+    let again = sample().apply_all(document.into_changes(), &ids).expect("applies");
+    assert_eq!(again.ports_on("trunk0").count(), 4);
+}
+
+/// What a daemon wrote that knew no IPv6 and none of the later options.
+#[test]
+fn older_states_are_read() {
+    let old = r#"{
+        "version": 1,
+        "underlays": {"eth0": {"local": "192.0.2.1", "mode": "auto"}},
+        "segments": {"lan": {"id": 1, "key": 7, "mtu": "auto", "aging_seconds": 300, "max_macs": 8192}},
+        "ports": {"veth0": {"id": 0, "segment": "lan", "mode": "auto", "created": null}},
+        "peers": {"b": {"remote": "192.0.2.2", "segments": {"lan": 3}, "ttl": 64, "tos": 184, "df": "unset",
+                        "mtu": 1400, "max_macs": 1024}},
+        "fdb": []
+    }"#;
+    let state = State::from_json(old).expect("reads");
+    assert_eq!(state.underlays["eth0"].locals, Locals::from(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    let peer = &state.peers["b"];
+    assert_eq!((peer.tos, peer.csum, peer.seq, peer.encap), (Tos::Fixed(184), false, false, Encap::Gre));
+    let (segment, port) = (&state.segments["lan"], &state.ports["veth0"]);
+    assert_eq!((segment.wire_key(), segment.clamp_mss, port.vlan), (Key::Plain(7), false, None));
+    // What is not used is not written, so that an older daemon reads it, too.
+    let json = serde_json::from_str::<serde_json::Value>(&state.to_json().expect("writes")).expect("JSON");
+    assert_eq!(json, serde_json::from_str::<serde_json::Value>(old).expect("JSON"));
+}
