@@ -20,3 +20,4 @@ pub mod model;
 pub mod netlink;
 pub mod object;
 pub mod plan;
+pub mod slow;

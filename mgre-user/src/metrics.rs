@@ -10,6 +10,8 @@ use std::fmt::Display;
 use mgre_common::counters::Drops;
 use mgre_common::reason::{Direction, DropReason};
 
+use crate::slow::counters::{Counters, Happening};
+
 #[cfg(test)]
 mod tests;
 
@@ -75,6 +77,8 @@ pub struct Numbers<'a> {
     pub fdb_events: u64,
     /// Learn events that were lost.
     pub fdb_events_lost: u64,
+    /// What the slow path did.
+    pub slow_path: Counters,
 }
 
 /// Numbers of a peer.
@@ -272,6 +276,12 @@ fn instance(out: &mut Text, numbers: &Numbers<'_>) {
     let lost = "Learn events that were lost: bursts beyond the limit, or a full ring.";
     out.family("mgre_fdb_events_lost_total", Kind::Counter, lost);
     out.whole("mgre_fdb_events_lost_total", &none, numbers.fdb_events_lost);
+    let name = "mgre_slow_path_packets_total";
+    out.family(name, Kind::Counter, "What happened to packets that the datapath leaves to the daemon.");
+    for happening in Happening::ALL {
+        let labels = Labels::new(&[("event", happening.name())]);
+        out.whole(name, &labels, numbers.slow_path.get(happening));
+    }
     out.family("mgre_interface_mode", Kind::Gauge, "What each interface is attached to.");
     for interface in &numbers.interfaces {
         let labels = Labels::new(&[

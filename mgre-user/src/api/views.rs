@@ -304,4 +304,29 @@ pub struct StatusView {
     pub events: u64,
     /// Learn events that were lost: bursts beyond the limit, or a full ring.
     pub events_lost: u64,
+    /// What the datapath does not do by itself.
+    pub slow_path: SlowPathView,
+}
+
+/// The slow path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowPathView {
+    /// What of it does not work, and why.
+    pub problems: Vec<String>,
+    /// Outer packets that the kernel put together, or that had IP options.
+    pub reassembled: u64,
+    /// Those of them that went on.
+    pub reinjected: u64,
+    /// Packets that did not: no peer's, malformed, or without a way.
+    pub refused: u64,
+    /// Outer packets that were sent in fragments.
+    pub fragmented: u64,
+    /// Senders that were told that a packet was too big.
+    pub icmp_sent: u64,
+    /// Those that were not told: they must not be, or too often.
+    pub icmp_suppressed: u64,
+    /// Routers that said that the path to a peer is narrower than was known.
+    pub icmp_received: u64,
+    /// Those that said so of no packet of ours, or said nothing new.
+    pub icmp_ignored: u64,
 }

@@ -6,8 +6,8 @@ use mgre_common::reason::DropReason;
 
 use super::table::{Table, optional};
 use crate::api::messages::{
-    Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, StatsRow,
-    StatusView, TrafficRow, UnderlayView,
+    Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, SlowPathView,
+    StatsRow, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::state::default;
 use crate::model::{Df, Encap, Tos};
@@ -237,6 +237,7 @@ pub fn status(view: &StatusView) -> String {
         ("adjacencies", format!("{} of {}", view.adjacencies, view.adjacency_capacity)),
         ("fdb", format!("{} of {}", view.fdb_entries, view.fdb_capacity)),
         ("events", format!("{}, {} lost", view.events, view.events_lost)),
+        ("slow path", slow_path(&view.slow_path)),
     ];
     let mut text = String::new();
     for (label, value) in lines {
@@ -245,6 +246,17 @@ pub fn status(view: &StatusView) -> String {
     text.push('\n');
     text.push_str(&underlays(&view.underlays));
     text
+}
+
+/// What of the slow path does not work; else what it did.
+fn slow_path(view: &SlowPathView) -> String {
+    if view.problems.is_empty() {
+        let SlowPathView { reinjected, fragmented, icmp_sent, icmp_received, .. } = view;
+        return format!(
+            "{reinjected} reassembled, {fragmented} fragmented, {icmp_sent} senders told, {icmp_received} paths narrowed"
+        );
+    }
+    view.problems.join("; ")
 }
 
 /// A line of `monitor`.

@@ -89,6 +89,9 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
     if link.loopback || !link.ethernet {
         return Err(Problem::invalid(format!("{name} is not an Ethernet interface")));
     }
+    if observed.slow.is_some_and(|pair| [pair.inner.0, pair.outer.0].contains(&link.index)) {
+        return Err(Problem::conflict(format!("{name} is mgre's own, for its slow path")));
+    }
     if matches!(mode, Mode::Native | Mode::Generic)
         && let Some(id) = observed.foreign_xdp(link)
     {

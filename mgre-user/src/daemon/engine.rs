@@ -35,6 +35,8 @@ use crate::learn::Damper;
 use crate::model::{Ids, State};
 use crate::netlink::{Change, Monitor, Netlink};
 use crate::plan::{Compiled, Endpoints, Hook, Observed, Op, Plan, compile, diff};
+use crate::slow::Slow;
+use crate::slow::pmtu::PathMtus;
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
@@ -82,6 +84,12 @@ pub(super) struct Engine {
     pub(super) kept: BTreeSet<(u32, IpAddr)>,
     /// Those of them that it has forgotten all the same.
     pub(super) forgotten: BTreeSet<(u32, IpAddr)>,
+    /// What the datapath cannot do.
+    pub(super) slow: Slow,
+    /// Why there is no pair of interfaces for that.
+    pub(super) no_pair: Option<String>,
+    /// What routers said of paths.
+    pub(super) paths: PathMtus,
     /// Which ids may be given out.
     pub(super) ids: Ids,
     resting: VecDeque<(u32, Resting)>,
@@ -106,6 +114,7 @@ pub(super) struct Parts {
     pub(super) datapath: Datapath,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) ring: RingBuf<MapData>,
+    pub(super) slow: Slow,
 }
 
 impl Engine {
@@ -145,6 +154,9 @@ impl Engine {
             names: Names::new(),
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            slow: parts.slow,
+            no_pair: None,
+            paths: PathMtus::default(),
             resting: VecDeque::new(),
             stale: Stale::default(),
             gather_until: None,
@@ -167,6 +179,7 @@ impl Engine {
             tracing::warn!("{problem}");
         }
         self.refresh(&Stale::all()).await?;
+        self.keep_pair().await;
         self.observed.own_xdp = Attachments::left_behind(&self.options.pins())?
             .into_iter()
             .filter(|(_, hook)| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort))
@@ -200,7 +213,7 @@ impl Engine {
         let mut waiting = Vec::new();
         loop {
             let gathered = self.gather_until;
-            let Self { names, ring, .. } = self;
+            let Self { names, ring, slow, .. } = self;
             let readable = async {
                 match ring {
                     Some(ring) => ring.readable().await.map(drop),
@@ -233,6 +246,7 @@ impl Engine {
                     let (name, endpoints) = resolved;
                     self.resolved(name, endpoints);
                 }
+                narrow = slow.narrow() => self.note_path(narrow),
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
                     self.gather_until = None;
                     self.catch_up().await;
@@ -378,6 +392,9 @@ impl Engine {
             self.try_again();
             return;
         }
+        if stale.links || !stale.some_links.is_empty() {
+            self.keep_pair().await;
+        }
         let before = self.compiled.clone();
         self.compiled = before.next(&self.state, &self.observed);
         if let Err(error) = self.follow() {
@@ -425,6 +442,7 @@ impl Engine {
             }
         } else {
             self.plan = plan;
+            self.slow.follow(&self.plan, self.observed.slow);
             let own_xdp = self.datapath.xdp_interfaces().collect();
             if self.observed.own_xdp != own_xdp {
                 self.observed.own_xdp = own_xdp;
@@ -480,6 +498,8 @@ impl Engine {
         }
         self.names.ask_again(self.index.dns_names());
         self.keep_some(now);
+        self.forget_paths();
+        self.slow.try_again();
     }
 
     pub(super) fn report_removed(&mut self, removed: &[Entry]) {

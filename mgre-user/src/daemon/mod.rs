@@ -5,6 +5,7 @@
 //! - `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
+//! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `observe`, `names`: the picture of the kernel, and of DNS;
 //! - `store`, `journal`: the saved state; `system`: what must be there before a start.
 
@@ -22,6 +23,7 @@ mod numbers;
 mod observe;
 mod requests;
 mod resting;
+mod slow;
 mod store;
 mod system;
 mod transact;
@@ -44,6 +46,7 @@ use crate::datapath::load::{Capacity, load};
 use crate::model::{Change, Document};
 use crate::netlink::{Monitor, Netlink};
 use crate::object::object;
+use crate::slow::Slow;
 
 /// How to run the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +107,7 @@ pub async fn run(options: Options) -> Result<()> {
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
     let mut loaded = load(object, capacity)?;
     let ring = loaded.events.take().context("the event ring is taken")?;
+    let slow = Slow::new(loaded.too_big.take()).context("cannot wait for frames that are too big")?;
     let datapath = Datapath::new(loaded, options.pins(), options.fdb_entries)?;
     let monitor = Monitor::open()?;
     let (handle, requests, events) = Handle::new();
@@ -117,6 +121,7 @@ pub async fn run(options: Options) -> Result<()> {
         datapath,
         events,
         ring,
+        slow,
     })?;
     engine.start().await?;
     if let Some(document) = config {

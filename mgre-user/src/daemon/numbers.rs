@@ -111,6 +111,7 @@ impl Engine {
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             fdb_events: self.learn_events,
             fdb_events_lost: self.events_lost(),
+            slow_path: self.slow.counters().clone(),
             ..Numbers::default()
         };
         let peers = Peers {

@@ -325,6 +325,7 @@ impl Engine {
         self.release_neighbors().await;
         self.refresh(&Stale::links()).await.map_err(kernel)?;
         self.set_promiscuous(BTreeSet::new()).await;
+        self.remove_pair().await;
         // Either end of a pair takes the other with it.
         for (name, _) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
             if let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) {

@@ -18,7 +18,7 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 
 use super::load::{
-    PORT_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
+    PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
 };
 use crate::plan::{Attachment, Hook, XdpMode};
 
@@ -39,7 +39,8 @@ enum Place {
 }
 
 impl Hook {
-    const ALL: [Self; 5] = [Self::Underlay, Self::Port, Self::HostPort, Self::XdpUnderlay, Self::XdpPort];
+    const ALL: [Self; 6] =
+        [Self::Underlay, Self::Port, Self::HostPort, Self::XdpUnderlay, Self::XdpPort, Self::Slow];
 
     /// Which program it is, and where it sits.
     const fn place(self) -> Place {
@@ -47,6 +48,7 @@ impl Hook {
             Self::Underlay => Place::Tc(UNDERLAY_PROGRAM, TcAttachType::Ingress),
             Self::Port => Place::Tc(PORT_PROGRAM, TcAttachType::Ingress),
             Self::HostPort => Place::Tc(PORT_PROGRAM, TcAttachType::Egress),
+            Self::Slow => Place::Tc(SLOW_PROGRAM, TcAttachType::Ingress),
             Self::XdpUnderlay => Place::Xdp(XDP_UNDERLAY_PROGRAMS),
             Self::XdpPort => Place::Xdp(XDP_PORT_PROGRAMS),
         }
@@ -59,6 +61,7 @@ impl Hook {
             Self::HostPort => "host-port",
             Self::XdpUnderlay => "xdp-underlay",
             Self::XdpPort => "xdp-port",
+            Self::Slow => "slow",
         }
     }
 }
@@ -166,6 +169,11 @@ impl Attachments {
     /// Why the kernel refused a program that the interface does without.
     pub fn refusal(&self, ifindex: u32, hook: Hook) -> Option<&str> {
         self.refused.get(&(ifindex, hook)).map(String::as_str)
+    }
+
+    /// Whether no interface had to do without a hook's program.
+    pub fn all_attached(&self, hook: Hook) -> bool {
+        !self.refused.keys().any(|(_, refused)| *refused == hook)
     }
 
     /// Interfaces that have an XDP program of ours.

@@ -20,6 +20,7 @@ use mgre_common::table::{Clock, Sequence};
 use super::attach::Attachments;
 use super::fdb::{Entry, slot_entry};
 use super::shared::{Shared, SharedArray};
+use crate::plan::Hook;
 
 /// The tables of an earlier daemon.
 #[derive(Debug)]
@@ -37,7 +38,10 @@ impl Predecessor {
     /// # Errors
     /// There are links, but what they run cannot be looked at.
     pub fn find(pins: &Path) -> Result<Option<Self>> {
-        let Some((ifindex, hook)) = Attachments::left_behind(pins)?.into_iter().next() else {
+        let mut links = Attachments::left_behind(pins)?;
+        // The other programs use all tables.
+        links.sort_unstable_by_key(|(_, hook)| *hook == Hook::Slow);
+        let Some((ifindex, hook)) = links.into_iter().next() else {
             return Ok(None);
         };
         let pin = Attachments::pin_in(pins, ifindex, hook);

@@ -106,6 +106,7 @@ impl Datapath {
             Op::Attach { ifindex, hook, attachment } => {
                 self.attachments.attach(&mut self.programs, *ifindex, *hook, attachment)?;
             }
+            Op::SetSlow(ifindex) => self.set_slow(*ifindex),
             Op::AddDevice(ifindex) => self.tables.devices.insert(*ifindex, *ifindex, None, 0)?,
             // An interface that is gone took its entry with it.
             Op::RemoveDevice(ifindex) => self.tables.devices.remove(*ifindex).or_else(not_there)?,
@@ -162,6 +163,14 @@ impl Datapath {
             removed.extend(self.fdb.remove_where(|entry| entry.target == target));
         }
         self.counters().clear(target);
+    }
+
+    /// A pair without programs would lose what it is given.
+    fn set_slow(&self, ifindex: u32) {
+        let works = self.attachments.all_attached(Hook::Slow);
+        if let Some(clock) = self.tables.clock.get(0) {
+            clock.slow_ifindex.store(if works { ifindex } else { 0 }, Ordering::Release);
+        }
     }
 
     fn set_adjacency(&mut self, id: u32, record: &AdjacencyRecord) -> Result<()> {

@@ -98,13 +98,14 @@ fn snapshot() -> Numbers<'static> {
         fdb_capacity: 131_072,
         fdb_events: 9,
         fdb_events_lost: 0,
+        slow_path: Counters::default(),
     }
 }
 
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 20] = [
+    let wanted: [(&str, &[&str]); 21] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -121,6 +122,7 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
         ("mgre_flood_copies_total", &["segment"]),
+        ("mgre_slow_path_packets_total", &["event"]),
         ("mgre_interface_mode", &["interface", "hook", "mode"]),
         ("mgre_build_info", &["version"]),
         ("mgre_port_receive_packets_total", &["port", "segment"]),
@@ -139,13 +141,16 @@ fn every_series_of_the_contract() {
 
 #[test]
 fn values_and_escapes() {
-    let families = parse(&render(&snapshot()));
+    let numbers = snapshot();
+    (0..2).for_each(|_| numbers.slow_path.count(Happening::IcmpSent));
+    let families = parse(&render(&numbers));
     let value = |name: &str, pairs: &[(&str, &str)]| families[name].1[&labels(pairs)];
     assert_eq!(value("mgre_peer_info", &[("peer", "b"), ("remote", "odd \"name\"\\\n")]), 1.0);
     assert_eq!(value("mgre_peer_last_seen_timestamp_seconds", &[("peer", "b")]), 1_700_000_000.5);
     assert_eq!(value("mgre_peer_receive_bytes_total", &[("peer", "b"), ("segment", "dmz")]), 100.0);
     assert_eq!(value("mgre_fdb_entries", &[("segment", "lan"), ("type", "learned")]), 3.0);
     assert_eq!(value("mgre_drops_total", &[("direction", "receive"), ("reason", "unknown_endpoint")]), 5.0);
+    assert_eq!(value("mgre_slow_path_packets_total", &[("event", "icmp_sent")]), 2.0);
     assert_eq!(value("mgre_port_up", &[("port", "veth0"), ("segment", "lan")]), 0.0);
     // Every reason is there in both directions, at zero.
     assert_eq!(families["mgre_drops_total"].1.len(), 2 * DropReason::ALL.len());

@@ -6,8 +6,8 @@ use libc::{
     AF_INET, AF_INET6, ARPHRD_ETHER, IFF_LOOPBACK, IFF_LOWER_UP, IFF_PROMISC, IFF_RUNNING, IFF_UP,
     IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
     IFLA_MASTER, IFLA_MTU, IFLA_XDP, NTF_EXT_LEARNED, NUD_DELAY, NUD_NOARP, NUD_PERMANENT, NUD_PROBE,
-    NUD_REACHABLE, NUD_STALE, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_VIA, RTN_ANYCAST,
-    RTN_LOCAL, RTN_UNICAST,
+    NUD_REACHABLE, NUD_STALE, RTA_CACHEINFO, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_VIA,
+    RTN_ANYCAST, RTN_LOCAL, RTN_UNICAST,
 };
 use mgre_common::wire::MacAddr;
 use netlink_packet_core::NlasIterator;
@@ -15,7 +15,8 @@ use netlink_packet_route::neighbour::NeighbourExtFlags;
 
 use super::{Address, Link, Neighbor, Route};
 
-/// `RTAX_MTU` of include/uapi/linux/rtnetlink.h.
+/// `RTM_F_CLONED` and `RTAX_MTU` of include/uapi/linux/rtnetlink.h.
+const RTM_F_CLONED: u32 = 0x200;
 const RTAX_MTU: u16 = 2;
 /// `IFLA_XDP_PROG_ID` of include/uapi/linux/if_link.h.
 const XDP_PROGRAM_ID: u16 = 4;
@@ -129,7 +130,8 @@ pub(super) enum Lookup {
     Unusable,
 }
 
-/// A route from `struct rtmsg` and its attributes.
+/// A route from `struct rtmsg` and its attributes. The MTU that the kernel learned of a path is left out: it takes
+/// the word of whoever quotes some packet between the two addresses.
 pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
     let (header, rest) = payload.split_first_chunk::<12>()?;
     let kind = header[7];
@@ -137,6 +139,7 @@ pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
         return Some(Lookup::Unusable);
     }
     let mut route = Route { local: kind != RTN_UNICAST, ..Route::default() };
+    let mut expires = false;
     for (kind, value) in attributes(rest) {
         match kind {
             RTA_OIF => route.ifindex = number(value)?,
@@ -149,8 +152,13 @@ pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
                     .and_then(|(_, value)| number(value))
                     .filter(|mtu| *mtu != 0);
             }
+            RTA_CACHEINFO => expires = value.get(8..12).and_then(number).is_some_and(|left| left != 0),
             _ => {}
         }
+    }
+    // An IPv6 route that a router announced expires too, but is no copy of another.
+    if expires && number(&header[8..12])? & RTM_F_CLONED != 0 {
+        route.mtu = None;
     }
     Some(Lookup::Usable(route))
 }

@@ -107,6 +107,17 @@ fn routes() {
     };
     assert_eq!(route(&message(&header(RTN_UNICAST), &list)), Some(Lookup::Usable(expected)));
 
+    // Discovered: a copy of a route that expires. Announced: a route that expires.
+    for (flags, expires, mtu) in [(0x200, 0, Some(1400)), (0, 5, Some(1400)), (0x200, 5, None)] {
+        let mut header = header(RTN_UNICAST);
+        header[8..12].copy_from_slice(&u32::to_ne_bytes(flags));
+        let mut cache = [0; 32];
+        cache[8..12].copy_from_slice(&i32::to_ne_bytes(expires));
+        let list = [list[0], list[3], (libc::RTA_CACHEINFO, &cache[..])];
+        let Some(Lookup::Usable(found)) = route(&message(&header, &list)) else { panic!("a route") };
+        assert_eq!(found.mtu, mtu, "{flags} {expires}");
+    }
+
     let Some(Lookup::Usable(local)) = route(&message(&header(RTN_LOCAL), &[(RTA_OIF, &oif)])) else {
         panic!("a local route");
     };

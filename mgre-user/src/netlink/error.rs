@@ -91,6 +91,12 @@ impl Failure {
         Self::Transport(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()))
     }
 
+    /// What the kernel answered to something else than a netlink message.
+    pub(super) fn of(error: &io::Error) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        Self::Kernel { errno, message: None }
+    }
+
     /// The kernel's error number, if it was the kernel that refused.
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {

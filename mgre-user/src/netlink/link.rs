@@ -92,6 +92,28 @@ impl Netlink {
         .await
     }
 
+    /// Makes a pair of veth interfaces that only programs and packet sockets use: as [`Netlink::create_veth`], but
+    /// neither end gets an IPv6 link-local address, and what leaves by the first is cut to the size of the wire
+    /// and has finished checksums.
+    pub async fn create_pair(&self, names: [&str; 2], mtu: u32, alias: &str) -> Result<(Link, Link)> {
+        let ([name, peer], alias) = (names.map(str::to_owned), alias.to_owned());
+        self.run(move |socket| {
+            add_veth(socket, &name, &peer, None, mtu)?;
+            let index = required(socket, &name)?.index;
+            let finished = ethtool::turn_off_transmit(&name)
+                .map_err(|error| Failure::of(&error).on_link(index, format!("turn off offloads of {name}")))
+                .and_then(|()| silence(socket, index))
+                .and_then(|()| finish_veth(socket, index, &peer, &alias));
+            if finished.is_err()
+                && let Err(failure) = delete(socket, index)
+            {
+                tracing::warn!("{}", failure.during(format!("delete interface {name} after a failure")));
+            }
+            finished
+        })
+        .await
+    }
+
     /// Removes an interface. The other end of a veth goes with it.
     pub async fn delete_link(&self, index: u32) -> Result<()> {
         self.run(move |socket| {
@@ -232,23 +254,26 @@ fn finish_veth(socket: &mut Socket, index: u32, peer: &str, alias: &str) -> Resu
             .change(RouteNetlinkMessage::SetLink(message), 0)
             .map_err(|failure| failure.on_link(index, format!("mark interface {index}")))?;
     }
-    let mut message = with_index(peer_index);
-    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-    ])]));
-    match socket.change(RouteNetlinkMessage::SetLink(message), 0) {
-        // No IPv6 on the interface (turned off, or its MTU is below 1280): no link-local address either.
-        Err(failure) if failure.errno() == Some(Errno::EAFNOSUPPORT) => {}
-        other => {
-            other.map_err(|failure| failure.on_link(peer_index, "turn off its IPv6 link-local address"))?
-        }
-    }
+    silence(socket, peer_index)?;
     for index in [index, peer_index] {
         socket
             .change(RouteNetlinkMessage::SetLink(flag(index, LinkFlags::Up, true)), 0)
             .map_err(|failure| failure.on_link(index, format!("take interface {index} up")))?;
     }
     Ok((by_index(socket, index)?, by_index(socket, peer_index)?))
+}
+
+/// Has an interface get no IPv6 link-local address.
+fn silence(socket: &mut Socket, index: u32) -> Result<()> {
+    let mut message = with_index(index);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+    ])]));
+    match socket.change(RouteNetlinkMessage::SetLink(message), 0) {
+        // No IPv6 on the interface (turned off, or its MTU is below 1280): no link-local address either.
+        Err(failure) if failure.errno() == Some(Errno::EAFNOSUPPORT) => Ok(()),
+        other => other.map_err(|failure| failure.on_link(index, "turn off its IPv6 link-local address")),
+    }
 }
 
 fn by_index(socket: &mut Socket, index: u32) -> Result<Link> {

@@ -62,7 +62,7 @@ impl Netlink {
     }
 
     /// How a packet to `dst` would leave this host, from `source` if one is given: the kernel's own lookup,
-    /// rules, multipath and discovered path MTU included. `None` if it would not leave at all: no route,
+    /// rules and multipath included. `None` if it would not leave at all: no route,
     /// unreachable, prohibited, blackhole.
     pub async fn route_to(&self, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>> {
         self.run(move |socket| {

@@ -38,7 +38,9 @@ pub(super) fn affected(
             old.remotes.iter().filter(|(ip, _)| leaves_by(ip).is_some_and(|i| links.contains(&i)));
         names.extend(concerned.map(|(_, name)| Arc::clone(name)));
     }
-    for ip in changed(&old.observed.routes, &observed.routes) {
+    let mut ways = changed(&old.observed.routes, &observed.routes);
+    ways.append(&mut changed(&old.observed.path_mtu, &observed.path_mtu));
+    for ip in ways {
         names.extend(old.peers_at(ip).cloned());
     }
     let mut next_hops = changed(&old.observed.neighbors, &observed.neighbors);

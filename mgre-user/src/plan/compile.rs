@@ -94,6 +94,7 @@ impl Compiled {
             || differ(&self.observed.links, &observed.links)
             || differ(&self.observed.features, &observed.features)
             || self.observed.own_xdp != observed.own_xdp
+            || self.observed.slow != observed.slow
     }
 
     /// Interfaces, segments and ports: few enough to be done anew.
@@ -108,6 +109,8 @@ impl Compiled {
         for (name, port) in &self.state.ports {
             frame.port(&self.state, name, port);
         }
+        frame.slow();
+        self.plan.slow = self.observed.slow.map_or(0, |pair| pair.inner.0);
         let Frame { attachments, hooks, devices, ports, mut port_lists, .. } = frame;
         self.hooks = hooks;
         self.plan.attachments = attachments;
@@ -306,6 +309,16 @@ impl<'a> Frame<'a> {
             self.hooks.insert(interface.clone(), choice);
         }
         self.attachments.insert((link.index, hook), Attachment { interface, xdp: None, optional: false });
+    }
+
+    /// Attaches to the slow path's pair. It is made for that, and everything else goes on without.
+    fn slow(&mut self) {
+        let pair = self.observed.slow;
+        for index in pair.into_iter().flat_map(|pair| [pair.inner.0, pair.outer.0]) {
+            let Some(link) = self.observed.links.get(&index) else { continue };
+            let attachment = Attachment { interface: link.name.clone(), xdp: None, optional: true };
+            self.attachments.insert((index, Hook::Slow), attachment);
+        }
     }
 
     /// Whether XDP may redirect to an interface; if so, it is one of its devices.

@@ -30,6 +30,8 @@ pub enum Op {
         /// Which program.
         hook: Hook,
     },
+    /// Give what the datapath cannot do out of an interface; nowhere if zero.
+    SetSlow(u32),
     /// Let XDP redirect to an interface.
     AddDevice(u32),
     /// Let it no more.
@@ -70,6 +72,9 @@ pub enum Op {
 /// addresses and numbers, so that undoing the steps brings everything back.
 pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
+    if old.slow != new.slow && old.slow != 0 {
+        ops.push(Op::SetSlow(0));
+    }
     for ((ifindex, hook), attachment) in &old.attachments {
         // A new name is no new attachment.
         let stays = new.attachments.get(&(*ifindex, *hook)).is_some_and(|new| new.xdp == attachment.xdp);
@@ -99,6 +104,9 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
             let (ifindex, hook) = (*ifindex, *hook);
             ops.push(Op::Attach { ifindex, hook, attachment: attachment.clone() });
         }
+    }
+    if old.slow != new.slow && new.slow != 0 {
+        ops.push(Op::SetSlow(new.slow));
     }
     ops.extend(fixed.gone.into_iter().map(|key| Op::RemoveFixed(*key)));
     ops.extend(floods.gone.into_iter().map(|segment| Op::RemoveSegment(*segment)));

@@ -30,6 +30,8 @@ enum Step {
     Route { last: u8, route: Option<Route> },
     NoRoute(u8),
     Neighbor { ifindex: u32, last: u8, mac: Option<u8> },
+    PathMtu { last: u8, mtu: Option<u32> },
+    Slow(Option<(u32, u32)>),
 }
 
 fn ip(last: u8) -> IpAddr {
@@ -144,6 +146,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, v4, v6)| Step::Endpoint { name, v4, v6 }),
         4 => (last(), prop::option::weighted(0.8, route)).prop_map(|(last, route)| Step::Route { last, route }),
         1 => last().prop_map(Step::NoRoute),
+        2 => (last(), prop::option::of(1280_u32..1282)).prop_map(|(last, mtu)| Step::PathMtu { last, mtu }),
+        1 => prop::option::of((1_u32..6, 1_u32..6)).prop_map(Step::Slow),
         4 => (1_u32..6, last(), prop::option::weighted(0.8, 1_u8..4))
             .prop_map(|(ifindex, last, mac)| Step::Neighbor { ifindex, last, mac }),
     ]
@@ -189,6 +193,12 @@ impl Step {
             }
             Self::Route { last, route } => drop(observed.routes.insert(ip(last), route)),
             Self::NoRoute(last) => drop(observed.routes.remove(&ip(last))),
+            Self::PathMtu { last, mtu: Some(mtu) } => drop(observed.path_mtu.insert(ip(last), mtu)),
+            Self::PathMtu { last, mtu: None } => drop(observed.path_mtu.remove(&ip(last))),
+            Self::Slow(ends) => {
+                let end = |index| (index, mac(1));
+                observed.slow = ends.map(|(inner, outer)| Pair { inner: end(inner), outer: end(outer) });
+            }
             Self::Neighbor { ifindex, last, mac: Some(octet) } => {
                 let neighbor = Neighbor { mac: Some(mac(octet)), usable: octet != 3 };
                 observed.neighbors.insert((ifindex, ip(last)), neighbor);

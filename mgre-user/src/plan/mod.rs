@@ -39,6 +39,7 @@ pub use hooks::{Choice, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus};
 
 use crate::netlink::{Link, Neighbor, Route, XdpFeatures};
+use crate::slow::Pair;
 
 /// What the kernel has, as far as it matters. As cheap to copy as a [`State`](crate::model::State).
 #[derive(Clone, Debug, Default)]
@@ -55,6 +56,10 @@ pub struct Observed {
     pub routes: OrdMap<IpAddr, Option<Route>>,
     /// Neighbours by interface and address, those at least that are somebody's next hop.
     pub neighbors: OrdMap<(u32, IpAddr), Neighbor>,
+    /// The longest packets that paths to endpoints take, in bytes, where routers on them said so.
+    pub path_mtu: OrdMap<IpAddr, u32>,
+    /// The pair of interfaces of the slow path; none if it could not be made.
+    pub slow: Option<Pair>,
 }
 
 /// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
@@ -103,6 +108,8 @@ pub enum Hook {
     XdpUnderlay,
     /// Frames that a port's interface receives, before TC.
     XdpPort,
+    /// Frames that an end of the slow path's pair receives.
+    Slow,
 }
 
 /// A program on an interface.
@@ -194,6 +201,8 @@ pub struct FixedEntry {
 pub struct Plan {
     /// By interface index and hook.
     pub attachments: BTreeMap<(u32, Hook), Attachment>,
+    /// The interface that the datapath gives what it cannot do; zero for none.
+    pub slow: u32,
     /// Interfaces that XDP may redirect to.
     pub devices: OrdSet<u32>,
     /// By port id.

@@ -153,7 +153,10 @@ pub(super) fn outcome(
         let way = Way { source: None, exit: None, next_hop: None };
         return (PeerOutcome { status, endpoint, neighbor: None }, way);
     };
-    let route = observed.routes.get(&remote).copied().flatten();
+    let route = observed.routes.get(&remote).copied().flatten().map(|route| Route {
+        mtu: route.mtu.into_iter().chain(observed.path_mtu.get(&remote).copied()).min(),
+        ..route
+    });
     let neighbor = route.and_then(|route| next_hop(ground, &route, remote));
     let next_hop = resolve(remote, route.as_ref(), &observed.links, &ground.underlays, &observed.neighbors);
     let source = route.and_then(|route| source(state, observed, route.ifindex, remote));

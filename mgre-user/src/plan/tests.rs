@@ -98,6 +98,29 @@ fn everything_resolved() {
 }
 
 #[test]
+fn the_narrowest_of_link_route_and_path_counts() {
+    let state = state();
+    let mtu = |route: Option<u32>, path: Option<u32>| {
+        let mut observed = observed();
+        let remote = address("192.0.2.2");
+        observed.routes.insert(remote, Some(Route { ifindex: 2, mtu: route, ..Route::default() }));
+        observed.path_mtu.extend(path.map(|mtu| (remote, mtu)));
+        let Compiled { plan, peers, .. } = compile(&state, &observed);
+        let PeerStatus::Up(next_hop) = peers["b"].status else { panic!("not up") };
+        let max_frame = |segment| plan.adjacencies[&state.peers["b"].segments[segment]].template.max_frame;
+        assert_eq!((max_frame("red"), max_frame("blue")), (next_hop.mtu - 28, next_hop.mtu - 24));
+        // Another peer's path is another.
+        let other = plan.adjacencies[&state.peers["c"].segments["red"]].template.max_frame;
+        assert_eq!(other, 1500 - 28);
+        next_hop.mtu
+    };
+    assert_eq!(mtu(None, None), 1500);
+    assert_eq!(mtu(None, Some(1400)), 1400);
+    assert_eq!((mtu(Some(1300), Some(1400)), mtu(Some(1400), Some(1300))), (1300, 1300));
+    assert_eq!(mtu(None, Some(9000)), 1500);
+}
+
+#[test]
 fn keyless_and_key_zero_are_different_endpoints() {
     let state = state();
     let zero = state
@@ -152,11 +175,13 @@ impl Model {
     fn take(&mut self, op: Op) {
         let Self { plan, port_index, vlan_ports } = self;
         match op {
+            Op::SetSlow(ifindex) => plan.slow = ifindex,
             Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex).is_none()),
             Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex).is_some()),
             Op::Attach { ifindex, hook, attachment } => {
                 assert!(plan.attachments.insert((ifindex, hook), attachment).is_none());
-                assert!(hook == Hook::Underlay || port_index.contains_key(&ifindex), "{ifindex}");
+                let needs_no_port = matches!(hook, Hook::Underlay | Hook::Slow);
+                assert!(needs_no_port || port_index.contains_key(&ifindex), "{ifindex}");
             }
             Op::Detach { ifindex, hook } => assert!(plan.attachments.remove(&(ifindex, hook)).is_some()),
             Op::SetAdjacency(id, record) => _ = plan.adjacencies.insert(id, record),
@@ -179,6 +204,8 @@ impl Model {
 
     fn check(&self) {
         let Self { plan, port_index, vlan_ports } = self;
+        let taken = |ifindex| plan.attachments.contains_key(&(ifindex, Hook::Slow));
+        assert!(plan.slow == 0 || taken(plan.slow), "frames would be lost at {}", plan.slow);
         for targets in plan.floods.values() {
             assert!(targets.ports.iter().all(|id| plan.ports.contains_key(id)));
             assert!(targets.adjacencies.iter().all(|id| plan.adjacencies.contains_key(id)));
@@ -205,6 +232,7 @@ prop_compose! {
         ports in prop::collection::btree_map(0u32..5, (1u16..4, any::<bool>(), any::<bool>(), 0u16..3), 0..5),
         adjacencies in prop::collection::btree_map(0u32..6, (1u16..4, 0u32..3), 0..6),
         underlay in any::<bool>(),
+        slow in prop::option::of(30_u32..33),
     ) -> Plan {
         let mut plan = Plan::default();
         for segment in 1..4 {
@@ -212,6 +240,12 @@ prop_compose! {
         }
         if underlay {
             plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None, optional: false });
+        }
+        if let Some(slow) = slow {
+            plan.slow = slow;
+            let attachment = Attachment { interface: "slow".into(), xdp: None, optional: true };
+            plan.attachments.insert((slow, Hook::Slow), attachment.clone());
+            plan.attachments.insert((slow + 10, Hook::Slow), attachment);
         }
         for (id, (segment, up, host, trunk)) in ports {
             // Some share an interface, each with a VLAN of its own; one may be for frames without a tag.

@@ -162,6 +162,30 @@ fn a_veth_is_made_whole() {
 }
 
 #[test]
+fn a_pair_is_silent_and_one_end_is_given_finished_frames() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        let (inner, outer) = netlink.create_pair(["near0", "far0"], 65_535, "mgre:lab:slow").await.unwrap();
+        assert_eq!((inner.name.as_str(), outer.name.as_str()), ("near0", "far0"));
+        assert_eq!((inner.peer_index, outer.peer_index), (Some(outer.index), Some(inner.index)));
+        for end in [&inner, &outer] {
+            assert_eq!(
+                (end.alias.as_deref(), end.mtu, end.up),
+                (Some("mgre:lab:slow"), 65_535, true),
+                "{end:?}"
+            );
+            assert_eq!(ip(&format!("-6 -o addr show dev {}", end.name)), "");
+        }
+        let found = netlink.links().await.unwrap().into_iter().find(|link| link.name == "near0").unwrap();
+        assert!(found.running && found.peer_index == Some(outer.index));
+        let error = netlink.create_pair(["near0", "far1"], 65_535, "x").await.unwrap_err();
+        assert_eq!(error.to_string(), "interface name near0 is taken");
+        netlink.delete_link(inner.index).await.unwrap();
+        assert_eq!(names(&netlink).await, ["lo"]);
+    });
+}
+
+#[test]
 fn a_veth_that_fails_leaves_nothing() {
     in_namespace(|| async {
         ip("link add taken type bridge");

@@ -1,0 +1,202 @@
+//! The engine's part in the slow path: the pair of interfaces, and what routers say of paths.
+
+use std::time::Instant;
+
+use mgre_common::wire::MacAddr;
+
+use super::engine::Engine;
+use super::observe::Stale;
+use crate::api::messages::SlowPathView;
+use crate::netlink::Link;
+use crate::slow::Pair;
+use crate::slow::counters::Happening;
+use crate::slow::quote::Narrow;
+
+/// Outer packets that the kernel put together may be as long as any.
+const MTU: u32 = 65_535;
+/// An interface's name is shorter than 16 bytes; so much of it is the instance's.
+const INSTANCE_MOST: usize = 8;
+
+/// What an end is for, as its name ends.
+const ENDS: [&str; 2] = ["i", "o"];
+
+/// The names of both ends: the one that the datapath sends out of, and the other.
+fn names(instance: &str) -> [String; 2] {
+    ENDS.map(|end| match instance {
+        short if short.len() <= INSTANCE_MOST => format!("mgre-{short}-{end}"),
+        long => format!("mgre-{:08x}-{end}", crc32fast::hash(long.as_bytes())),
+    })
+}
+
+/// The pair, if both ends are there and ours.
+fn pair<'a>(
+    link: impl Fn(&str) -> Option<&'a Link>,
+    names: &[String; 2],
+    alias: &str,
+) -> Option<(Pair, bool)> {
+    let [inner, outer] = names.each_ref().map(|name| link(name).filter(|link| is_ours(link, alias)));
+    let (inner, outer) = (inner?, outer?);
+    let whole = inner.peer_index == Some(outer.index) && outer.peer_index == Some(inner.index);
+    let end = |link: &Link| Some((link.index, link.mac?)) as Option<(u32, MacAddr)>;
+    let fit = inner.up && outer.up && inner.mtu == MTU && outer.mtu == MTU;
+    whole.then_some((Pair { inner: end(inner)?, outer: end(outer)? }, fit))
+}
+
+fn is_ours(link: &Link, alias: &str) -> bool {
+    link.kind.as_deref() == Some("veth") && link.alias.as_deref() == Some(alias)
+}
+
+impl Engine {
+    /// The mark on the slow path's interfaces. It is not that of the host's, which a port may be.
+    fn pair_alias(&self) -> String {
+        format!("{}:slow", self.alias())
+    }
+
+    /// Makes sure that the pair is there, and up. Without it everything goes on but the slow path.
+    pub(super) async fn keep_pair(&mut self) {
+        let made = self.make_pair().await;
+        let why = made.err();
+        if let Some(why) = why.as_ref().filter(|why| self.no_pair.as_ref() != Some(*why)) {
+            tracing::warn!("no slow path: {why}");
+        }
+        self.no_pair = why;
+    }
+
+    async fn make_pair(&mut self) -> Result<(), String> {
+        let (names, alias) = (names(&self.options.instance), self.pair_alias());
+        let found = pair(|name| self.observed.link(name), &names, &alias);
+        self.observed.slow = found.map(|(pair, _)| pair);
+        if let Some((_, true)) = found {
+            return Ok(());
+        }
+        // Half a pair, or one that somebody changed.
+        for name in &names {
+            match self.observed.link(name) {
+                Some(link) if is_ours(link, &alias) => self.delete_interfaces(&[link.index]).await,
+                Some(_) => return Err(format!("there is an interface named {name} that is not mgre's")),
+                None => {}
+            }
+        }
+        self.observed.slow = None;
+        let [inner, outer] = names.each_ref().map(String::as_str);
+        self.netlink.create_pair([inner, outer], MTU, &alias).await.map_err(|error| error.to_string())?;
+        self.refresh(&Stale::links()).await.map_err(|error| error.to_string())?;
+        let made = pair(|name| self.observed.link(name), &names, &alias);
+        self.observed.slow = made.map(|(pair, _)| pair);
+        made.map(drop).ok_or_else(|| format!("{inner} is gone again"))
+    }
+
+    /// Removes the pair.
+    pub(super) async fn remove_pair(&mut self) {
+        if let Some(pair) = self.observed.slow.take() {
+            self.delete_interfaces(&[pair.inner.0]).await;
+        }
+    }
+
+    /// Takes note of what a router said of a path.
+    pub(super) fn note_path(&mut self, narrow: Narrow) {
+        let Narrow { remote, mtu } = narrow;
+        let route = self.observed.routes.get(&remote).copied().flatten();
+        let link = route.and_then(|route| self.observed.links.get(&route.ifindex));
+        let wide = link.is_some_and(|link| mtu < link.mtu)
+            && route.and_then(|route| route.mtu).is_none_or(|now| mtu < now);
+        let news = wide && self.paths.lower(remote, mtu, Instant::now());
+        self.slow.counters().count(if news { Happening::IcmpReceived } else { Happening::IcmpIgnored });
+        if news {
+            tracing::info!("the path to {remote} takes packets of {mtu} bytes");
+            self.observed.path_mtu.insert(remote, mtu);
+            self.stale.told = true;
+            self.catch_up_soon();
+        }
+    }
+
+    pub(super) fn slow_path_view(&self) -> SlowPathView {
+        let count = |happening| self.slow.counters().get(happening);
+        SlowPathView {
+            problems: self.no_pair.iter().cloned().chain(self.slow.failures()).collect(),
+            reassembled: count(Happening::Reassembled),
+            reinjected: count(Happening::Reinjected),
+            refused: count(Happening::Refused),
+            fragmented: count(Happening::Fragmented),
+            icmp_sent: count(Happening::IcmpSent),
+            icmp_suppressed: count(Happening::IcmpSuppressed),
+            icmp_received: count(Happening::IcmpReceived),
+            icmp_ignored: count(Happening::IcmpIgnored),
+        }
+    }
+
+    /// Tries paths again that were narrow long ago.
+    pub(super) fn forget_paths(&mut self) {
+        for remote in self.paths.forget(Instant::now()) {
+            tracing::info!("the path to {remote} is tried with longer packets again");
+            self.observed.path_mtu.remove(&remote);
+            self.stale.told = true;
+            self.catch_up_soon();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALIAS: &str = "mgre:default:slow";
+
+    fn ends() -> [Link; 2] {
+        let names = names("default");
+        let end = |index: u32, name: &String| Link {
+            index,
+            name: name.clone(),
+            mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+            mtu: MTU,
+            up: true,
+            kind: Some("veth".into()),
+            alias: Some(ALIAS.into()),
+            peer_index: Some(3 - index),
+            ..Link::default()
+        };
+        [end(1, &names[0]), end(2, &names[1])]
+    }
+
+    fn found(ends: &[Link]) -> Option<(u32, u32, bool)> {
+        let link = |name: &str| ends.iter().find(|link| link.name == name);
+        pair(link, &names("default"), ALIAS).map(|(pair, fit)| (pair.inner.0, pair.outer.0, fit))
+    }
+
+    #[test]
+    fn names_fit_and_differ() {
+        assert_eq!(names("default"), ["mgre-default-i", "mgre-default-o"]);
+        let long = ["an-instance-with-a-long-name", "another-instance-with-a-long-name", "lab", "12345678"];
+        let all: std::collections::BTreeSet<String> = long.iter().flat_map(|name| names(name)).collect();
+        assert_eq!(all.len(), 2 * long.len());
+        assert!(all.iter().all(|name| name.len() < libc::IFNAMSIZ), "{all:?}");
+    }
+
+    #[test]
+    fn only_a_whole_pair_of_ours_is_taken() {
+        assert_eq!(found(&ends()), Some((1, 2, true)));
+        assert_eq!(found(&ends()[..1]), None);
+        type Spoil = fn(&mut Link);
+        let spoils: [Spoil; 6] = [
+            |link| link.alias = None,
+            |link| link.alias = Some("mgre:default".into()),
+            |link| link.kind = Some("dummy".into()),
+            |link| link.peer_index = Some(9),
+            |link| link.peer_index = None,
+            |link| link.mac = None,
+        ];
+        for spoil in spoils {
+            for end in 0..2 {
+                let mut ends = ends();
+                spoil(&mut ends[end]);
+                assert_eq!(found(&ends), None);
+            }
+        }
+        let changes: [Spoil; 2] = [|link| link.up = false, |link| link.mtu = 1500];
+        for change in changes {
+            let mut ends = ends();
+            change(&mut ends[1]);
+            assert_eq!(found(&ends), Some((1, 2, false)));
+        }
+    }
+}
