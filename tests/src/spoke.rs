@@ -1,6 +1,6 @@
 //! A spoke with the host behind it.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 
@@ -11,9 +11,6 @@ use crate::{
     topology::peer_name,
     wait,
 };
-
-/// How long peers may take until they are up.
-const UP_LIMIT: Duration = Duration::from_secs(5);
 
 // The last byte of a MAC address: whose it is.
 pub(crate) const WAN: u8 = 0x01;
@@ -113,7 +110,7 @@ impl Spoke {
     /// Waits until a MAC address is known to be behind a peer.
     ///
     /// # Errors
-    /// It is not within two seconds.
+    /// It is not soon.
     pub fn wait_fdb_peer(&self, mac: Mac, peer: &str) -> Result<()> {
         self.wait_fdb(mac, "peer", peer)
     }
@@ -121,20 +118,18 @@ impl Spoke {
     /// Waits until a MAC address is known to be behind a port.
     ///
     /// # Errors
-    /// It is not within two seconds.
+    /// It is not soon.
     pub fn wait_fdb_port(&self, mac: Mac, port: &str) -> Result<()> {
         self.wait_fdb(mac, "port", port)
     }
 
     fn wait_fdb(&self, mac: Mac, kind: &str, name: &str) -> Result<()> {
         let what = format!("spoke {} has {} at {kind} {name}", self.number, mac_text(mac));
-        wait::until(&what, Duration::from_secs(2), || {
-            Ok(self.fdb(mac)?.is_some_and(|entry| entry[kind] == name))
-        })
-        .map(|_| ())
-        .with_context(|| self.daemon.mgre(&["fdb", "show"]).unwrap_or_default())
-        .with_context(|| self.daemon.mgre(&["status"]).unwrap_or_default())
-        .with_context(|| self.daemon.mgre(&["stats"]).unwrap_or_default())
+        wait::until(&what, wait::SOON, || Ok(self.fdb(mac)?.is_some_and(|entry| entry[kind] == name)))
+            .map(|_| ())
+            .with_context(|| self.daemon.mgre(&["fdb", "show"]).unwrap_or_default())
+            .with_context(|| self.daemon.mgre(&["status"]).unwrap_or_default())
+            .with_context(|| self.daemon.mgre(&["stats"]).unwrap_or_default())
     }
 
     /// How many frames were dropped for a reason, over all peers, ports and directions.
@@ -161,9 +156,9 @@ impl Spoke {
     /// Waits until every peer is up.
     ///
     /// # Errors
-    /// One is not within five seconds.
+    /// One is not soon.
     pub fn wait_up(&self) -> Result<()> {
-        wait::until(&format!("the peers of spoke {} are up", self.number), UP_LIMIT, || {
+        wait::until(&format!("the peers of spoke {} are up", self.number), wait::SOON, || {
             Ok(self.daemon.list(&["peer", "show"])?.iter().all(|peer| peer["state"] == "up"))
         })
         .map(|_| ())

@@ -243,7 +243,7 @@ impl Spokes {
     /// Waits until every peer is up.
     ///
     /// # Errors
-    /// One is not within five seconds.
+    /// One is not soon.
     pub fn wait_up(&self) -> Result<()> {
         self.spokes.iter().try_for_each(Spoke::wait_up)
     }
