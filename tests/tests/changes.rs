@@ -63,7 +63,7 @@ fn a_peer_may_get_another_endpoint() -> Result<()> {
     let both = at_wan.stop().iter().filter_map(|packet| Gre::parse(&packet.bytes)).fold(
         (0, 0),
         |(to, from), gre| {
-            let new = "10.0.0.22".parse::<std::net::Ipv4Addr>().ok();
+            let new = "10.0.0.22".parse::<std::net::IpAddr>().ok();
             (to + u32::from(Some(gre.destination) == new), from + u32::from(Some(gre.source) == new))
         },
     );

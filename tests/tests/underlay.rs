@@ -194,6 +194,7 @@ fn strangers_on_the_underlay_are_not_let_in() -> Result<()> {
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     let inner = marked(packet::BROADCAST, packet::UNKNOWN, "from a stranger");
     let gre = |source: Ipv4Addr, header: &[u8], inner: &[u8]| -> Result<Vec<u8>> {
+        // Not by `Outer`, which makes proper ones only.
         let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0xee, 1], two.wan_mac()).ipv4(
             source.octets(),
             [10, 0, 0, 2],
@@ -207,7 +208,7 @@ fn strangers_on_the_underlay_are_not_let_in() -> Result<()> {
         )?;
         Ok(frame)
     };
-    let peer = spokes.layout.endpoint(1);
+    let peer = Ipv4Addr::new(10, 0, 0, 1);
     let stranger = Ipv4Addr::new(10, 0, 0, 200);
     let key = [0, 0, 0, 7];
     let keyed = [&[0x20, 0, 0x65, 0x58][..], &key].concat();
