@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
-use crate::{netns::Netns, wait};
+use crate::{gre::Gre, netns::Netns, wait};
 
 /// The most frames that a capture keeps; it counts on after that.
 const MOST_FRAMES: usize = 200_000;
@@ -140,6 +140,33 @@ impl Capture {
     /// There was none within `limit`.
     pub fn wait_for(&self, what: &str, limit: Duration, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
         wait::value(what, limit, || Ok(lock(&self.frames).iter().find(|frame| wanted(frame)).cloned()))
+    }
+
+    /// How often exactly this frame came in.
+    pub fn arrived(&self, frame: &[u8]) -> usize {
+        self.count(|seen| !seen.outgoing && seen.bytes == frame)
+    }
+
+    /// Waits until exactly this frame has come in.
+    ///
+    /// # Errors
+    /// It has not, soon.
+    pub fn wait_arrival(&self, what: &str, frame: &[u8]) -> Result<()> {
+        self.wait_for(what, wait::SOON, |seen| !seen.outgoing && seen.bytes == frame).map(|_| ())
+    }
+
+    /// The GRE packets until now.
+    pub fn packets(&self) -> Vec<(Frame, Gre)> {
+        self.frames()
+            .into_iter()
+            .filter_map(|frame| Gre::parse(&frame.bytes).map(|gre| (frame, gre)))
+            .collect()
+    }
+
+    /// The GRE packets until now that went out, or that came in, and carry exactly this frame.
+    pub fn carrying(&self, outgoing: bool, inner: &[u8]) -> Vec<Gre> {
+        let packets = self.packets().into_iter().filter(|(frame, _)| frame.outgoing == outgoing);
+        packets.map(|(_, gre)| gre).filter(|gre| gre.inner == inner).collect()
     }
 
     /// Ends, and returns everything.

@@ -1,9 +1,12 @@
 //! Frames to send, and what is in frames that were captured.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::Result;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket};
+use anyhow::{Context as _, Result, bail};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, NetSlice, PacketBuilder,
+    SlicedPacket, TransportSlice,
+};
 
 pub use crate::gre::{GRE_KEY_PRESENT, Gre, IP_PROTOCOL_GRE, TRANSPARENT_ETHERNET};
 
@@ -61,6 +64,74 @@ pub fn udp(
     Ok(frame)
 }
 
+/// A UDP datagram in IPv4 or IPv6.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Who sends it: MAC and IP address.
+    pub source: (Mac, IpAddr),
+    /// Who is to get it; of the same family.
+    pub destination: (Mac, IpAddr),
+    /// Source and destination port.
+    pub ports: (u16, u16),
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// IPv4's don't-fragment bit.
+    pub dont_fragment: bool,
+    /// Length of the whole IP packet.
+    pub length: usize,
+}
+
+impl Datagram {
+    /// A short one.
+    pub fn new(source: (Mac, IpAddr), destination: (Mac, IpAddr)) -> Self {
+        Self { source, destination, ports: (4000, 4001), tos: 0, dont_fragment: false, length: 100 }
+    }
+
+    /// Its frame, with all checksums.
+    ///
+    /// # Errors
+    /// The addresses are of two families, or the length is none.
+    pub fn frame(&self) -> Result<Vec<u8>> {
+        let ethernet = PacketBuilder::ethernet2(self.source.0, self.destination.0);
+        let mut frame = Vec::new();
+        let mut write = |builder: etherparse::PacketBuilderStep<IpHeaders>, header: usize| -> Result<()> {
+            let length = self.length.checked_sub(header + 8).context("too short")?;
+            let payload: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            Ok(builder.udp(self.ports.0, self.ports.1).write(&mut frame, &payload)?)
+        };
+        match (self.source.1, self.destination.1) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header =
+                    Ipv4Header::new(0, 64, IpNumber::UDP, source.octets(), destination.octets())?;
+                (header.dscp, header.ecn) = ((self.tos >> 2).try_into()?, (self.tos & 3).try_into()?);
+                header.dont_fragment = self.dont_fragment;
+                write(ethernet.ip(IpHeaders::Ipv4(header, Ipv4Extensions::default())), 20)?;
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    traffic_class: self.tos,
+                    hop_limit: 64,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                write(ethernet.ip(IpHeaders::Ipv6(header, Ipv6Extensions::default())), 40)?;
+            }
+            (source, destination) => bail!("{source} and {destination} are of two families"),
+        }
+        Ok(frame)
+    }
+}
+
+/// DSCP and ECN of the IP packet in a frame; none if there is no IP in it.
+pub fn tos(frame: &[u8]) -> Option<u8> {
+    match SlicedPacket::from_ethernet(frame).ok()?.net? {
+        NetSlice::Ipv4(ip) => Some(ip.header().dcp().value() << 2 | ip.header().ecn().value()),
+        NetSlice::Ipv6(ip) => Some(ip.header().to_header().traffic_class),
+        _ => None,
+    }
+}
+
 /// A gratuitous ARP request: this address is at this MAC (RFC 5227 3).
 pub fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     let octets = address.octets();
@@ -70,30 +141,42 @@ pub fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     frame(BROADCAST, mac, 0x0806, &arp)
 }
 
-/// Whether the inner UDP or TCP checksum and the IPv4 header's are right. True for other frames.
+/// Whether the UDP or TCP checksum of a frame and its IPv4 header's are right. True for other frames.
 ///
 /// # Errors
 /// The frame cannot be read.
 pub fn checksums_ok(frame: &[u8]) -> Result<bool> {
     let packet = SlicedPacket::from_ethernet(frame)?;
-    let Some(NetSlice::Ipv4(ip)) = &packet.net else { return Ok(true) };
-    let header = ip.header().to_header();
-    if header.calc_header_checksum() != header.header_checksum {
-        return Ok(false);
+    match (&packet.net, &packet.transport) {
+        (Some(NetSlice::Ipv4(ip)), transport) => {
+            let header = ip.header().to_header();
+            let transport_ok = match transport {
+                Some(TransportSlice::Udp(udp)) => {
+                    let (udp, data) = (udp.to_header(), udp.payload());
+                    udp.checksum == 0 || udp.checksum == udp.calc_checksum_ipv4(&header, data)?
+                }
+                Some(TransportSlice::Tcp(tcp)) => {
+                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?
+                }
+                _ => true,
+            };
+            Ok(transport_ok && header.calc_header_checksum() == header.header_checksum)
+        }
+        (Some(NetSlice::Ipv6(ip)), transport) => {
+            let header = ip.header().to_header();
+            Ok(match transport {
+                Some(TransportSlice::Udp(udp)) => {
+                    let (udp, data) = (udp.to_header(), udp.payload());
+                    udp.checksum == udp.calc_checksum_ipv6(&header, data)?
+                }
+                Some(TransportSlice::Tcp(tcp)) => {
+                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv6(&header, tcp.payload())?
+                }
+                _ => true,
+            })
+        }
+        _ => Ok(true),
     }
-    let Some(transport) = &packet.transport else { return Ok(true) };
-    Ok(match transport {
-        etherparse::TransportSlice::Udp(udp) => {
-            let header = udp.to_header();
-            header.checksum == 0
-                || header.checksum == header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload())?
-        }
-        etherparse::TransportSlice::Tcp(tcp) => {
-            let header = tcp.to_header();
-            header.checksum == header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload())?
-        }
-        _ => true,
-    })
 }
 
 #[cfg(test)]
@@ -118,5 +201,23 @@ mod tests {
         let tagged = tagged(&plain, 100);
         assert_eq!(tagged[12..18], [0x81, 0, 0, 100, 0x88, 0xb5]);
         assert_eq!(tagged.len(), plain.len() + 4);
+    }
+
+    #[test]
+    fn datagrams_of_both_families_are_right() {
+        let ends = |last: u16| {
+            let mac = [2, 0, 0, 0, last as u8, 0x10];
+            [(mac, IpAddr::from([10, 77, 0, last as u8])), (mac, crate::gre::v6(0x77, last))]
+        };
+        for (source, destination) in ends(1).into_iter().zip(ends(2)) {
+            let datagram = Datagram { tos: 0xb9, length: 500, ..Datagram::new(source, destination) };
+            let mut frame = datagram.frame().expect("one family");
+            assert_eq!((frame.len(), tos(&frame)), (514, Some(0xb9)));
+            assert!(checksums_ok(&frame).expect("reads"));
+            if let Some(last) = frame.last_mut() {
+                *last ^= 1;
+            }
+            assert!(!checksums_ok(&frame).expect("reads"));
+        }
     }
 }

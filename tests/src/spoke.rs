@@ -1,6 +1,6 @@
 //! A spoke with the host behind it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
@@ -70,7 +70,21 @@ impl Spoke {
 
     /// The host's IPv6 address.
     pub fn host_ipv6(&self) -> String {
-        format!("fd77::{}", self.number)
+        self.host_address(false).to_string()
+    }
+
+    /// The host's address of IPv4, or of IPv6.
+    pub fn host_address(&self, v4: bool) -> IpAddr {
+        if v4 {
+            self.host_ipv4().into()
+        } else {
+            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, self.number.into()).into()
+        }
+    }
+
+    /// The host, as one end of a datagram.
+    pub fn host_end(&self, v4: bool) -> (Mac, IpAddr) {
+        (self.host_mac(), self.host_address(v4))
     }
 
     /// Adds a further interface to the spoke, a host of its own behind it: `eth0`, of this MAC and without address.
@@ -139,6 +153,17 @@ impl Spoke {
     pub fn drops(&self, reason: &str) -> Result<u64> {
         let rows = self.daemon.list(&["stats", "--drops"])?;
         Ok(rows.iter().filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum())
+    }
+
+    /// Waits until so many frames were dropped for a reason.
+    ///
+    /// # Errors
+    /// There are fewer, or more.
+    pub fn wait_drops(&self, reason: &str, count: u64) -> Result<()> {
+        let what = format!("{count} dropped for {reason} at spoke {}", self.number);
+        wait::until(&what, wait::SOON, || Ok(self.drops(reason)? == count))
+            .map(|_| ())
+            .with_context(|| self.daemon.mgre(&["stats", "--drops"]).unwrap_or_default())
     }
 
     /// A peer, as `peer show` gives it.

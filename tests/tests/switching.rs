@@ -18,7 +18,7 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// How often exactly this frame came in.
 fn arrived(capture: &Capture, frame: &[u8]) -> usize {
-    capture.count(|seen| !seen.outgoing && seen.bytes == frame)
+    capture.arrived(frame)
 }
 
 /// Whether a packet of the underlay carries this frame.
@@ -28,10 +28,7 @@ fn carries(packet: &Frame, frame: &[u8]) -> bool {
 
 /// Waits until the frame has come.
 fn wait_arrival(capture: &Capture, frame: &[u8], whom: &str) -> Result<()> {
-    capture.wait_for(&format!("a frame arrives at {whom}"), wait::SOON, |seen| {
-        !seen.outgoing && seen.bytes == frame
-    })?;
-    Ok(())
+    capture.wait_arrival(&format!("a frame arrives at {whom}"), frame)
 }
 
 #[test]
