@@ -15,11 +15,13 @@
 //! nothing in it changes, so a reader takes an adjacency for the key that it
 //! compared, or none.
 
+use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::cell::AtomicU64;
+use crate::template::Key;
 
 /// How an [`EndpointKey`] is to be read.
 pub mod endpoint_kind {
@@ -31,6 +33,9 @@ pub mod endpoint_kind {
     pub const KNOWN: u32 = 3;
     /// The local address is one of ours; remote is zero. The value is not used.
     pub const LOCAL: u32 = 4;
+    /// A GRE packet with this virtual subnet id, whatever its flow id, which is zero here
+    /// (RFC 7637 3.2).
+    pub const VSID: u32 = 5;
 }
 
 /// What identifies a peer's packet: addresses and key. IPv4 addresses are
@@ -60,7 +65,7 @@ pub struct EndpointWords([u64; WORDS]);
 impl EndpointKey {
     /// Whether the index has such endpoints.
     pub const fn is_indexed(&self) -> bool {
-        matches!(self.kind, endpoint_kind::KEYLESS | endpoint_kind::KEYED)
+        matches!(self.kind, endpoint_kind::KEYLESS | endpoint_kind::KEYED | endpoint_kind::VSID)
     }
 
     /// As words.
@@ -88,12 +93,33 @@ pub const fn mapped_v4(address: u32) -> [u32; 4] {
     [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address]
 }
 
+/// Any address in the form of [`EndpointKey`].
+pub const fn endpoint_address(address: IpAddr) -> [u32; 4] {
+    let octets = match address {
+        IpAddr::V4(v4) => return mapped_v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    let word = u32::from_ne_bytes;
+    [word([a, b, c, d]), word([e, f, g, h]), word([i, j, k, l]), word([m, n, o, p])]
+}
+
+/// Kind and value of a key in the form of [`EndpointKey`].
+pub const fn endpoint_key(key: Key) -> (u32, u32) {
+    let kind = match key {
+        Key::None => endpoint_kind::KEYLESS,
+        Key::Plain(_) => endpoint_kind::KEYED,
+        Key::Vsid(_) => endpoint_kind::VSID,
+    };
+    (kind, key.to_wire())
+}
+
 /// One endpoint in the index.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct EndpointSlot {
     words: [AtomicU64; WORDS],
-    /// The adjacency's id, and above it its segment's.
+    /// The adjacency's id, and above it its segment's and how its packets are taken.
     owner: AtomicU64,
     /// Zero.
     reserved: [u64; 2],
@@ -105,12 +131,16 @@ pub struct Owner {
     /// The adjacency's id.
     pub adjacency: u32,
     /// The id of its segment.
-    pub segment: u32,
+    pub segment: u16,
+    /// [`adjacency_flag::RECEIVE`] bits.
+    ///
+    /// [`adjacency_flag::RECEIVE`]: crate::table::adjacency_flag::RECEIVE
+    pub flags: u16,
 }
 
 impl Owner {
     const fn to_bits(self) -> u64 {
-        pair(self.adjacency, self.segment)
+        pair(self.adjacency, (self.flags as u32) << 16 | self.segment as u32)
     }
 }
 
@@ -129,7 +159,7 @@ impl EndpointSlot {
     #[inline(always)]
     pub fn owner(&self) -> Owner {
         let bits = self.owner.load(Ordering::Relaxed);
-        Owner { adjacency: bits as u32, segment: (bits >> 32) as u32 }
+        Owner { adjacency: bits as u32, segment: (bits >> 32) as u16, flags: (bits >> 48) as u16 }
     }
 
     /// Whether it holds none.
@@ -236,7 +266,7 @@ mod tests {
     }
 
     fn owner(adjacency: u32) -> Owner {
-        Owner { adjacency, segment: adjacency % 7 + 1 }
+        Owner { adjacency, segment: (adjacency % 7 + 1) as u16, flags: (adjacency % 3) as u16 }
     }
 
     fn fill(keys: &[EndpointKey]) -> (Vec<EndpointSlot>, EndpointIndex, usize) {

@@ -39,3 +39,41 @@ pub struct Recent {
 
 /// Slots in the table of lately reported addresses; a power of two.
 pub const RECENT_SLOTS: u32 = 1024;
+
+/// Bytes of a frame that a [`TooBig`] has: what an ICMPv6 message of 1280 bytes quotes, behind
+/// an Ethernet header and two tags.
+pub const TOO_BIG_CAPTURE: usize = 1256;
+
+/// What is said of a frame that did not fit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TooBigHead {
+    /// Where the frame came from ([`crate::target::Target`] bits).
+    pub source: u32,
+    /// The adjacency that it did not fit.
+    pub adjacency: u32,
+    /// The longest IP packet that fits, in bytes, for frames with the tags that this one has.
+    pub mtu: u32,
+    /// The frame's length, of a superframe the length of each frame that it stands for.
+    pub frame_len: u32,
+    /// How many of the frame's first bytes there are.
+    pub captured: u32,
+    /// A tag that the kernel kept beside the frame: its protocol's number in the upper
+    /// half, its control information in the lower one; zero: none.
+    pub tag: u32,
+}
+
+/// A frame that did not fit and whose sender is to be told (RFC 7588 3.2, RFC 7676 3.3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct TooBig {
+    /// What is said of it.
+    pub head: TooBigHead,
+    /// The frame from its Ethernet header on.
+    pub bytes: [u8; TOO_BIG_CAPTURE],
+}
+
+const _: () = assert!(size_of::<TooBig>() == 1280);
+
+/// The datapath reports frames from one source to one destination at most once in this time.
+pub const TOO_BIG_INTERVAL_NS: u64 = 10_000_000;

@@ -37,7 +37,7 @@ pub mod wire;
 
 /// Version of every layout in this crate. It is part of the pin directory's
 /// path, so that a daemon never reads tables laid out by another one.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Names of the eBPF maps, as pinned and as `bpftool map` shows them.
 ///
@@ -75,4 +75,10 @@ pub mod map_name {
     pub const EVENTS: &str = "mgre_events";
     /// Per-CPU array: which events were reported lately.
     pub const RECENT: &str = "mgre_recent";
+    /// Hash: [`crate::table::VlanKey`] to port id.
+    pub const VLAN_PORTS: &str = "mgre_port_vlan";
+    /// Array: adjacency id to [`crate::table::Sequence`].
+    pub const SEQUENCES: &str = "mgre_sequence";
+    /// Ring buffer of [`crate::event::TooBig`].
+    pub const TOO_BIG: &str = "mgre_too_big";
 }

@@ -56,6 +56,7 @@ reasons! {
     Headroom = 20, "headroom", "The kernel could not make or remove room for the outer headers.";
     RedirectFailed = 21, "redirect_failed", "The kernel did not take the frame for its interface.";
     Internal = 22, "internal", "A table entry that must be there is not; this is a bug.";
+    InnerTag = 23, "inner_tag", "The frame has an 802.1Q tag, which NVGRE does not carry (RFC 7637 3.3).";
 }
 
 const _: () = assert!(DropReason::ALL.len() <= REASON_SLOTS);

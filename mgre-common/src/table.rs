@@ -41,8 +41,8 @@ pub const NO_ROW: u32 = 0;
 pub struct Clock {
     /// Seconds since the datapath was first loaded, written once a second.
     pub seconds: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// The interface that frames leave by which the datapath cannot finish; zero: there is none.
+    pub slow_ifindex: AtomicU32,
     /// The kernel's jiffies up to which the daemon answers for the next hops in the
     /// templates; it is renewed with `seconds`.
     pub lease: AtomicU64,
@@ -67,13 +67,24 @@ pub mod port_flag {
     pub const EXPRESS: u32 = 1 << 4;
     /// Its interface is a veth whose other end is in another network namespace.
     pub const PEER: u32 = 1 << 5;
+    /// Frames have the 802.1Q tag with the VLAN id in the upper half while they are on
+    /// its interface, and not while they are in the segment.
+    pub const TAGGED: u32 = 1 << 6;
+    /// Where the VLAN id begins.
+    pub const VLAN_SHIFT: u32 = 16;
+
+    /// The VLAN id that a port's frames have on its interface; zero: no tag.
+    #[inline(always)]
+    pub const fn vlan(flags: u32) -> u16 {
+        (flags >> VLAN_SHIFT) as u16
+    }
 }
 
 /// A local interface in a segment.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Port {
-    /// [`port_flag`] bits.
+    /// [`port_flag`] bits, and the VLAN id above them.
     pub flags: AtomicU32,
     /// Its interface.
     pub ifindex: AtomicU32,
@@ -97,8 +108,31 @@ pub struct PortSlot(AtomicU64);
 pub struct Indexed {
     /// The port's id.
     pub port: u32,
-    /// The segment's id.
+    /// The segment's id; zero where the interface has ports by VLAN ([`Indexed::BY_VLAN`]).
     pub segment: u32,
+}
+
+impl Indexed {
+    /// The interface has a port for each of some VLANs, and perhaps one for frames
+    /// without a tag: [`VlanKey`] says which.
+    pub const BY_VLAN: Self = Self { port: 0, segment: 0 };
+}
+
+/// The port id of an interface that has ports by VLAN, in the map of ports by interface.
+pub const PORT_BY_VLAN: u32 = u32::MAX;
+
+/// What a port by VLAN is found by: the interface's index in the upper half, the VLAN id
+/// in the lower one, zero for frames without a tag.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct VlanKey(pub u64);
+
+impl VlanKey {
+    /// That of a VLAN on an interface.
+    #[inline(always)]
+    pub const fn new(ifindex: u32, vlan: u16) -> Self {
+        Self((ifindex as u64) << 32 | vlan as u64)
+    }
 }
 
 // Both fit their half of a word.
@@ -146,6 +180,8 @@ pub mod segment_flag {
     pub const HUB: u32 = 1 << 1;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
+    /// TCP's maximum segment size is lowered to what fits through the tunnel.
+    pub const CLAMP_MSS: u32 = 1 << 4;
 }
 
 /// A broadcast domain.
@@ -191,6 +227,32 @@ pub mod adjacency_flag {
     pub const VALID: u32 = 1 << 0;
     /// The peer may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
+    /// The DSCP outside replaces that inside (RFC 2983 3.1, the uniform model).
+    pub const UNIFORM: u32 = 1 << 4;
+    /// Sequence numbers are checked.
+    pub const SEQUENCE: u32 = 1 << 5;
+    /// The rules of NVGRE hold (RFC 7637 3.2): no checksum, no sequence number, no tag inside.
+    pub const NVGRE: u32 = 1 << 6;
+    /// Those that say how packets of the peer are taken, and stand in the endpoint index as well.
+    pub const RECEIVE: u32 = UNIFORM | SEQUENCE | NVGRE;
+}
+
+/// Bits of [`Template::options`]: what each packet has of its own.
+pub mod template_option {
+    /// A GRE checksum.
+    pub const CHECKSUM: u8 = 1 << 0;
+    /// A sequence number.
+    pub const SEQUENCE: u8 = 1 << 1;
+    /// The DSCP of the IP packet inside.
+    pub const INHERIT_TOS: u8 = 1 << 2;
+    /// The don't-fragment bit of the IP packet inside.
+    pub const INHERIT_DF: u8 = 1 << 3;
+    /// A flow id in the key's last octet (RFC 7637 3.2).
+    pub const FLOW_ID: u8 = 1 << 4;
+    /// A UDP header with the flow in its source port (RFC 8086 3.2).
+    pub const UDP: u8 = 1 << 5;
+    /// Those that need more than the first bytes of a packet, or a counter.
+    pub const NOT_EXPRESS: u8 = CHECKSUM | SEQUENCE | INHERIT_DF;
 }
 
 /// Bits of [`Template::flags`].
@@ -206,6 +268,8 @@ pub mod template_flag {
     /// What XDP sends back out of the interface that it came in by (`XDP_TX`) gets out.
     /// A veth's does only if its other end has an XDP program (veth_xdp_flush()).
     pub const SENDS_BACK: u8 = 1 << 4;
+    /// What does not fit and may be fragmented inside is sent, and the outer packet fragmented.
+    pub const FRAGMENTS: u8 = 1 << 5;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
@@ -226,8 +290,8 @@ pub enum OuterFamily {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Template {
-    /// Ethernet, IP and GRE header, as on the wire. IPv4 total length,
-    /// identification and checksum are zero.
+    /// Ethernet, IP, perhaps UDP, and GRE header, as on the wire. What a packet has of its
+    /// own is zero: lengths, identification, checksums, sequence number, flow.
     pub header: [u8; TEMPLATE_HEADER_LEN],
     /// The interface to send it out of.
     pub ifindex: u32,
@@ -241,8 +305,43 @@ pub struct Template {
     pub family: u8,
     /// [`template_flag`] bits.
     pub flags: u8,
+    /// [`template_option`] bits.
+    pub options: u8,
     /// Zero.
-    pub reserved: [u8; 34],
+    pub reserved: [u8; 33],
+}
+
+/// Sequence numbers of one adjacency (RFC 2890 2.2).
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Sequence {
+    /// How many packets had one: the next packet's number, in its lower half.
+    pub sent: AtomicU64,
+    /// The last number taken, and above it [`Clock::seconds`] then plus one; zero: none yet.
+    pub received: AtomicU64,
+}
+
+/// A sequence number that is too old is taken all the same when nothing was taken for so
+/// many seconds: the peer began anew.
+pub const SEQUENCE_MEMORY_SECONDS: u32 = 10;
+
+impl Sequence {
+    /// Whether a packet with this number is to be taken, and notes that it was. Numbers that
+    /// are the last one taken, or up to 2^31 - 1 before it, are old.
+    ///
+    /// Of packets that two CPUs look at in the same moment, both may be taken.
+    #[inline(always)]
+    pub fn accept(&self, number: u32, seconds: u32) -> bool {
+        let now = seconds.wrapping_add(1);
+        let last = self.received.load(Ordering::Relaxed);
+        let remembered = last != 0 && now.wrapping_sub((last >> 32) as u32) < SEQUENCE_MEMORY_SECONDS;
+        let ahead = number.wrapping_sub(last as u32).cast_signed();
+        if remembered && ahead <= 0 && ahead != i32::MIN {
+            return false;
+        }
+        self.received.store((now as u64) << 32 | number as u64, Ordering::Relaxed);
+        true
+    }
 }
 
 /// One peer in one segment.
@@ -265,6 +364,7 @@ const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<Port>() == 16);
 const _: () = assert!(size_of::<PortSlot>() == 8);
 const _: () = assert!(size_of::<Segment>() == 16);
+const _: () = assert!(size_of::<Sequence>() == 16);
 const _: () = assert!(size_of::<Template>() == 128);
 const _: () = assert!(size_of::<Adjacency>() == 320);
 
@@ -353,6 +453,8 @@ impl FloodSlot {
 mod pod {
     // SAFETY: the type is `bytemuck::Pod`: any bits are a value and no byte is padding.
     unsafe impl aya::Pod for super::Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VlanKey {}
 }
 
 #[cfg(test)]
@@ -379,6 +481,23 @@ mod tests {
         assert_eq!(PortSlot::index(5), PortSlot::index(5 + PORT_SLOTS));
         slot.clear();
         assert!(slot.is_free());
+    }
+
+    /// RFC 2890 2.2: what is old, and what follows a peer's new start.
+    #[test]
+    fn sequence_numbers() {
+        let sequence = Sequence::default();
+        assert!(sequence.accept(0, 0), "the first one, whatever it is");
+        assert!(!sequence.accept(0, 0), "twice");
+        assert!(sequence.accept(1, 0) && sequence.accept(5, 0), "with a gap");
+        for old in [5, 4, 0, u32::MAX, 6_u32.wrapping_sub(1 << 31)] {
+            assert!(!sequence.accept(old, 9), "{old}");
+        }
+        assert!(sequence.accept(5_u32.wrapping_add(1 << 31), 9), "half way round is no longer before");
+        assert!(sequence.accept(u32::MAX, 9) && sequence.accept(0, 9), "it wraps");
+        assert!(!sequence.accept(u32::MAX, 18), "nine seconds later it is remembered");
+        assert!(sequence.accept(0, 19), "ten seconds later it began anew");
+        assert!(!sequence.accept(0, 19));
     }
 
     #[test]

@@ -77,6 +77,37 @@ impl Target {
     }
 }
 
+/// What the mark of a frame on the slow interface says: its target, and how many hops it
+/// may go.
+///
+/// The bits of a [`Target`] are a mark without a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Where the frame goes; its id is below 2^20.
+    pub target: Target,
+    /// The most hops that its outer packet may go.
+    pub hops: u8,
+}
+
+const HOPS_SHIFT: u32 = 20;
+const HOPS_MASK: u32 = 0xff << HOPS_SHIFT;
+
+impl Mark {
+    /// As one word. No hops at all are no limit.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        let limit = if self.hops == u8::MAX { 0 } else { self.hops };
+        self.target.0 & !HOPS_MASK | (limit as u32) << HOPS_SHIFT
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        let limit = (bits >> HOPS_SHIFT) as u8;
+        Self { target: Target(bits & !HOPS_MASK), hops: if limit == 0 { u8::MAX } else { limit } }
+    }
+}
+
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind() {
@@ -90,6 +121,17 @@ impl fmt::Debug for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_a_target_and_a_limit() {
+        for target in [Target::port(1023), Target::adjacency(0), Target::adjacency((1 << 20) - 1)] {
+            assert_eq!(Mark::from_bits(target.to_bits()), Mark { target, hops: u8::MAX });
+            for hops in [1, 64, 255] {
+                let mark = Mark { target, hops };
+                assert_eq!(Mark::from_bits(mark.to_bits()), mark);
+            }
+        }
+    }
 
     #[test]
     fn packs_and_unpacks() {

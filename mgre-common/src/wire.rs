@@ -16,6 +16,10 @@ pub const VLAN_TAG_LEN: usize = 4;
 pub const IPV4_LEN: usize = 20;
 /// Length of an IPv6 header without extensions.
 pub const IPV6_LEN: usize = 40;
+/// Length of a UDP header.
+pub const UDP_LEN: usize = 8;
+/// The UDP port that GRE packets are sent to (RFC 8086 3.1).
+pub const GRE_IN_UDP_PORT: u16 = 4754;
 /// Length of a GRE header without optional fields.
 pub const GRE_LEN: usize = 4;
 /// Length of each optional GRE field.
@@ -88,12 +92,24 @@ impl fmt::Debug for EtherType {
 pub struct IpProtocol(pub u8);
 
 impl IpProtocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: Self = Self(0);
+    /// ICMP.
+    pub const ICMP: Self = Self(1);
     /// TCP.
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
     /// GRE.
     pub const GRE: Self = Self(47);
+    /// IPv6 routing header.
+    pub const ROUTING: Self = Self(43);
+    /// IPv6 fragment header.
+    pub const FRAGMENT: Self = Self(44);
+    /// ICMPv6.
+    pub const ICMPV6: Self = Self(58);
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: Self = Self(60);
 }
 
 /// A 48-bit MAC address.

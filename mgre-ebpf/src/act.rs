@@ -3,21 +3,43 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Port, Template, port_flag, template_flag};
-use mgre_common::target::{Target, TargetKind};
+use mgre_common::table::{Port, adjacency_flag, port_flag};
+use mgre_common::target::{Mark, Target, TargetKind};
+use mgre_common::wire::EtherType;
 
-use crate::decide::{self, Last, Verdict};
-use crate::flood;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
+use crate::decide::{self, Interface, Last, OutOf, Verdict};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side};
 use crate::tables::{Now, Tables};
+use crate::tunnel::Journey;
+use crate::{flood, tunnel};
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
 pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
     let now = tables.now();
-    let verdict = decide::from_port::<Last, F, T>(frame, tables, ifindex, now);
+    let mut interface = decide::interface(tables, ifindex);
+    if interface == Interface::ByVlan {
+        let tag = frame.tag_beside().filter(|(protocol, _)| *protocol == EtherType::VLAN);
+        let vlan = tag.map_or(0, |(_, control)| control & VLAN_ID);
+        interface = decide::vlan(tables, ifindex, vlan);
+        if vlan != 0
+            && let Interface::Port(port) = interface
+            && let Err(reason) = frame.untag()
+        {
+            tables.count_drop(port.target(), Direction::Receive, reason);
+            return frame.drop();
+        }
+    }
+    let verdict = match interface {
+        Interface::Port(port) => decide::from_port::<Last, F, T>(frame, tables, port, now),
+        Interface::Other(verdict) => verdict,
+        Interface::ByVlan => Verdict::Pass,
+    };
     act(frame, tables, verdict, now)
 }
+
+/// The VLAN id in a tag's control information.
+const VLAN_ID: u16 = 0x0fff;
 
 /// The whole way of a packet from the underlay.
 #[inline(always)]
@@ -39,7 +61,7 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Forward { source, to, strip } => match forward(frame, tables, to, strip, now) {
+        Verdict::Forward { source, to, out_of } => match forward(frame, tables, source, to, out_of, now) {
             Ok(action) => action,
             Err(reason) => {
                 let (target, direction) = blame(source, to);
@@ -47,10 +69,62 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now
                 frame.drop()
             }
         },
-        Verdict::Flood { source, segment, strip } => {
-            let bytes = inner_len(frame, strip);
-            flood::flood(frame, tables, source, segment, strip, bytes)
+        Verdict::Flood { source, segment, out_of } => {
+            let bytes = inner_len(frame, out_of);
+            flood::flood(frame, tables, source, segment, out_of, bytes)
         }
+    }
+}
+
+/// The whole way of a frame that came by the slow interface: one that was cut and finished
+/// there, or that the daemon made, and bears its target as a mark; or without a mark an outer
+/// packet that the daemon got from the kernel.
+#[inline(always)]
+pub fn process_slow<F: Replicate, T: Tables>(frame: &mut F, tables: &T, mark: u32) -> F::Action {
+    let now = tables.now();
+    if mark == 0 {
+        let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
+        return match verdict {
+            // The kernel has had it, or it is one that the daemon sends on.
+            Verdict::Pass | Verdict::PassCounted(_) | Verdict::Defer => frame.drop(),
+            verdict => act(frame, tables, verdict, now),
+        };
+    }
+    frame.set_mark(0);
+    let mark = Mark::from_bits(mark);
+    match marked(frame, tables, mark, now) {
+        Ok(action) => action,
+        Err(reason) => {
+            tables.count_drop(mark.target, Direction::Transmit, reason);
+            frame.drop()
+        }
+    }
+}
+
+#[inline(always)]
+fn marked<F: Replicate, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    mark: Mark,
+    now: Now,
+) -> Result<F::Action, DropReason> {
+    match mark.target.kind() {
+        TargetKind::Port(id) => {
+            let port = tables.port(id).ok_or(DropReason::Internal)?;
+            let bytes = frame.len();
+            let egress = port_egress(port, frame.segment_size(), bytes)?;
+            let action = frame.redirect(egress)?;
+            tables.count_sent(mark.target, bytes);
+            Ok(action)
+        }
+        TargetKind::Adjacency(id) => {
+            let adjacency = tables.adjacency(id).ok_or(DropReason::Internal)?;
+            if adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::VALID == 0 {
+                return Err(DropReason::Internal);
+            }
+            tunnel::send_finished(frame, tables, adjacency.template(), mark, now)
+        }
+        TargetKind::None => Err(DropReason::Internal),
     }
 }
 
@@ -64,25 +138,36 @@ pub(crate) fn blame(source: Target, to: Target) -> (Target, Direction) {
 /// The length to count: that of the frame inside, before the kernel pads it or
 /// puts its tag beside it.
 #[inline(always)]
-fn inner_len<F: Frame>(frame: &F, strip: Option<Strip>) -> u32 {
-    strip.map_or_else(|| frame.len(), |strip| strip.inner_len)
+fn inner_len<F: Frame>(frame: &F, out_of: Option<OutOf>) -> u32 {
+    out_of.map_or_else(|| frame.len(), |out_of| out_of.strip.inner_len)
+}
+
+/// Takes a frame out of the tunnel that it came through.
+#[inline(always)]
+pub(crate) fn take_out<F: Resize>(frame: &mut F, out_of: OutOf) -> Result<(), DropReason> {
+    frame.strip(out_of.strip)?;
+    match out_of.remark {
+        Some((inner, tos)) => frame.remark(inner, tos),
+        None => Ok(()),
+    }
 }
 
 #[inline(always)]
-fn forward<F: Resize, T: Tables>(
+fn forward<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
+    source: Target,
     to: Target,
-    strip: Option<Strip>,
+    out_of: Option<OutOf>,
     now: Now,
 ) -> Result<F::Action, DropReason> {
-    let bytes = inner_len(frame, strip);
+    let bytes = inner_len(frame, out_of);
     match to.kind() {
         TargetKind::Port(id) => {
             let port = tables.port(id).ok_or(DropReason::Internal)?;
             let egress = port_egress(port, frame.segment_size(), bytes)?;
-            if let Some(strip) = strip {
-                frame.strip(strip)?;
+            if let Some(out_of) = out_of {
+                take_out(frame, out_of)?;
             }
             let action = frame.redirect(egress)?;
             tables.count_sent(to, bytes);
@@ -90,61 +175,10 @@ fn forward<F: Resize, T: Tables>(
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-            let action = tunnel(frame, tables, template, to, strip, now)?;
-            tables.count_sent(to, bytes);
-            Ok(action)
+            tunnel::send(frame, tables, template, Journey { source, to, bytes }, out_of, now)
         }
         TargetKind::None => Err(DropReason::Internal),
     }
-}
-
-/// Sends a frame into a tunnel: one of our own, or one out of another tunnel.
-#[inline(always)]
-fn tunnel<F: Resize, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    template: &Template,
-    to: Target,
-    strip: Option<Strip>,
-    now: Now,
-) -> Result<F::Action, DropReason> {
-    let id = packet_id(tables, template, to);
-    match strip {
-        None => {
-            let egress = unicast_egress(frame, tables, template, wire_len(frame), now)?;
-            frame.encapsulate(template, Stamp::own(id))?;
-            frame.redirect(egress)
-        }
-        Some(strip) => {
-            let egress = unicast_egress(frame, tables, template, inner_wire_len(frame, strip), now)?;
-            frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
-            frame.redirect(egress)
-        }
-    }
-}
-
-/// Where a frame of this length on the wire goes through a template, if it may: to the
-/// next hop in it as long as the daemon answers for that; then to the one that the
-/// kernel finds, which it does for what it takes for an IP packet.
-#[inline(always)]
-fn unicast_egress<F: Frame, T: Tables>(
-    frame: &F,
-    tables: &T,
-    template: &Template,
-    frame_len: u32,
-    now: Now,
-) -> Result<Egress, DropReason> {
-    let flags = template.flags;
-    if flags & template_flag::RESOLVED != 0 && tables.has_lease(now) {
-        return adjacency_egress(template, frame_len);
-    }
-    if flags & template_flag::ROUTED == 0 || !frame.carries_ip() {
-        return adjacency_egress(template, frame_len);
-    }
-    if frame_len > template.max_frame {
-        return Err(DropReason::TooBig);
-    }
-    Ok(Egress { ifindex: template.ifindex, side: Side::Neighbor })
 }
 
 /// Where a frame for a port goes, if it may.
@@ -163,23 +197,6 @@ pub(crate) fn port_egress(port: &Port, segment_size: u32, len: u32) -> Result<Eg
         port_flag::PEER => Side::Peer,
         _ => Side::Receive,
     };
-    Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), side })
-}
-
-/// Where a frame of this length on the wire goes through a template as it is, if it may.
-#[inline(always)]
-pub(crate) fn adjacency_egress(template: &Template, frame_len: u32) -> Result<Egress, DropReason> {
-    if template.flags & template_flag::RESOLVED == 0 {
-        return Err(DropReason::NoNextHop);
-    }
-    if frame_len > template.max_frame {
-        return Err(DropReason::TooBig);
-    }
-    Ok(Egress { ifindex: template.ifindex, side: Side::Out })
-}
-
-/// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).
-#[inline(always)]
-pub(crate) fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
-    if template.flags & template_flag::NEEDS_ID != 0 { tables.packet_id(to) } else { 0 }
+    let vlan = if flags & port_flag::TAGGED == 0 { 0 } else { port_flag::vlan(flags) };
+    Ok(Egress { ifindex: port.ifindex.load(Ordering::Relaxed), side, vlan })
 }

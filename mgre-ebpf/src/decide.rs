@@ -10,13 +10,16 @@ use core::sync::atomic::Ordering;
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Indexed, adjacency_flag, port_flag, segment_flag};
+use mgre_common::endpoint::Owner;
+use mgre_common::table::{Indexed, PORT_BY_VLAN, VlanKey, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
-use mgre_common::wire::ETHERNET_LEN;
+use mgre_common::wire::GRE_FIELD_LEN;
 
-use crate::frame::{Ethernet, Frame, Strip};
-use crate::outer::{self, Outer};
+use crate::frame::{Ethernet, Frame, Strip, Whole};
+use crate::inner::{ECN, Inner, combine_ecn};
+use crate::outer::{self, Claims, Outer, Packet};
 use crate::tables::{Now, Tables};
+use crate::verify;
 
 /// What is to happen to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +30,8 @@ pub enum Verdict {
         source: Target,
         /// Where it goes.
         to: Target,
-        /// Outer headers to take off first.
-        strip: Option<Strip>,
+        /// What the tunnel that it came through leaves to do.
+        out_of: Option<OutOf>,
     },
     /// It goes to all of a segment.
     Flood {
@@ -36,8 +39,8 @@ pub enum Verdict {
         source: Target,
         /// The segment.
         segment: u32,
-        /// Outer headers to take off first.
-        strip: Option<Strip>,
+        /// What the tunnel that it came through leaves to do.
+        out_of: Option<OutOf>,
     },
     /// It is the next hook's to decide.
     Defer,
@@ -56,6 +59,15 @@ pub enum Verdict {
     },
 }
 
+/// What a frame that came through a tunnel needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOf {
+    /// Outer headers to take off.
+    pub strip: Strip,
+    /// The traffic class octet to give the packet inside then, if it is to have another.
+    pub remark: Option<(Inner, u8)>,
+}
+
 /// Which hook decides.
 pub trait Stage {
     /// Whether another hook comes after it.
@@ -69,6 +81,30 @@ pub struct Last;
 /// A hook before that, for known unicast: XDP.
 #[derive(Clone, Copy, Debug)]
 pub struct Early;
+
+/// How a hook checks what only a look at the whole packet tells.
+pub trait Admission<F: Frame>: Stage {
+    /// Verifies checksums.
+    ///
+    /// # Errors
+    /// One is wrong.
+    fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason>;
+}
+
+impl<F: Frame> Admission<F> for Early {
+    /// It leaves packets with checksums to the last hook.
+    #[inline(always)]
+    fn verify(_: &F, _: Strip, _: Claims) -> Result<(), DropReason> {
+        Ok(())
+    }
+}
+
+impl<F: Whole> Admission<F> for Last {
+    #[inline(always)]
+    fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason> {
+        verify::checksums(frame, strip, claims)
+    }
+}
 
 impl Stage for Last {
     const EARLY: bool = false;
@@ -85,66 +121,164 @@ impl Verdict {
     }
 }
 
-/// A frame that a local interface gave us.
+/// A port, and its segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Local {
+    id: u32,
+    segment: u32,
+}
+
+impl Local {
+    /// The port as a target.
+    #[inline(always)]
+    pub const fn target(self) -> Target {
+        Target::port(self.id)
+    }
+}
+
+/// What a local interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// A port.
+    Port(Local),
+    /// One that has ports by VLAN.
+    ByVlan,
+    /// Not as it should be: what to do with its frames.
+    Other(Verdict),
+}
+
+/// Which port an interface is.
 #[inline(always)]
-pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, ifindex: u32, now: Now) -> Verdict {
-    let (id, segment) = match tables.indexed_port(ifindex) {
-        Some(Indexed { port, segment }) => (port, segment),
-        None => {
-            let Some(id) = tables.any_port_of(ifindex) else { return Verdict::Pass };
-            let Some(port) = tables.port(id) else {
-                return Verdict::refuse(Target::port(id), DropReason::Internal);
-            };
-            if port.flags.load(Ordering::Relaxed) & port_flag::VALID == 0 {
-                return Verdict::Pass;
-            }
-            (id, port.segment.load(Ordering::Relaxed))
-        }
+pub fn interface<T: Tables>(tables: &T, ifindex: u32) -> Interface {
+    match tables.indexed_port(ifindex) {
+        Some(Indexed::BY_VLAN) => Interface::ByVlan,
+        Some(Indexed { port, segment }) => Interface::Port(Local { id: port, segment }),
+        None => match tables.any_port_of(ifindex) {
+            None => Interface::Other(Verdict::Pass),
+            Some(PORT_BY_VLAN) => Interface::ByVlan,
+            Some(id) => recorded(tables, id),
+        },
+    }
+}
+
+/// Which port frames of a VLAN come from.
+#[inline(always)]
+pub fn vlan<T: Tables>(tables: &T, ifindex: u32, vlan: u16) -> Interface {
+    match tables.vlan_port(VlanKey::new(ifindex, vlan)) {
+        None => Interface::Other(Verdict::Pass),
+        Some(id) => recorded(tables, id),
+    }
+}
+
+/// What a port's record says.
+#[inline(always)]
+fn recorded<T: Tables>(tables: &T, id: u32) -> Interface {
+    let Some(port) = tables.port(id) else {
+        return Interface::Other(Verdict::refuse(Target::port(id), DropReason::Internal));
     };
-    let source = Target::port(id);
-    let Some(ethernet) = Ethernet::read(frame, 0) else {
+    if port.flags.load(Ordering::Relaxed) & port_flag::VALID == 0 {
+        return Interface::Other(Verdict::Pass);
+    }
+    Interface::Port(Local { id, segment: port.segment.load(Ordering::Relaxed) })
+}
+
+/// A frame from a port, as it is in its segment.
+#[inline(always)]
+pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, port: Local, now: Now) -> Verdict {
+    let source = port.target();
+    let Some(ethernet) = Ethernet::read(frame) else {
         return Verdict::refuse(source, DropReason::Malformed);
     };
-    let arrival = Arrival { source, segment, strip: None, now };
-    arrival.decide::<S, T>(tables, &ethernet, frame.len())
+    let bytes = frame.len();
+    if !S::EARLY {
+        tables.count_received(source, bytes, now);
+    }
+    let arrival = Arrival { source, segment: port.segment, out_of: None, now };
+    arrival.decide::<S, T>(tables, &ethernet)
 }
 
 /// A packet that the underlay gave us.
 #[inline(always)]
-pub fn from_underlay<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, now: Now) -> Verdict {
-    let (id, segment, strip) = match outer::parse(frame, tables) {
-        Outer::From { adjacency, segment, strip } => (adjacency, segment, strip),
+pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T, now: Now) -> Verdict {
+    let packet = match outer::parse(frame, tables) {
+        Outer::From(packet) => packet,
         Outer::Foreign => return Verdict::Pass,
         Outer::Kernel(reason) => return Verdict::PassCounted(reason),
         Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
     };
-    let source = Target::adjacency(id);
-    let segment = match segment {
-        Some(segment) => segment,
-        None => {
-            let Some(adjacency) = tables.adjacency(id) else {
+    let Packet { owner, strip, claims } = packet;
+    let source = Target::adjacency(owner.adjacency);
+    let (segment, flags) = match owner {
+        Owner { segment: 0, adjacency, .. } => {
+            let Some(adjacency) = tables.adjacency(adjacency) else {
                 return Verdict::refuse(source, DropReason::Internal);
             };
-            if adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::VALID == 0 {
+            let flags = adjacency.flags.load(Ordering::Relaxed);
+            if flags & adjacency_flag::VALID == 0 {
                 return Verdict::refuse(Target::NONE, DropReason::UnknownEndpoint);
             }
-            adjacency.segment.load(Ordering::Relaxed)
+            (adjacency.segment.load(Ordering::Relaxed), flags & adjacency_flag::RECEIVE)
         }
+        Owner { segment, flags, .. } => (u32::from(segment), u32::from(flags)),
     };
-    // The outer headers' length is one of a few; told apart, each is a constant
-    // that the bounds check needs.
-    let ethernet = match strip.outer_len {
-        38 => Ethernet::read(frame, 38),
-        42 => Ethernet::read(frame, 42),
-        46 => Ethernet::read(frame, 46),
-        _ => None,
+    let Some(ethernet) = Ethernet::read_behind(frame, strip.outer_len) else {
+        return Verdict::refuse(source, DropReason::Malformed);
     };
-    let Some(ethernet) = ethernet else { return Verdict::refuse(source, DropReason::Malformed) };
-    let arrival = Arrival { source, segment, strip: Some(strip), now };
-    arrival.decide::<S, T>(tables, &ethernet, strip.inner_len)
+    if !S::EARLY {
+        tables.count_received(source, strip.inner_len, now);
+    }
+    let mut remark = None;
+    // Most packets have nothing that needs a closer look.
+    if claims.any() || flags != 0 || strip.tos & ECN != 0 {
+        if S::EARLY && claims.any() {
+            return Verdict::Defer;
+        }
+        let looked = admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now);
+        match looked {
+            Ok(tos) => remark = tos,
+            Err(reason) => return Verdict::refuse(source, reason),
+        }
+    }
+    let arrival = Arrival { source, segment, out_of: Some(OutOf { strip, remark }), now };
+    arrival.decide::<S, T>(tables, &ethernet)
 }
 
-const _: () = assert!(ETHERNET_LEN + 20 + 4 == 38);
+/// Checks what a packet claims; says which traffic class the packet inside gets, if another.
+#[inline(always)]
+fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    packet: &Packet,
+    flags: u32,
+    ethernet: &Ethernet,
+    now: Now,
+) -> Result<Option<(Inner, u8)>, DropReason> {
+    let Packet { owner, strip, claims } = *packet;
+    if flags & adjacency_flag::NVGRE != 0 {
+        // RFC 7637 3.2: the C and S bits must be zero. 3.3: no tag inside.
+        if claims.checksum || claims.sequence {
+            return Err(DropReason::ReservedBits);
+        }
+        if ethernet.ethertype().is_vlan() {
+            return Err(DropReason::InnerTag);
+        }
+    }
+    S::verify(frame, strip, claims)?;
+    if claims.sequence && flags & adjacency_flag::SEQUENCE != 0 {
+        // The last field of the header (RFC 2890 2).
+        let at = strip.outer_len - GRE_FIELD_LEN as u32;
+        let number = frame.read_behind::<u32>(at, 0).map(u32::from_be).ok_or(DropReason::Malformed)?;
+        let sequence = tables.sequence(owner.adjacency).ok_or(DropReason::Internal)?;
+        if !sequence.accept(number, now.seconds) {
+            return Err(DropReason::SequenceOld);
+        }
+    }
+    let Some(inner) = Inner::read(frame, strip.outer_len) else { return Ok(None) };
+    let ecn = combine_ecn(inner.tos, strip.tos)?;
+    let uniform = flags & adjacency_flag::UNIFORM != 0;
+    let tos = if uniform { strip.tos } else { inner.tos } & !ECN | ecn;
+    Ok((tos != inner.tos).then_some((inner, tos)))
+}
 
 /// Whether a segment is one in which frames go from tunnel to tunnel.
 #[inline(always)]
@@ -157,16 +291,13 @@ pub(crate) fn is_hub<T: Tables>(tables: &T, segment: u32) -> bool {
 struct Arrival {
     source: Target,
     segment: u32,
-    strip: Option<Strip>,
+    out_of: Option<OutOf>,
     now: Now,
 }
 
 impl Arrival {
     #[inline(always)]
-    fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet, bytes: u32) -> Verdict {
-        if !S::EARLY {
-            tables.count_received(self.source, bytes, self.now);
-        }
+    fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
         let hash = tables.fdb_hash();
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
@@ -181,8 +312,8 @@ impl Arrival {
 
     #[inline(always)]
     fn switch<T: Tables>(&self, tables: &T, hash: FdbHash, ethernet: &Ethernet) -> Verdict {
-        let Self { source, segment, strip, .. } = *self;
-        let flood = Verdict::Flood { source, segment, strip };
+        let Self { source, segment, out_of, .. } = *self;
+        let flood = Verdict::Flood { source, segment, out_of };
         if ethernet.is_to_group() {
             return flood;
         }
@@ -198,12 +329,12 @@ impl Arrival {
             return Verdict::refuse(source, DropReason::NoTarget);
         }
         if to.is_adjacency()
-            && let Some(strip) = strip
+            && let Some(OutOf { strip, .. }) = out_of
             && let Err(reason) = self.relay(tables, strip)
         {
             return Verdict::refuse(source, reason);
         }
-        Verdict::Forward { source, to, strip }
+        Verdict::Forward { source, to, out_of }
     }
 
     /// Whether a frame out of a tunnel may go into another tunnel.

@@ -11,16 +11,22 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::{Port, Template, port_flag, template_flag};
 use mgre_common::target::{Target, TargetKind};
 
-use crate::act::{blame, packet_id};
-use crate::decide::{self, Early, Verdict};
-use crate::frame::{Egress, Resize, Side, Stamp, Strip};
+use crate::act::{blame, take_out};
+use crate::decide::{self, Early, Interface, OutOf, Verdict};
+use crate::frame::{Egress, Frame, Resize, Side};
 use crate::tables::{Now, Tables};
+use crate::tunnel;
 
 /// The way of a frame from a local interface.
 #[inline(always)]
 pub fn process_port<F: Resize, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
     let now = tables.now();
-    let verdict = decide::from_port::<Early, F, T>(frame, tables, ifindex, now);
+    let verdict = match decide::interface(tables, ifindex) {
+        Interface::Port(port) => decide::from_port::<Early, F, T>(frame, tables, port, now),
+        Interface::Other(verdict) => verdict,
+        // Whose tag it is, the last hook sees.
+        Interface::ByVlan => Verdict::Defer,
+    };
     act(frame, tables, verdict, now)
 }
 
@@ -39,11 +45,11 @@ fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: N
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Forward { source, to, strip } => {
-            let bytes = strip.map_or_else(|| frame.len(), |strip| strip.inner_len);
-            let Some(way) = way(tables, to, bytes, now) else { return frame.pass() };
+        Verdict::Forward { source, to, out_of } => {
+            let bytes = out_of.map_or_else(|| frame.len(), |out_of| out_of.strip.inner_len);
+            let Some(way) = way(frame, tables, to, bytes, out_of, now) else { return frame.pass() };
             tables.count_received(source, bytes, now);
-            match send(frame, tables, &way, to, strip) {
+            match send(frame, tables, &way, to, out_of) {
                 Ok(action) => {
                     tables.count_sent(to, bytes);
                     action
@@ -72,7 +78,14 @@ enum Way<'a> {
 
 /// The way to a target, if a frame of this length can take it from here.
 #[inline(always)]
-fn way<T: Tables>(tables: &T, to: Target, bytes: u32, now: Now) -> Option<Way<'_>> {
+fn way<'a, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    to: Target,
+    bytes: u32,
+    out_of: Option<OutOf>,
+    now: Now,
+) -> Option<Way<'a>> {
     match to.kind() {
         TargetKind::Port(id) => port_way(tables.port(id)?, bytes),
         TargetKind::Adjacency(id) => {
@@ -80,7 +93,12 @@ fn way<T: Tables>(tables: &T, to: Target, bytes: u32, now: Now) -> Option<Way<'_
             let needed = template_flag::RESOLVED | template_flag::EXPRESS;
             let fits =
                 template.flags & needed == needed && bytes <= template.max_frame && tables.has_lease(now);
-            fits.then_some(Way::Adjacency(template))
+            if !fits {
+                return None;
+            }
+            let outer_len = out_of.map_or(0, |out_of| out_of.strip.outer_len);
+            tunnel::carries(frame, template, outer_len).ok()?;
+            Some(Way::Adjacency(template))
         }
         TargetKind::None => None,
     }
@@ -92,7 +110,7 @@ fn port_way<'a>(port: &Port, bytes: u32) -> Option<Way<'a>> {
     let fits = port.flags.load(Ordering::Relaxed) & needed == needed
         && bytes <= port.max_frame.load(Ordering::Relaxed);
     let ifindex = port.ifindex.load(Ordering::Relaxed);
-    fits.then_some(Way::Port(Egress { ifindex, side: Side::Out }))
+    fits.then_some(Way::Port(Egress::new(ifindex, Side::Out)))
 }
 
 #[inline(always)]
@@ -101,29 +119,21 @@ fn send<F: Resize, T: Tables>(
     tables: &T,
     way: &Way<'_>,
     to: Target,
-    strip: Option<Strip>,
+    out_of: Option<OutOf>,
 ) -> Result<F::Action, DropReason> {
     match way {
         Way::Port(egress) => {
-            if let Some(strip) = strip {
-                frame.strip(strip)?;
+            if let Some(out_of) = out_of {
+                take_out(frame, out_of)?;
             }
             frame.redirect(*egress)
         }
         Way::Adjacency(template) => {
-            let id = packet_id(tables, template, to);
-            let egress = Egress { ifindex: template.ifindex, side: Side::Out };
-            match strip {
-                None => {
-                    frame.encapsulate(template, Stamp::own(id))?;
-                    frame.redirect(egress)
-                }
-                Some(strip) => {
-                    frame.relay(template, Stamp { id, hops: strip.hops - 1 }, strip)?;
-                    let back = template.flags & template_flag::SENDS_BACK != 0;
-                    if back { frame.redirect_back(egress) } else { frame.redirect(egress) }
-                }
-            }
+            tunnel::wrap(frame, tables, template, to, out_of)?;
+            let egress = Egress::new(template.ifindex, Side::Out);
+            // What came out of a tunnel may go back where it came from.
+            let back = out_of.is_some() && template.flags & template_flag::SENDS_BACK != 0;
+            if back { frame.redirect_back(egress) } else { frame.redirect(egress) }
         }
     }
 }

@@ -11,12 +11,17 @@ use core::sync::atomic::Ordering;
 
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
-use mgre_common::target::{Target, TargetKind};
+use mgre_common::target::{Mark, Target, TargetKind};
 
-use crate::act::{adjacency_egress, blame, packet_id, port_egress};
-use crate::decide::is_hub;
-use crate::frame::{Egress, Replicate, Side, Stamp, Step, Strip, inner_wire_len, wire_len};
+use crate::act::{blame, port_egress, take_out};
+use crate::decide::{OutOf, is_hub};
+use crate::frame::{Egress, Replicate, Side, Step, Strip, inner_wire_len, wire_len};
+use crate::stamp::Traits;
 use crate::tables::Tables;
+use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
+
+/// A flooded frame's peers may have any options, so all that any asks for is looked up.
+const ALL: u8 = u8::MAX;
 
 struct Flood<'a, F, T> {
     frame: &'a mut F,
@@ -32,12 +37,16 @@ struct Flood<'a, F, T> {
     bytes: u32,
     /// The most hops that copies may go.
     hops: u8,
+    /// What their outer headers take over from the frame.
+    traits: Traits,
     /// The target that the frame is ready for and was not sent to yet.
     pending: Target,
     egress: Egress,
+    /// It is counted as sent when it comes back from the slow interface.
+    counted_later: bool,
     copies: u32,
     /// The outer headers that it came with and still has.
-    received: Option<Strip>,
+    received: Option<OutOf>,
     /// Length of the outer header that we put on it, if any.
     outer_len: u16,
     /// It could not be resized, and is no longer what it was.
@@ -53,7 +62,7 @@ pub fn flood<F: Replicate, T: Tables>(
     tables: &T,
     source: Target,
     segment: u32,
-    strip: Option<Strip>,
+    out_of: Option<OutOf>,
     bytes: u32,
 ) -> F::Action {
     let Some(record) = tables.segment(segment) else {
@@ -64,19 +73,19 @@ pub fn flood<F: Replicate, T: Tables>(
     let (ports, adjacencies) = (u32::from(list.ports), u32::from(list.adjacencies));
     // Split horizon: what came out of a tunnel goes into no tunnel, but in a hub. There
     // it has half its hops to go: where hubs form a ring, copies make copies.
-    let relayed = strip.filter(|strip| strip.hops > 1 && is_hub(tables, segment));
-    let tunnels = if strip.is_none() || relayed.is_some() { adjacencies } else { 0 };
-    let frame_len = match (strip, relayed) {
-        (_, Some(strip)) => inner_wire_len(frame, strip),
-        (Some(strip), None) => {
-            if let Err(reason) = frame.strip(strip) {
+    let relayed = out_of.filter(|out_of| out_of.strip.hops > 1 && is_hub(tables, segment));
+    let tunnels = if out_of.is_none() || relayed.is_some() { adjacencies } else { 0 };
+    let (frame_len, traits) = match (out_of, relayed) {
+        (_, Some(out_of)) => (inner_wire_len(frame, out_of.strip), relayed_traits(frame, out_of, ALL)),
+        (Some(out_of), None) => {
+            if let Err(reason) = take_out(frame, out_of) {
                 tables.count_drop(source, Direction::Receive, reason);
                 return frame.drop();
             }
             // Ports look at nothing but the bytes.
-            bytes
+            (bytes, Traits::NONE)
         }
-        (None, None) => wire_len(frame),
+        (None, None) => (wire_len(frame), Traits::read(frame, 0, ALL)),
     };
     let mut flood = Flood {
         frame_len,
@@ -88,9 +97,11 @@ pub fn flood<F: Replicate, T: Tables>(
         count: (ports + tunnels).min(MAX_FLOOD_TARGETS),
         // Tunnels first, while the outer headers are still on.
         first: if relayed.is_some() { ports } else { 0 },
-        hops: relayed.map_or(u8::MAX, |strip| strip.hops / 2),
+        hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
+        traits,
         pending: Target::NONE,
-        egress: Egress { ifindex: 0, side: Side::Out },
+        egress: Egress::new(0, Side::Out),
+        counted_later: false,
         copies: 0,
         received: relayed,
         outer_len: 0,
@@ -129,15 +140,23 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 let port = self.tables.port(id).ok_or(DropReason::Internal)?;
                 let egress = port_egress(port, self.frame.segment_size(), self.bytes)?;
                 self.copy_to_pending();
-                self.strip()?;
+                self.bare()?;
                 self.egress = egress;
+                self.counted_later = false;
             }
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-                let egress = adjacency_egress(template, self.frame_len)?;
+                let egress = self.tunnel_egress(template)?;
                 self.copy_to_pending();
-                self.encapsulate(template, to)?;
+                self.frame.set_mark(0);
+                if needs_finishing(template) {
+                    self.bare()?;
+                    self.frame.set_mark(Mark { target: to, hops: self.hops }.to_bits());
+                } else {
+                    self.encapsulate(template, to)?;
+                }
                 self.egress = egress;
+                self.counted_later = needs_finishing(template);
             }
             TargetKind::None => return Err(DropReason::Internal),
         }
@@ -145,14 +164,37 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         Ok(())
     }
 
+    /// Where the next copy goes through a template.
+    #[inline(always)]
+    fn tunnel_egress(&self, template: &Template) -> Result<Egress, DropReason> {
+        let behind = match self.received {
+            Some(out_of) => out_of.strip.outer_len,
+            None => u32::from(self.outer_len),
+        };
+        if template.options != 0 {
+            carries(self.frame, template, behind)?;
+        }
+        let egress = copy_egress(self.frame, self.tables, template, behind, self.frame_len)?;
+        if !needs_finishing(template) {
+            return Ok(egress);
+        }
+        let slow = self.tables.slow_interface().ok_or(DropReason::Headroom)?;
+        Ok(Egress::new(slow, Side::Out))
+    }
+
     /// Takes off what outer headers there are.
     #[inline(always)]
-    fn strip(&mut self) -> Result<(), DropReason> {
-        let Some(mut strip) = self.received else { return Ok(()) };
-        if self.outer_len != 0 {
-            strip.outer_len = self.outer_len.into();
+    fn bare(&mut self) -> Result<(), DropReason> {
+        if let Some(out_of) = self.received.take() {
+            return self.resized(|frame| take_out(frame, out_of));
         }
-        self.received = None;
+        if self.outer_len == 0 {
+            return Ok(());
+        }
+        let outer_len = u32::from(self.outer_len);
+        // A tag that was beside it is in it now.
+        let inner_len = self.frame.len() - outer_len;
+        let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
         self.outer_len = 0;
         self.resized(|frame| frame.strip(strip))
     }
@@ -160,22 +202,16 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     /// Puts the outer header for a peer on the frame.
     #[inline(always)]
     fn encapsulate(&mut self, template: &Template, to: Target) -> Result<(), DropReason> {
-        let stamp = Stamp { id: packet_id(self.tables, template, to), hops: self.hops };
-        if self.outer_len == 0 {
-            self.outer_len = template.header_len;
-            return match self.received {
-                None => self.resized(|frame| frame.encapsulate(template, stamp)),
-                Some(strip) => self.resized(|frame| frame.relay(template, stamp, strip)),
-            };
+        let stamp = self.traits.stamp(self.tables, template, to, self.hops);
+        let outer_len = u32::from(self.outer_len);
+        self.outer_len = template.header_len;
+        if outer_len != 0 {
+            return self.resized(|frame| frame.readdress(template, stamp, outer_len));
         }
-        if self.damaged {
-            return Err(DropReason::Headroom);
+        match self.received.take() {
+            None => self.resized(|frame| frame.encapsulate(template, stamp)),
+            Some(out_of) => self.resized(|frame| frame.relay(template, stamp, out_of.strip)),
         }
-        // All of a segment's peers have a key, or none has.
-        if self.outer_len != template.header_len {
-            return Err(DropReason::Internal);
-        }
-        self.frame.readdress(template, stamp)
     }
 
     #[inline(always)]
@@ -206,7 +242,9 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
 
     #[inline(always)]
     fn sent(&mut self, to: Target) {
-        self.tables.count_sent(to, self.bytes);
+        if !self.counted_later {
+            self.tables.count_sent(to, self.bytes);
+        }
         self.copies += 1;
     }
 

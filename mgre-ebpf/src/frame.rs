@@ -1,10 +1,17 @@
 //! A frame as the pipeline sees it.
 
 use bytemuck::AnyBitPattern;
+use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+
+use crate::inner::{Inner, Version};
+
+/// What [`Frame::read_behind`] is asked for is before this: the longest outer headers (78 bytes:
+/// IPv6, UDP, GRE with every field), Ethernet with two tags, IPv6, and the start of TCP.
+pub const MAX_BEHIND: usize = 256;
 
 /// An Ethernet header without tags, as two loads of eight bytes from the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +33,15 @@ const TYPE_SHIFT: u32 = 0;
 impl Ethernet {
     /// Reads one, or nothing if the frame does not reach so far.
     #[inline(always)]
-    pub fn read<F: Frame>(frame: &F, offset: usize) -> Option<Self> {
-        let [start, end] = frame.read_two(offset, offset + END)?;
+    pub fn read<F: Frame>(frame: &F) -> Option<Self> {
+        let [start, end] = frame.read_two(0, END)?;
+        Some(Self { start, end })
+    }
+
+    /// Reads the one behind outer headers of this length.
+    #[inline(always)]
+    pub fn read_behind<F: Frame>(frame: &F, outer_len: u32) -> Option<Self> {
+        let [start, end] = frame.read_two_behind(outer_len, 0, END)?;
         Some(Self { start, end })
     }
 
@@ -103,6 +117,16 @@ pub struct Egress {
     pub ifindex: u32,
     /// The side.
     pub side: Side,
+    /// The VLAN id of the tag that it bears there; zero: none.
+    pub vlan: u16,
+}
+
+impl Egress {
+    /// Without a tag.
+    #[inline(always)]
+    pub const fn new(ifindex: u32, side: Side) -> Self {
+        Self { ifindex, side, vlan: 0 }
+    }
 }
 
 /// What to take off the front of a received packet.
@@ -114,6 +138,8 @@ pub struct Strip {
     pub inner_len: u32,
     /// Hops that the outer packet had left (TTL).
     pub hops: u8,
+    /// The outer packet's traffic class octet: DSCP and ECN.
+    pub tos: u8,
 }
 
 /// What an outer packet has of its own beside its template.
@@ -123,14 +149,20 @@ pub struct Stamp {
     pub id: u16,
     /// The most hops that it may go; the template may say fewer.
     pub hops: u8,
+    /// Bits of the traffic class octet beside the template's.
+    pub tos: u8,
+    /// The IPv4 don't-fragment bit, where the template does not have it.
+    pub dont_fragment: bool,
+    /// What the flow id (its low 8 bits) or the UDP source port (14 bits) is made of.
+    pub flow: u32,
+    /// The sequence number.
+    pub sequence: u32,
 }
 
 impl Stamp {
-    /// That of a packet of our own.
-    #[inline(always)]
-    pub const fn own(id: u16) -> Self {
-        Self { id, hops: u8::MAX }
-    }
+    /// That of a packet of our own that has nothing special.
+    pub const PLAIN: Self =
+        Self { id: 0, hops: u8::MAX, tos: 0, dont_fragment: false, flow: 0, sequence: 0 };
 }
 
 /// A frame that can be read. All offsets are from the Ethernet header's first byte.
@@ -146,10 +178,28 @@ pub trait Frame {
     /// Reads a value, or nothing if the frame does not reach so far.
     fn read<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
 
+    /// Reads a value behind outer headers of a length that is known only when it runs, in
+    /// the packet's first [`MAX_BEHIND`] bytes.
+    #[inline(always)]
+    fn read_behind<T: AnyBitPattern>(&self, outer_len: u32, offset: usize) -> Option<T> {
+        self.read(outer_len as usize + offset)
+    }
+
     /// Reads two values, of which the second one ends last.
     #[inline(always)]
     fn read_two<T: AnyBitPattern>(&self, first: usize, second: usize) -> Option<[T; 2]> {
         Some([self.read(first)?, self.read(second)?])
+    }
+
+    /// Reads two values behind outer headers, of which the second one ends last.
+    #[inline(always)]
+    fn read_two_behind<T: AnyBitPattern>(
+        &self,
+        outer_len: u32,
+        first: usize,
+        second: usize,
+    ) -> Option<[T; 2]> {
+        Some([self.read_behind(outer_len, first)?, self.read_behind(outer_len, second)?])
     }
 
     /// Payload bytes of each segment that a GSO or GRO superframe stands for; 0 for any other frame.
@@ -158,8 +208,33 @@ pub trait Frame {
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame.
     fn has_tag_beside(&self) -> bool;
 
+    /// That tag: its protocol, and its control information.
+    fn tag_beside(&self) -> Option<(EtherType, u16)>;
+
     /// Whether the kernel takes it for an IP packet.
     fn carries_ip(&self) -> bool;
+}
+
+/// A frame all of whose bytes can be looked at, not its first ones only.
+pub trait Whole: Frame {
+    /// The folded ones' complement sum (RFC 1071) of so many bytes from an offset on, of no
+    /// more than 65,535; nothing if they are not there.
+    fn sum(&self, offset: u32, len: u32) -> Option<u16>;
+
+    /// Copies as many bytes from an offset on as there are and have room; says how many.
+    fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32;
+
+    /// Notes on a frame what [`Egress`] cannot say: its target ([`Target`] bits), for
+    /// whoever gets it. It is there no more when the frame has left the host.
+    ///
+    /// [`Target`]: mgre_common::target::Target
+    fn set_mark(&mut self, mark: u32);
+
+    /// Takes off the outermost tag, which the kernel keeps beside the frame.
+    ///
+    /// # Errors
+    /// The kernel could not; the frame must then be dropped.
+    fn untag(&mut self) -> Result<(), DropReason>;
 }
 
 /// A frame that can be resized and sent.
@@ -186,6 +261,12 @@ pub trait Resize: Frame {
     /// The kernel could not; the frame must then be dropped.
     fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason>;
 
+    /// Changes the traffic class octet of the IP packet in a frame without outer headers.
+    ///
+    /// # Errors
+    /// The frame does not reach so far, or the kernel could not.
+    fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason>;
+
     /// Sends the frame, which is then gone.
     ///
     /// # Errors
@@ -209,13 +290,13 @@ pub trait Resize: Frame {
 }
 
 /// A frame that copies can be made of.
-pub trait Replicate: Resize {
+pub trait Replicate: Resize + Whole {
     /// Replaces the outer header that [`Resize::encapsulate`] or [`Resize::relay`] put on.
-    /// The caller sees to it that the new one is as long as the old one.
+    /// The old one is so many bytes long. A superframe's stays in its family.
     ///
     /// # Errors
     /// The kernel could not.
-    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
+    fn readdress(&mut self, template: &Template, stamp: Stamp, outer_len: u32) -> Result<(), DropReason>;
 
     /// Sends a copy.
     ///
@@ -251,50 +332,38 @@ pub fn wire_len<F: Frame>(frame: &F) -> u32 {
 /// The same for the frame inside of outer headers.
 #[inline(always)]
 pub fn inner_wire_len<F: Frame>(frame: &F, strip: Strip) -> u32 {
-    match (frame.segment_size(), strip.outer_len) {
-        (0, _) => strip.inner_len,
-        // Told apart, each length is a constant that the bounds checks need.
-        (segment, 38) => superframe_headers_len(frame, 38) + segment,
-        (segment, 42) => superframe_headers_len(frame, 42) + segment,
-        (segment, _) => superframe_headers_len(frame, 46) + segment,
+    match frame.segment_size() {
+        0 => strip.inner_len,
+        segment => superframe_headers_len(frame, strip.outer_len) + segment,
     }
 }
 
-/// Length of the headers that each segment has, from the Ethernet header at `start`,
-/// which is to be a constant.
+/// Length of the headers that each segment has, of the frame behind outer headers of this length.
 #[inline(always)]
-fn superframe_headers_len<F: Frame>(frame: &F, start: usize) -> u32 {
-    let ethertype = frame.read::<EtherType>(start + 12);
-    let l3 = start + ETHERNET_LEN;
-    if ethertype.is_some_and(EtherType::is_vlan) {
-        let inner = frame.read::<EtherType>(l3 + 2);
-        return ip_headers_len(frame, l3 + VLAN_TAG_LEN, inner) - start as u32;
-    }
-    ip_headers_len(frame, l3, ethertype) - start as u32
-}
-
-#[inline(always)]
-fn ip_headers_len<F: Frame>(frame: &F, l3: usize, ethertype: Option<EtherType>) -> u32 {
+fn superframe_headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     const TCP: u8 = 6;
     const UDP_LEN: u32 = 8;
-    let (ip_len, protocol) = match ethertype {
-        Some(EtherType::IPV4) => {
-            (u32::from(frame.read::<u8>(l3).unwrap_or(0) & 0xf) * 4, frame.read::<u8>(l3 + 9).unwrap_or(0))
-        }
-        Some(EtherType::IPV6) => (40, frame.read::<u8>(l3 + 6).unwrap_or(0)),
-        _ => return l3 as u32,
+    let Some(inner) = Inner::read(frame, outer_len) else { return ETHERNET_LEN as u32 };
+    let l3 = inner.l3 as usize;
+    let byte = |at: usize| frame.read_behind::<u8>(outer_len, l3 + at);
+    let (ip_len, protocol) = match inner.version {
+        Version::V4 => (
+            u32::from(byte(0).unwrap_or(0) & 0xf) * 4,
+            byte(9).unwrap_or(0),
+        ),
+        Version::V6 => (40, byte(6).unwrap_or(0)),
     };
     let transport_len = if protocol == TCP {
         // Only headers without options have a fixed place for what follows them;
         // with IPv4 options the usual TCP header with timestamps is assumed.
         let offset = match ip_len {
-            20 => frame.read::<u8>(l3 + 20 + 12),
-            40 => frame.read::<u8>(l3 + 40 + 12),
+            20 => byte(20 + 12),
+            40 => byte(40 + 12),
             _ => None,
         };
         offset.map_or(32, |byte| u32::from(byte >> 4) * 4)
     } else {
         UDP_LEN
     };
-    l3 as u32 + ip_len + transport_len
+    inner.l3 + ip_len + transport_len
 }

@@ -7,9 +7,13 @@
 //!
 //! - [`frame`]: the trait for a frame that can be read, resized and sent;
 //! - [`tables`]: the trait for what the pipeline may look up and count;
+//! - [`inner`]: what a tunnel must know of the IP packet inside;
+//! - [`stamp`]: what an outer packet has of its own;
 //! - [`outer`]: parses and validates the headers outside;
 //! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
+//! - [`verify`]: checksums over a whole packet;
 //! - [`act`]: carries a verdict out;
+//! - `tunnel`: into a tunnel, and what does not fit there;
 //! - [`flood`]: head-end replication;
 //! - [`express`]: the short way of known unicast through an early hook.
 //!
@@ -24,7 +28,11 @@ pub mod flood;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod inner;
 pub mod outer;
+pub mod stamp;
 pub mod tables;
+mod tunnel;
+pub mod verify;
 #[cfg(test)]
 mod tests;

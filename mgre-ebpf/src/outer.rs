@@ -4,7 +4,10 @@
 use mgre_common::checksum;
 use mgre_common::endpoint::{EndpointKey, Owner, endpoint_kind, mapped_v4};
 use mgre_common::reason::DropReason;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, GreFlags, IPV4_LEN, IpProtocol};
+use mgre_common::table::adjacency_flag;
+use mgre_common::wire::{
+    ETHERNET_LEN, EtherType, GRE_IN_UDP_PORT, GRE_LEN, GreFlags, IPV4_LEN, IPV6_LEN, IpProtocol, UDP_LEN,
+};
 
 use crate::frame::{Frame, Strip};
 use crate::tables::Tables;
@@ -12,15 +15,8 @@ use crate::tables::Tables;
 /// What the outer headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outer {
-    /// A packet of this adjacency.
-    From {
-        /// The adjacency.
-        adjacency: u32,
-        /// Its segment, if the index says that.
-        segment: Option<u32>,
-        /// Its outer headers.
-        strip: Strip,
-    },
+    /// A packet of a peer.
+    From(Packet),
     /// Not for us.
     Foreign,
     /// For us, but the kernel's to handle first.
@@ -29,18 +25,57 @@ pub enum Outer {
     Refused(DropReason),
 }
 
+/// A packet of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Whose it is; its segment is zero if the index did not say that.
+    pub owner: Owner,
+    /// Its outer headers.
+    pub strip: Strip,
+    /// What is to be looked at before it is accepted.
+    pub claims: Claims,
+}
+
+/// What a packet says of itself that must be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Where the GRE header starts.
+    pub gre_at: u32,
+    /// It has a GRE checksum.
+    pub checksum: bool,
+    /// It has a sequence number.
+    pub sequence: bool,
+    /// It has a UDP checksum.
+    pub udp_checksum: bool,
+}
+
+impl Claims {
+    /// Whether there is anything to check.
+    #[inline(always)]
+    pub const fn any(&self) -> bool {
+        self.checksum || self.sequence || self.udp_checksum
+    }
+}
+
 /// Where the outer IP header starts.
 const L3: usize = ETHERNET_LEN;
-/// Where the GRE header starts after an IPv4 header without options.
-const GRE_V4: usize = L3 + IPV4_LEN;
+/// Where an IPv4 header without options ends.
+const BEHIND_V4: usize = L3 + IPV4_LEN;
+/// Where an IPv6 header ends.
+const BEHIND_V6: usize = L3 + IPV6_LEN;
 
 /// How nearly every GRE header begins: Ethernet inside, and a key or no field at all.
 /// What begins so needs no closer look.
 const PLAIN_KEYED: u32 = u32::from_ne_bytes([0x20, 0, 0x65, 0x58]);
 const PLAIN_KEYLESS: u32 = u32::from_ne_bytes([0, 0, 0x65, 0x58]);
 
+/// The part of a key that is a virtual subnet id (RFC 7637 3.2), as on the wire.
+const VSID_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+
 /// An IPv4 header without options, as five words in the order of the wire.
 type Ipv4Words = [u32; 5];
+/// An IPv6 header.
+type Ipv6Words = [u32; 10];
 
 /// Parses the outer headers.
 ///
@@ -49,25 +84,114 @@ type Ipv4Words = [u32; 5];
 #[inline(always)]
 pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
     // A tag beside the frame makes it another interface's.
-    if frame.read::<EtherType>(12) != Some(EtherType::IPV4) || frame.has_tag_beside() {
+    if frame.has_tag_beside() {
         return Outer::Foreign;
     }
+    match frame.read::<EtherType>(12) {
+        Some(EtherType::IPV4) => parse_v4(frame, tables),
+        Some(EtherType::IPV6) => parse_v6(frame, tables),
+        _ => Outer::Foreign,
+    }
+}
+
+#[inline(always)]
+fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
     let Some(ip) = frame.read::<Ipv4Words>(L3) else { return Outer::Foreign };
-    let [version_ihl, _, length_high, length_low] = ip[0].to_ne_bytes();
-    let [_, protocol, _, _] = ip[2].to_ne_bytes();
-    if IpProtocol(protocol) != IpProtocol::GRE || version_ihl >> 4 != 4 {
+    let [version_ihl, tos, length_high, length_low] = ip[0].to_ne_bytes();
+    let [hops, protocol, ..] = ip[2].to_ne_bytes();
+    if version_ihl >> 4 != 4 {
         return Outer::Foreign;
     }
-    let addresses = Addresses { remote: ip[3], local: ip[4] };
+    let addresses = Addresses { remote: mapped_v4(ip[3]), local: mapped_v4(ip[4]) };
     let [_, _, fragment_high, fragment_low] = ip[1].to_ne_bytes();
     // More-fragments or an offset (RFC 791), or options: the kernel's to put together.
-    if u16::from_be_bytes([fragment_high, fragment_low]) & 0x3fff != 0 || version_ihl & 0xf != 5 {
-        return addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment));
+    let fragment = u16::from_be_bytes([fragment_high, fragment_low]) & 0x3fff;
+    let whole = fragment == 0 && version_ihl & 0xf == 5;
+    let packet = Ip {
+        payload_len: u32::from(u16::from_be_bytes([length_high, length_low])).wrapping_sub(IPV4_LEN as u32),
+        tos,
+        hops,
+    };
+    match IpProtocol(protocol) {
+        IpProtocol::GRE if whole => {
+            let header_ok = checksum::ipv4_header_ok(ip);
+            addresses.judge::<BEHIND_V4, F, T>(frame, tables, packet, header_ok, None)
+        }
+        IpProtocol::GRE => addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment)),
+        // Only a packet's first fragment says whose it is, and with options it is elsewhere.
+        IpProtocol::UDP if version_ihl & 0xf == 5 && fragment & 0x1fff == 0 => {
+            let Some(udp) = Udp::read(frame, BEHIND_V4) else { return Outer::Foreign };
+            if fragment != 0 {
+                return addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment));
+            }
+            let header_ok = checksum::ipv4_header_ok(ip);
+            addresses.judge::<{ BEHIND_V4 + UDP_LEN }, F, T>(frame, tables, packet, header_ok, Some(udp))
+        }
+        _ => Outer::Foreign,
     }
-    let total_len = u32::from(u16::from_be_bytes([length_high, length_low]));
-    match parse_gre(frame, ip, total_len) {
-        Ok(gre) => addresses.find(tables, gre),
-        Err(outer) => addresses.ours_or_foreign(tables, outer),
+}
+
+#[inline(always)]
+fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
+    let Some(ip) = frame.read::<Ipv6Words>(L3) else { return Outer::Foreign };
+    let [first, second, ..] = ip[0].to_ne_bytes();
+    let [length_high, length_low, next_header, hops] = ip[1].to_ne_bytes();
+    if first >> 4 != 6 {
+        return Outer::Foreign;
+    }
+    let addresses =
+        Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
+    let packet = Ip {
+        payload_len: u32::from(u16::from_be_bytes([length_high, length_low])),
+        tos: first << 4 | second >> 4,
+        hops,
+    };
+    match IpProtocol(next_header) {
+        IpProtocol::GRE => addresses.judge::<BEHIND_V6, F, T>(frame, tables, packet, true, None),
+        IpProtocol::UDP => {
+            let Some(udp) = Udp::read(frame, BEHIND_V6) else { return Outer::Foreign };
+            addresses.judge::<{ BEHIND_V6 + UDP_LEN }, F, T>(frame, tables, packet, true, Some(udp))
+        }
+        IpProtocol::HOP_BY_HOP
+        | IpProtocol::ROUTING
+        | IpProtocol::FRAGMENT
+        | IpProtocol::DESTINATION_OPTIONS
+            if frame.read::<u8>(BEHIND_V6) == Some(IpProtocol::GRE.0) =>
+        {
+            addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment))
+        }
+        _ => Outer::Foreign,
+    }
+}
+
+/// What is wanted of an IP header.
+#[derive(Clone, Copy)]
+struct Ip {
+    /// Bytes behind the header.
+    payload_len: u32,
+    tos: u8,
+    hops: u8,
+}
+
+/// What is wanted of the UDP header before GRE (RFC 8086 3.2).
+#[derive(Clone, Copy)]
+struct Udp {
+    len: u32,
+    has_checksum: bool,
+}
+
+impl Udp {
+    /// Reads one, if it is for GRE's port.
+    #[inline(always)]
+    fn read<F: Frame>(frame: &F, at: usize) -> Option<Self> {
+        let [ports, rest] = frame.read::<[u32; 2]>(at)?;
+        let [_, _, port_high, port_low] = ports.to_ne_bytes();
+        if u16::from_be_bytes([port_high, port_low]) != GRE_IN_UDP_PORT {
+            return None;
+        }
+        let [length_high, length_low, sum @ ..] = rest.to_ne_bytes();
+        let len = u32::from(u16::from_be_bytes([length_high, length_low]));
+        Some(Self { len, has_checksum: sum != [0, 0] })
     }
 }
 
@@ -78,12 +202,20 @@ struct Gre {
     /// An [`endpoint_kind`].
     kind: u32,
     strip: Strip,
+    claims: Claims,
 }
 
+/// Looks at the GRE header that starts at `AT`.
 #[inline(always)]
-fn parse_gre<F: Frame>(frame: &F, ip: Ipv4Words, total_len: u32) -> Result<Gre, Outer> {
-    let Some(first) = frame.read::<u32>(GRE_V4) else {
-        return Err(Outer::Refused(DropReason::Malformed));
+fn parse_gre<const AT: usize, F: Frame>(
+    frame: &F,
+    ip: Ip,
+    header_ok: bool,
+    udp: Option<Udp>,
+) -> Result<Gre, Outer> {
+    // The shortest header and what follows it are as long as two words.
+    let Some([first, second]) = frame.read::<[u32; 2]>(AT) else {
+        return Err(too_short::<AT, F>(frame));
     };
     let [flags_high, flags_low, protocol @ ..] = first.to_ne_bytes();
     let flags = GreFlags(u16::from_be_bytes([flags_high, flags_low]));
@@ -92,62 +224,125 @@ fn parse_gre<F: Frame>(frame: &F, ip: Ipv4Words, total_len: u32) -> Result<Gre, 
     if !plain && flags.version() == 1 {
         return Err(Outer::Foreign);
     }
-    if !checksum::ipv4_header_ok(ip) {
+    if !header_ok {
         return Err(Outer::Refused(DropReason::Checksum));
     }
     if !plain {
         flags.validate().map_err(Outer::Refused)?;
-        if flags.has_checksum() {
-            return Err(Outer::Refused(DropReason::Checksum));
-        }
         if EtherType::from_bytes(protocol) != EtherType::TRANSPARENT_ETHERNET {
             return Err(Outer::Refused(DropReason::UnknownProtocol));
         }
     }
+    let gre_len = gre_len(flags_high);
+    let before = (AT - L3) as u32;
     // A superframe's total length may be zero (it does not fit 16 bits), so its
     // own length counts; no device pads those.
-    let packet_len = if frame.segment_size() == 0 { total_len } else { frame.len() - L3 as u32 };
-    let headers_len = (IPV4_LEN + flags.header_len()) as u32;
-    if packet_len > frame.len() - L3 as u32 || packet_len < headers_len + ETHERNET_LEN as u32 {
+    let there = frame.len() - AT as u32;
+    let payload_len = if frame.segment_size() != 0 {
+        there
+    } else {
+        // What the IP header says, less a UDP header.
+        ip.payload_len.wrapping_sub(if udp.is_some() { UDP_LEN as u32 } else { 0 })
+    };
+    let udp_ok = udp.is_none_or(|udp| {
+        frame.segment_size() != 0 || udp.len.wrapping_sub(UDP_LEN as u32) == payload_len
+    });
+    if payload_len > there || payload_len < gre_len + ETHERNET_LEN as u32 || !udp_ok {
         return Err(Outer::Refused(DropReason::Malformed));
     }
-    let (key, kind) = if flags.has_key() {
-        // No checksum field stands before it: such packets were refused above.
-        match frame.read::<u32>(GRE_V4 + 4) {
-            Some(key) => (key, endpoint_kind::KEYED),
-            None => return Err(Outer::Refused(DropReason::Malformed)),
-        }
-    } else {
-        (0, endpoint_kind::KEYLESS)
+    let kind = if flags.has_key() { endpoint_kind::KEYED } else { endpoint_kind::KEYLESS };
+    let key = match (flags.has_key(), flags.has_checksum()) {
+        (false, _) => 0,
+        (true, false) => second,
+        (true, true) => frame.read::<u32>(AT + 8).ok_or(Outer::Refused(DropReason::Malformed))?,
     };
-    let [hops, ..] = ip[2].to_ne_bytes();
-    let strip = Strip { outer_len: L3 as u32 + headers_len, inner_len: packet_len - headers_len, hops };
-    Ok(Gre { key, kind, strip })
+    Ok(Gre {
+        key,
+        kind,
+        strip: Strip {
+            outer_len: L3 as u32 + before + gre_len,
+            inner_len: payload_len - gre_len,
+            hops: ip.hops,
+            tos: ip.tos,
+        },
+        claims: Claims {
+            gre_at: AT as u32,
+            checksum: flags.has_checksum(),
+            sequence: flags.has_sequence(),
+            udp_checksum: udp.is_some_and(|udp| udp.has_checksum),
+        },
+    })
+}
+
+/// The length of a GRE header, from its first octet. Reckoned without a branch: the
+/// verifier then goes on with one range of lengths instead of with each of them.
+#[inline(always)]
+const fn gre_len(flags: u8) -> u32 {
+    let flags = flags as u32;
+    // C, K and S announce four bytes each.
+    GRE_LEN as u32 + (flags >> 5 & 4) + (flags >> 3 & 4) + (flags >> 2 & 4)
+}
+
+/// What to make of a packet that ends within its GRE header.
+#[inline(always)]
+fn too_short<const AT: usize, F: Frame>(frame: &F) -> Outer {
+    match frame.read::<u8>(AT + 1) {
+        Some(flags) if flags as u16 & GreFlags::VERSION == 1 => Outer::Foreign,
+        _ => Outer::Refused(DropReason::Malformed),
+    }
 }
 
 /// The outer addresses, as they stand on the wire.
 #[derive(Clone, Copy)]
 struct Addresses {
-    remote: u32,
-    local: u32,
+    remote: [u32; 4],
+    local: [u32; 4],
 }
 
 impl Addresses {
+    /// What to make of a packet with these addresses whose GRE header starts at `AT`.
+    #[inline(always)]
+    fn judge<const AT: usize, F: Frame, T: Tables>(
+        self,
+        frame: &F,
+        tables: &T,
+        ip: Ip,
+        header_ok: bool,
+        udp: Option<Udp>,
+    ) -> Outer {
+        match parse_gre::<AT, F>(frame, ip, header_ok, udp) {
+            Ok(gre) => self.find(tables, gre),
+            Err(outer) => self.ours_or_foreign(tables, outer),
+        }
+    }
+
     #[inline(always)]
     fn find<T: Tables>(self, tables: &T, gre: Gre) -> Outer {
-        let words = self.key(gre.key, gre.kind).words();
-        if let Some(Owner { adjacency, segment }) = tables.indexed_endpoint(&words) {
-            return Outer::From { adjacency, segment: Some(segment), strip: gre.strip };
+        let Gre { key, kind, strip, claims } = gre;
+        let words = self.key(key, kind).words();
+        if let Some(owner) = tables.indexed_endpoint(&words) {
+            return Outer::From(Packet { owner, strip, claims });
         }
-        match tables.any_endpoint(&words) {
-            Some(adjacency) => Outer::From { adjacency, segment: None, strip: gre.strip },
+        let vsid = self.key(key & VSID_MASK, endpoint_kind::VSID).words();
+        let keyed = kind == endpoint_kind::KEYED;
+        if keyed && let Some(owner) = tables.indexed_endpoint(&vsid) {
+            return Outer::From(Packet { owner, strip, claims });
+        }
+        let mut found = tables.any_endpoint(&words);
+        if found.is_none() && keyed {
+            found = tables.any_endpoint(&vsid);
+        }
+        match found {
+            Some(adjacency) => {
+                Outer::From(Packet { owner: Owner { adjacency, segment: 0, flags: 0 }, strip, claims })
+            }
             None => self.unmatched(tables),
         }
     }
 
     #[inline(always)]
     fn key(self, key: u32, kind: u32) -> EndpointKey {
-        EndpointKey { remote: mapped_v4(self.remote), local: mapped_v4(self.local), key, kind }
+        EndpointKey { remote: self.remote, local: self.local, key, kind }
     }
 
     /// Nobody's packet: why.
@@ -161,8 +356,9 @@ impl Addresses {
     /// `outer`, if the packet is for one of our addresses.
     #[inline(always)]
     fn ours_or_foreign<T: Tables>(self, tables: &T, outer: Outer) -> Outer {
-        let local =
-            EndpointKey { remote: [0; 4], local: mapped_v4(self.local), key: 0, kind: endpoint_kind::LOCAL };
+        let local = EndpointKey { remote: [0; 4], local: self.local, key: 0, kind: endpoint_kind::LOCAL };
         if tables.any_endpoint(&local.words()).is_some() { outer } else { Outer::Foreign }
     }
 }
+
+const _: () = assert!(adjacency_flag::RECEIVE <= u16::MAX as u32);

@@ -1,7 +1,7 @@
 //! The programs' entry points.
 //!
 //! `mgre_port` runs where a local interface gives us frames, `mgre_underlay`
-//! where the underlay does, `mgre_probe` once, to learn what the kernel can do.
+//! where the underlay does, `mgre_slow` where the slow interface does, `mgre_probe` once, to learn what the kernel can do.
 
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -23,6 +23,14 @@ fn mgre_port(context: TcContext) -> i32 {
 #[classifier]
 fn mgre_underlay(context: TcContext) -> i32 {
     act::process_underlay(&mut Skb::<true>::new(&context), &Maps)
+}
+
+/// What the slow interface gives back, at either of its ends: TCX ingress.
+#[classifier]
+fn mgre_slow(context: TcContext) -> i32 {
+    let mut frame = Skb::<true>::new(&context);
+    let mark = frame.mark();
+    act::process_slow(&mut frame, &Maps, mark)
 }
 
 /// A frame from a port that is a physical interface: known unicast, before a socket buffer is made.

@@ -1,11 +1,13 @@
 //! What the pipeline may look up, count and report.
 
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords, Owner};
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment};
+use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Sequence, VlanKey};
 use mgre_common::target::Target;
+
+use crate::frame::Whole;
 
 /// The daemon's clock, read once for each frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +71,23 @@ pub trait Tables {
 
     /// Counts a flooded frame and its copies.
     fn count_flood(&self, segment: u32, copies: u32);
+
+    /// The port that a VLAN is on an interface that has ports by VLAN.
+    fn vlan_port(&self, key: VlanKey) -> Option<u32>;
+
+    /// Sequence numbers of an adjacency.
+    fn sequence(&self, adjacency: u32) -> Option<&Sequence>;
+
+    /// Takes the next sequence number of those.
+    fn next_sequence(&self, sequence: &Sequence) -> u32;
+
+    /// The interface that frames leave by which cannot be finished here, if there is one.
+    fn slow_interface(&self) -> Option<u32>;
+
+    /// Tells the daemon of a frame that did not fit, unless it was told lately of one with
+    /// the same MAC addresses. The frame begins behind so many bytes of outer headers; of
+    /// `event`, what is said of its bytes is filled in here.
+    fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead);
 
     /// A number for a packet to a target that differs from those of the packets before it.
     fn packet_id(&self, target: Target) -> u16;

@@ -2,11 +2,13 @@
 
 use bytemuck::AnyBitPattern;
 use mgre_common::checksum;
+use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
-use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
+use mgre_common::table::{OuterFamily, Template, template_option};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_TAG_LEN};
 
-use crate::frame::{Egress, Frame, Replicate, Resize, Stamp, Step, Strip};
+use crate::frame::{Egress, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
+use crate::inner::{Inner, Version};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct HostFrame {
     outer_len: usize,
     touched: bool,
     damaged: bool,
+    /// What was last noted on it.
+    pub mark: u32,
     /// All that was sent, as on the wire, in order.
     pub sent: Vec<(Egress, Vec<u8>)>,
     /// What is to fail.
@@ -85,7 +89,12 @@ impl HostFrame {
 
     fn send(&mut self, egress: Egress) {
         assert!(!self.damaged, "a frame was sent after an operation on it failed");
-        self.sent.push((egress, self.on_the_wire()));
+        let mut bytes = self.on_the_wire();
+        if egress.vlan != 0 {
+            let [high, low] = egress.vlan.to_be_bytes();
+            bytes.splice(12..12, [0x81, 0, high, low]);
+        }
+        self.sent.push((egress, bytes));
     }
 
     fn damage(&mut self) {
@@ -113,8 +122,38 @@ impl Frame for HostFrame {
         self.tag.is_some()
     }
 
+    fn tag_beside(&self) -> Option<(EtherType, u16)> {
+        let [a, b, high, low] = self.tag?;
+        Some((EtherType::from_bytes([a, b]), u16::from_be_bytes([high, low])))
+    }
+
     fn carries_ip(&self) -> bool {
         self.read::<EtherType>(12).is_some_and(|kind| kind == EtherType::IPV4 || kind == EtherType::IPV6)
+    }
+}
+
+impl Whole for HostFrame {
+    fn sum(&self, offset: u32, len: u32) -> Option<u16> {
+        let (start, end) = (offset as usize, offset as usize + len as usize);
+        Some(checksum::fold(checksum::add_bytes(0, self.bytes.get(start..end)?)))
+    }
+
+    fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32 {
+        let bytes = self.bytes.get(offset as usize..).unwrap_or_default();
+        let len = bytes.len().min(TOO_BIG_CAPTURE);
+        to[..len].copy_from_slice(&bytes[..len]);
+        len as u32
+    }
+
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+
+    fn untag(&mut self) -> Result<(), DropReason> {
+        assert!(self.tag.is_some(), "there is no tag");
+        self.tag = None;
+        self.touched = true;
+        Ok(())
     }
 }
 
@@ -145,9 +184,8 @@ impl Resize for HostFrame {
         }
         let inner = self.on_the_wire();
         self.tag = None;
-        self.bytes = outer_header(template, inner.len(), stamp);
-        self.outer_len = self.bytes.len();
-        self.bytes.extend(inner);
+        self.bytes = outer_packet(template, &inner, stamp);
+        self.outer_len = template.header_len.into();
         self.touched = true;
         Ok(())
     }
@@ -156,6 +194,26 @@ impl Resize for HostFrame {
         assert_eq!(self.outer_len, 0, "encapsulated already");
         self.strip(strip)?;
         self.encapsulate(template, stamp)
+    }
+
+    fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
+        let Inner { version, l3, .. } = inner;
+        let ip = self.bytes.get_mut(l3 as usize..).ok_or(DropReason::Malformed)?;
+        match version {
+            Version::V4 if ip.len() >= IPV4_LEN => {
+                let [old, new] = [ip[1], tos].map(|tos| u16::from_be_bytes([ip[0], tos]));
+                let sum = !u16::from_be_bytes([ip[10], ip[11]]);
+                ip[1] = tos;
+                ip[10..12].copy_from_slice(&(!checksum::replace(sum, old, new)).to_be_bytes());
+            }
+            Version::V6 if ip.len() >= 2 => {
+                ip[0] = ip[0] & 0xf0 | tos >> 4;
+                ip[1] = ip[1] & 0x0f | tos << 4;
+            }
+            _ => return Err(DropReason::Malformed),
+        }
+        self.touched = true;
+        Ok(())
     }
 
     fn redirect(&mut self, egress: Egress) -> Result<HostAction, DropReason> {
@@ -174,11 +232,12 @@ impl Resize for HostFrame {
 }
 
 impl Replicate for HostFrame {
-    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+    fn readdress(&mut self, template: &Template, stamp: Stamp, outer_len: u32) -> Result<(), DropReason> {
         assert_ne!(self.outer_len, 0, "not encapsulated");
-        assert_eq!(usize::from(template.header_len), self.outer_len, "a header of another length");
-        let header = outer_header(template, self.bytes.len() - self.outer_len, stamp);
-        self.bytes[..self.outer_len].copy_from_slice(&header);
+        assert_eq!(outer_len as usize, self.outer_len, "not what it was encapsulated with");
+        let inner = self.bytes.split_off(self.outer_len);
+        self.bytes = outer_packet(template, &inner, stamp);
+        self.outer_len = template.header_len.into();
         Ok(())
     }
 
@@ -195,18 +254,50 @@ impl Replicate for HostFrame {
     }
 }
 
-/// A template's header before an inner frame of this length.
-fn outer_header(template: &Template, inner_len: usize, stamp: Stamp) -> Vec<u8> {
-    let mut header = template.header[..usize::from(template.header_len)].to_vec();
-    let total = header.len() - ETHERNET_LEN + inner_len;
-    // A superframe may be longer than the field can say.
-    let total = u16::try_from(total).unwrap_or(0);
-    let ip = &mut header[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN];
-    ip[2..4].copy_from_slice(&total.to_be_bytes());
-    ip[4..6].copy_from_slice(&stamp.id.to_be_bytes());
-    ip[8] = ip[8].min(stamp.hops);
-    ip[10..12].fill(0);
-    let sum = checksum::checksum(ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    header
+/// A template's header, and the frame inside.
+fn outer_packet(template: &Template, inner: &[u8], stamp: Stamp) -> Vec<u8> {
+    let mut packet = template.header[..usize::from(template.header_len)].to_vec();
+    let header_len = packet.len();
+    packet.extend(inner);
+    let has = |option: u8| template.options & option != 0;
+    let ip = &mut packet[ETHERNET_LEN..];
+    let len = ip.len();
+    // A superframe may be longer than the fields can say.
+    let length = |len: usize| u16::try_from(len).unwrap_or(0).to_be_bytes();
+    let ip_len = if template.family == OuterFamily::Ipv4 as u8 {
+        ip[1] |= stamp.tos;
+        ip[2..4].copy_from_slice(&length(len));
+        ip[4..6].copy_from_slice(&stamp.id.to_be_bytes());
+        ip[6] |= if stamp.dont_fragment { 0x40 } else { 0 };
+        ip[8] = ip[8].min(stamp.hops);
+        ip[10..12].fill(0);
+        let sum = checksum::checksum(&ip[..IPV4_LEN]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        IPV4_LEN
+    } else {
+        ip[0] |= stamp.tos >> 4;
+        ip[1] |= stamp.tos << 4;
+        ip[4..6].copy_from_slice(&length(len - IPV6_LEN));
+        ip[7] = ip[7].min(stamp.hops);
+        IPV6_LEN
+    };
+    let mut gre_at = ETHERNET_LEN + ip_len;
+    if has(template_option::UDP) {
+        let udp = &mut packet[gre_at..];
+        let udp_len = udp.len();
+        udp[..2].copy_from_slice(&(0xc000 | stamp.flow as u16 & 0x3fff).to_be_bytes());
+        udp[4..6].copy_from_slice(&length(udp_len));
+        gre_at += UDP_LEN;
+    }
+    if has(template_option::FLOW_ID) {
+        packet[header_len - 1] = stamp.flow as u8;
+    }
+    if has(template_option::SEQUENCE) {
+        packet[header_len - 4..header_len].copy_from_slice(&stamp.sequence.to_be_bytes());
+    }
+    if has(template_option::CHECKSUM) {
+        let sum = checksum::checksum(&packet[gre_at..]);
+        packet[gre_at + 4..gre_at + 6].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
 }

@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_SLOTS, Port, PortSlot, Segment, Template,
+    Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_BY_VLAN, PORT_SLOTS, Port, PortSlot, Segment, Sequence, Template, VlanKey,
 };
 use mgre_common::target::Target;
 
 use super::world::Sink;
+use crate::frame::Whole;
 use crate::tables::{Now, Tables};
 
 /// Whose frame was dropped, which way it was going, and why.
@@ -43,6 +44,10 @@ pub struct MemoryTables {
     pub floods: RefCell<BTreeMap<u32, SegmentTraffic>>,
     /// Everything that was reported.
     pub reports: RefCell<Vec<LearnEvent>>,
+    vlan_ports: HashMap<VlanKey, u32>,
+    sequences: Vec<Sequence>,
+    /// What did not fit.
+    pub too_big: RefCell<Vec<TooBig>>,
 }
 
 /// Few, so that some endpoints have no place in the index.
@@ -72,6 +77,9 @@ impl Default for MemoryTables {
             drops: RefCell::default(),
             floods: RefCell::default(),
             reports: RefCell::default(),
+            vlan_ports: HashMap::new(),
+            sequences: Vec::new(),
+            too_big: RefCell::default(),
         }
     }
 }
@@ -83,6 +91,7 @@ impl MemoryTables {
         self.drops.borrow_mut().clear();
         self.floods.borrow_mut().clear();
         self.reports.borrow_mut().clear();
+        self.too_big.borrow_mut().clear();
     }
 
     /// How often a frame was dropped so.
@@ -119,10 +128,16 @@ impl Sink for MemoryTables {
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         let slot = &self.port_slots[PortSlot::index(ifindex) as usize];
         // The others are found in the map.
-        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
+        if id == PORT_BY_VLAN {
+            slot.set(ifindex, Indexed::BY_VLAN);
+        } else if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
             slot.set(ifindex, Indexed { port: id, segment });
         }
         self.port_index.insert(ifindex, id);
+    }
+
+    fn vlan_port(&mut self, key: VlanKey, id: u32) {
+        self.vlan_ports.insert(key, id);
     }
 
     fn port(&mut self, id: u32) -> &Port {
@@ -138,15 +153,16 @@ impl Sink for MemoryTables {
         // SAFETY: the borrow is exclusive.
         let index = unsafe { Adjacency::write_idle(&raw mut *adjacency, template) };
         adjacency.activate(index);
-        adjacency
+        grown(&mut self.sequences, id);
+        grown(&mut self.adjacencies, id)
     }
 
-    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>) {
+    fn endpoint(&mut self, key: EndpointKey, id: u32, owner: Option<Owner>) {
         let slots = self.endpoint_index().slots(&key.words()).map(|slot| &self.endpoint_slots[slot as usize]);
         if let Some(slot) = slots.into_iter().find(|slot| slot.is_free())
-            && let Some(segment) = segment
+            && let Some(owner) = owner
         {
-            slot.insert(&key.words(), Owner { adjacency: id, segment });
+            slot.insert(&key.words(), owner);
         }
         self.endpoints.insert(key.words(), id);
     }
@@ -244,6 +260,31 @@ impl Tables for MemoryTables {
         let row = rows.entry(segment).or_default();
         row.flood_frames += 1;
         row.flood_copies += u64::from(copies);
+    }
+
+    fn vlan_port(&self, key: VlanKey) -> Option<u32> {
+        self.vlan_ports.get(&key).copied()
+    }
+
+    fn sequence(&self, adjacency: u32) -> Option<&Sequence> {
+        self.sequences.get(adjacency as usize)
+    }
+
+    fn next_sequence(&self, sequence: &Sequence) -> u32 {
+        sequence.sent.fetch_add(1, Ordering::Relaxed) as u32
+    }
+
+    fn slow_interface(&self) -> Option<u32> {
+        match self.clock.slow_ifindex.load(Ordering::Relaxed) {
+            0 => None,
+            ifindex => Some(ifindex),
+        }
+    }
+
+    fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead) {
+        let mut bytes = [0; TOO_BIG_CAPTURE];
+        let captured = frame.copy_bytes(outer_len, &mut bytes);
+        self.too_big.borrow_mut().push(TooBig { head: TooBigHead { captured, ..event }, bytes });
     }
 
     fn packet_id(&self, target: Target) -> u16 {

@@ -1,19 +1,28 @@
 //! A small network to test in, described once and put into any tables.
 
+use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
-use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
+use mgre_common::endpoint::{
+    EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4,
+};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::table::{
-    Adjacency, FloodList, FloodSlot, Port, Segment, Template, adjacency_flag, port_flag, segment_flag,
-    template_flag,
+    Adjacency, FloodList, FloodSlot, Port, Segment, Template, VlanKey, adjacency_flag, port_flag,
+    segment_flag, template_flag, template_option,
 };
 use mgre_common::target::Target;
-use mgre_common::template::{Link, OuterV4};
+use mgre_common::template::{DontFragment, Encapsulation, Key, Link, Outer, Tos};
 use mgre_common::wire::MacAddr;
 
 /// Our underlay address.
 pub const LOCAL: [u8; 4] = [192, 0, 2, 1];
+/// Our underlay address, IPv6.
+pub const LOCAL_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// A peer's endpoint, IPv6.
+pub const PEER_A_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+/// As above.
+pub const PEER_B_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
 /// Peers' endpoints.
 pub const PEER_A: [u8; 4] = [192, 0, 2, 2];
 /// As above.
@@ -35,14 +44,16 @@ pub const ABSENT: u32 = 50_000;
 pub trait Sink {
     /// Makes an interface a port; the index has it if its segment is given.
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>);
+    /// Makes a VLAN on an interface a port.
+    fn vlan_port(&mut self, key: VlanKey, id: u32);
     /// A port's record.
     fn port(&mut self, id: u32) -> &Port;
     /// A segment's record.
     fn segment(&mut self, id: u32) -> &Segment;
     /// An adjacency's record, with this template put in force.
     fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency;
-    /// Makes an endpoint an adjacency's; the index has it if its segment is given.
-    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>);
+    /// Makes an endpoint an adjacency's; the index has it if all of it is given.
+    fn endpoint(&mut self, key: EndpointKey, id: u32, owner: Option<Owner>);
     /// A slot of the flood lists.
     fn flood_slot(&mut self, index: u32) -> &FloodSlot;
     /// Where the FDB keeps an address.
@@ -85,8 +96,20 @@ pub struct PeerSpec {
     pub neighbor: bool,
     /// Whether the underlay takes frames from an early hook.
     pub express: bool,
-    /// Sent with the DF bit.
-    pub dont_fragment: bool,
+    /// The peer's endpoint, if it is an IPv6 one.
+    pub endpoint_v6: Option<[u8; 16]>,
+    /// Whether the key is a virtual subnet id.
+    pub nvgre: bool,
+    /// Whether outer packets may be fragmented.
+    pub dont_fragment: DontFragment,
+    /// DSCP of outer packets.
+    pub tos: Tos,
+    /// With a checksum.
+    pub checksum: bool,
+    /// With sequence numbers.
+    pub sequence: bool,
+    /// What GRE rests on.
+    pub encapsulation: Encapsulation,
 }
 
 /// An address in the FDB.
@@ -147,19 +170,56 @@ impl PeerSpec {
             mtu: Some(1500),
             neighbor: true,
             express: false,
-            dont_fragment: true,
+            endpoint_v6: None,
+            nvgre: false,
+            dont_fragment: DontFragment::Set,
+            tos: Tos::Fixed(0),
+            checksum: false,
+            sequence: false,
+            encapsulation: Encapsulation::Gre,
         }
+    }
+
+    /// The same over IPv6.
+    pub const fn over_ipv6(self, endpoint: [u8; 16]) -> Self {
+        Self { endpoint_v6: Some(endpoint), ..self }
+    }
+
+    fn addresses(&self) -> (IpAddr, IpAddr) {
+        match self.endpoint_v6 {
+            Some(endpoint) => (IpAddr::from(LOCAL_V6), IpAddr::from(endpoint)),
+            None => (IpAddr::from(LOCAL), IpAddr::from(self.endpoint)),
+        }
+    }
+
+    fn wire_key(&self) -> Key {
+        match self.key {
+            None => Key::None,
+            Some(vsid) if self.nvgre => Key::Vsid(vsid),
+            Some(key) => Key::Plain(key),
+        }
+    }
+
+    /// What identifies its packets.
+    pub fn endpoint_key(&self) -> EndpointKey {
+        let (local, remote) = self.addresses();
+        let (kind, key) = endpoint_key(self.wire_key());
+        EndpointKey { remote: endpoint_address(remote), local: endpoint_address(local), key, kind }
     }
 
     /// Its outer header.
     pub fn template(&self) -> Template {
-        let outer = OuterV4 {
-            source: LOCAL,
-            destination: self.endpoint,
+        let (source, destination) = self.addresses();
+        let outer = Outer {
+            source,
+            destination,
             ttl: 64,
-            tos: 0,
-            key: self.key,
+            tos: self.tos,
             dont_fragment: self.dont_fragment,
+            key: self.wire_key(),
+            checksum: self.checksum,
+            sequence: self.sequence,
+            encapsulation: self.encapsulation,
         };
         let link = self.mtu.map(|mtu| Link {
             ifindex: UNDERLAY,
@@ -167,8 +227,8 @@ impl PeerSpec {
             destination_mac: self.neighbor.then_some(NEXT_HOP_MAC),
             mtu,
         });
-        let mut template = Template::gre_v4(&outer, link.as_ref());
-        if self.express {
+        let mut template = Template::new(&outer, link.as_ref());
+        if self.express && template.options & template_option::NOT_EXPRESS == 0 {
             template.flags |= template_flag::EXPRESS;
             // Some do and some do not.
             if self.id.is_multiple_of(2) {
@@ -304,9 +364,12 @@ impl World {
             let record = sink.adjacency(peer.id, peer.template());
             record.segment.store(peer.segment, Ordering::Relaxed);
             record.flags.store(peer.flags, Ordering::Relaxed);
-            let key = endpoint(peer.endpoint, peer.key);
-            let indexed = peer.flags & adjacency_flag::VALID != 0;
-            sink.endpoint(key, peer.id, indexed.then_some(peer.segment));
+            let key = peer.endpoint_key();
+            let valid = peer.flags & adjacency_flag::VALID != 0;
+            let flags = (peer.flags & adjacency_flag::RECEIVE) as u16;
+            let owner = Owner { adjacency: peer.id, segment: peer.segment as u16, flags };
+            // Of every four, one is found by the hash map alone.
+            sink.endpoint(key, peer.id, (valid && peer.id % 4 != 3).then_some(owner));
             sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::KNOWN, ..key }, 0, None);
             sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::LOCAL, remote: [0; 4], ..key }, 0, None);
         }

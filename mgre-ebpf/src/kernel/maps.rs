@@ -13,19 +13,24 @@ use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::event::{
     LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
+    TOO_BIG_INTERVAL_NS, TooBig, TooBigHead,
 };
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::table::{
     Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
-    Port, PortSlot, Segment,
+    Port, PortSlot, Segment, Sequence, VlanKey,
 };
 use mgre_common::target::Target;
+use mgre_ebpf::frame::Whole;
 use mgre_ebpf::tables::{Now, Tables};
 
 use super::wire::opaque;
 
 const SHARED: u32 = BPF_F_MMAPABLE;
+
+/// Bytes that `bpf_csum_diff` takes at once on any kernel.
+pub(super) const SUM_CHUNK: usize = 512;
 
 #[map(name = "mgre_port_slot")]
 static PORT_INDEX: Array<PortSlot> = Array::with_max_entries(PORT_SLOTS, SHARED);
@@ -57,6 +62,15 @@ static DROPS: Array<Drops> = Array::with_max_entries(1, SHARED);
 static SEGMENT_TRAFFIC: Array<SegmentTraffic> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_events")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+/// What the next chunk of a packet is summed from; the slots behind it stay zero.
+#[map(name = "mgre_scratch")]
+pub(super) static SCRATCH: PerCpuArray<[u8; SUM_CHUNK]> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "mgre_port_vlan")]
+static VLAN_PORTS: HashMap<VlanKey, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map(name = "mgre_sequence")]
+static SEQUENCES: Array<Sequence> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_too_big")]
+static TOO_BIG: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 #[map(name = "mgre_recent")]
 static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS, 0);
 
@@ -230,6 +244,55 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn vlan_port(&self, key: VlanKey) -> Option<u32> {
+        // SAFETY: the value is one word, which the kernel writes whole.
+        unsafe { VLAN_PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn sequence(&self, adjacency: u32) -> Option<&Sequence> {
+        SEQUENCES.get(adjacency)
+    }
+
+    #[inline(always)]
+    fn next_sequence(&self, sequence: &Sequence) -> u32 {
+        // SAFETY: the counter is valid, and everybody adds to it so.
+        unsafe { atomic_fetch_add((&raw const sequence.sent).cast_mut().cast(), 1) as u32 }
+    }
+
+    #[inline(always)]
+    fn slow_interface(&self) -> Option<u32> {
+        match CLOCK.get(0)?.slow_ifindex.load(Ordering::Relaxed) {
+            0 => None,
+            ifindex => Some(ifindex),
+        }
+    }
+
+    #[inline(always)]
+    fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead) {
+        let [first, second] = frame.read_behind::<[u64; 2]>(outer_len, 0).unwrap_or_default();
+        // Addresses, type and the first octets of what is inside: something that is not zero.
+        let tag = first ^ second.rotate_left(32) ^ TOO_BIG_MARK;
+        // SAFETY: no argument, no side effect.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        let Some(recent) = recent(tag) else { return };
+        if recent.tag == tag && now - recent.reported_ns < TOO_BIG_INTERVAL_NS {
+            return;
+        }
+        let Some(mut entry) = TOO_BIG.reserve::<TooBig>(0) else { return };
+        let to = entry.as_mut_ptr();
+        // SAFETY: the entry is ours until it is submitted; its bytes are written before they
+        // are read, as many as `captured` says.
+        unsafe {
+            let captured = frame.copy_bytes(outer_len, &mut (*to).bytes);
+            (&raw mut (*to).head).write(TooBigHead { captured, ..event });
+        }
+        entry.submit(0);
+        recent.tag = tag;
+        recent.reported_ns = now;
+    }
+
+    #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
         // The target's count of packets on this CPU and the CPU: of all its packets, no
         // two of 65,536 / CPUs in a row on one CPU are alike.
@@ -242,12 +305,9 @@ impl Tables for Maps {
     #[inline(always)]
     fn report(&self, event: &LearnEvent, source: Target) {
         let tag = event.key.0 ^ (event.source as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let slot = (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & (RECENT_SLOTS - 1);
         // SAFETY: no argument, no side effect.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
-        let Some(recent) = RECENT.get_ptr_mut(slot) else { return };
-        // SAFETY: the slot is this CPU's.
-        let recent = unsafe { &mut *recent };
+        let Some(recent) = recent(tag) else { return };
         if recent.tag == tag && now - recent.reported_ns < REPORT_INTERVAL_NS {
             return;
         }
@@ -274,6 +334,34 @@ unsafe fn atomic_increment(counter: *mut u64) {
     unsafe {
         core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1_u64, options(nostack));
     }
+}
+
+/// Adds to a counter that other CPUs write too; gives what it was before.
+///
+/// # Safety
+/// As for [`atomic_increment`].
+#[inline(always)]
+unsafe fn atomic_fetch_add(counter: *mut u64, number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: per the contract; the instruction touches nothing else.
+    unsafe {
+        core::arch::asm!(
+            "{0} = atomic_fetch_add((u64 *)({1} + 0), {0})",
+            inout(reg) number, in(reg) counter, options(nostack)
+        );
+    }
+    number
+}
+
+/// Tells reports of what did not fit from reports of addresses.
+const TOO_BIG_MARK: u64 = 0x746f_6f20_6269_6700;
+
+/// Where it stands when something was last reported.
+#[inline(always)]
+fn recent<'a>(tag: u64) -> Option<&'a mut Recent> {
+    let slot = (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & (RECENT_SLOTS - 1);
+    // SAFETY: the slot is this CPU's.
+    Some(unsafe { &mut *RECENT.get_ptr_mut(slot)? })
 }
 
 /// Takes a token out of a source's bucket.

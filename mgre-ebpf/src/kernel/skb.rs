@@ -4,24 +4,27 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
-    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM,
+    TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_clone_redirect, bpf_l3_csum_replace, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip};
+use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
+use mgre_ebpf::inner::{Inner, Version};
 
 use super::maps::config;
-use super::wire::{TTL, ipv4_fields, words};
+use super::wire::behind;
+
+mod encap;
+mod whole;
 
 /// Kernel 6.2 (commit d219df60a70e): sets the buffer's protocol when headers come off.
 const DECAP_L3_IPV4: u64 = 1 << 7;
@@ -31,18 +34,15 @@ const DECAP_L4_GRE: u64 = 1 << 9;
 /// A program's return value has no room for flags below this bit anyway.
 const PROBE_SHIFT: u32 = 7;
 
-/// Headers that must lie in the buffer's linear part: outer Ethernet, IPv4 and
+/// Headers that must lie in the buffer's linear part: outer Ethernet, IPv6 and
 /// GRE, and inside Ethernet, a tag, IPv6 and what of TCP tells its length.
-const LINEAR_LEN: u32 = 14 + 20 + 8 + 14 + 4 + 40 + 14;
+const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
 
 /// An Ethernet frame without its checksum is never shorter than this on a wire.
 const MIN_FRAME_LEN: u32 = 60;
 
 /// The kernel strips only what leaves an IPv4 header's length behind Ethernet and a tag.
 const MIN_STRIP_LEN: u32 = 14 + 4 + 20;
-
-/// Tags taken from beside a frame; the kernel puts the next one there each time.
-const MAX_TAGS: usize = 2;
 
 /// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
 pub(crate) struct Skb<const INGRESS: bool> {
@@ -55,6 +55,8 @@ macro_rules! field {
         unsafe { (*$self.skb).$field }
     };
 }
+
+use field;
 
 impl<const INGRESS: bool> Skb<INGRESS> {
     /// The program's frame, with its headers in linear memory.
@@ -75,6 +77,12 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         field!(self.ifindex)
+    }
+
+    /// What was noted on it.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        field!(self.mark)
     }
 
     /// Whether the buffer's protocol is one that `bpf_skb_adjust_room` encapsulates.
@@ -99,10 +107,10 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     }
 
     #[inline(always)]
-    fn store(&self, offset: u32, bytes: &[u8]) -> Result<(), DropReason> {
-        let from = bytes.as_ptr().cast::<c_void>();
+    fn store<T>(&self, offset: u32, value: &T) -> Result<(), DropReason> {
+        let from = ptr::from_ref(value).cast::<c_void>();
         // SAFETY: the pointer is the program's context, and `from` holds as many bytes as are said.
-        check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, bytes.len() as u32, 0) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, 0) })
     }
 
     /// Writes a value into the linear part.
@@ -124,133 +132,14 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         self.write(offset + end, second)
     }
 
-    /// Makes room for `outer_len` bytes of outer header and an inner Ethernet header
-    /// longer by `tags_len`, so that superframes stay superframes where there are any.
+    /// Puts the tag on that a port's frames bear.
     #[inline(always)]
-    fn grow(&self, outer_len: u32, tags_len: u32) -> Result<(), DropReason> {
-        let by = outer_len + tags_len;
-        let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-        if self.is_ip() {
-            let inner_l2 = (ETHERNET_LEN as u64 + u64::from(tags_len)) << 56;
-            let encap =
-                BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
-            let done = self.adjust_room(by as i32, keep | u64::from(encap) | inner_l2);
-            if done.is_ok() {
-                return done;
-            }
+    fn tag(&self, egress: Egress) -> Result<(), DropReason> {
+        if egress.vlan == 0 {
+            return Ok(());
         }
-        if self.segment_size() == 0 {
-            // Any ethertype; and IP that still bears the marks of a tunnel that it left.
-            // SAFETY: the pointer is the program's context.
-            return check(unsafe { bpf_skb_change_head(self.skb, by, 0) });
-        }
-        // A superframe that left a GRE tunnel before: its marks are those that it
-        // needs now, so room is all that is missing.
-        let ipv4 = EtherType::IPV4.to_word();
-        if tags_len == 0 && field!(self.protocol) as u16 == ipv4 {
-            return self.adjust_room(by as i32, keep);
-        }
-        Err(DropReason::Headroom)
-    }
-
-    /// The common case of [`Resize::encapsulate`]: no tag, and a header length known
-    /// to the compiler.
-    #[inline(always)]
-    fn encapsulate_by<const OUTER: usize>(
-        &self,
-        template: &Template,
-        stamp: Stamp,
-    ) -> Result<(), DropReason> {
-        let inner = Ethernet::read(self, 0).ok_or(DropReason::Malformed)?;
-        let inner_len = self.len();
-        self.grow(OUTER as u32, 0)?;
-        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)
-    }
-
-    /// Writes the outer header, and the inner Ethernet header behind it.
-    #[inline(always)]
-    fn write_outer<const OUTER: usize>(
-        &self,
-        template: &Template,
-        packet_len: u32,
-        stamp: Stamp,
-        inner: Ethernet,
-    ) -> Result<(), DropReason> {
-        let fields = ipv4_fields(template, packet_len, stamp);
-        let start = field!(self.data) as usize;
-        if start + OUTER + ETHERNET_LEN > field!(self.data_end) as usize {
-            return Err(DropReason::Headroom);
-        }
-        let start = start as *mut u8;
-        // SAFETY: all of it is within OUTER and an Ethernet header, as just checked; see
-        // `read` for alignment.
-        unsafe {
-            // Whole words, past the header's end; the inner header overwrites that.
-            start.cast::<[u64; 6]>().write(words(template));
-            start.add(ETHERNET_LEN + 2).cast::<[u16; 2]>().write([fields.total.to_be(), stamp.id.to_be()]);
-            start.add(ETHERNET_LEN + 10).cast::<u16>().write(fields.checksum.to_be());
-            if let Some(hops) = fields.hops {
-                start.add(TTL).write(hops);
-            }
-            for (at, value) in inner.writes() {
-                start.add(OUTER + at).cast::<u64>().write(value);
-            }
-        }
-        Ok(())
-    }
-
-    /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
-    #[inline(always)]
-    fn encapsulate_tagged<const OUTER: usize>(
-        &self,
-        template: &Template,
-        stamp: Stamp,
-    ) -> Result<(), DropReason> {
-        let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
-        let mut tags_len = 0;
-        for tag in &mut tags {
-            if field!(self.vlan_present) == 0 {
-                break;
-            }
-            let [a, b] = (field!(self.vlan_proto) as u16).to_ne_bytes();
-            let [c, d] = (field!(self.vlan_tci) as u16).to_be_bytes();
-            *tag = [a, b, c, d];
-            tags_len += VLAN_TAG_LEN as u32;
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
-        }
-        if field!(self.vlan_present) != 0 {
-            return Err(DropReason::Headroom);
-        }
-        let inner = Ethernet::read(self, 0).ok_or(DropReason::Malformed)?;
-        let inner_len = self.len() + tags_len;
-        self.grow(OUTER as u32, tags_len)?;
-        self.write_outer::<OUTER>(template, OUTER as u32 + inner_len, stamp, inner)?;
-        const MACS_LEN: u32 = 12;
-        let tags_at = OUTER as u32 + MACS_LEN;
-        self.store(tags_at, &tags[0])?;
-        if tags_len as usize > VLAN_TAG_LEN {
-            self.store(tags_at + VLAN_TAG_LEN as u32, &tags[1])?;
-        }
-        self.store(tags_at + tags_len, &inner.ethertype().to_word().to_ne_bytes())
-    }
-
-    #[inline(always)]
-    fn readdress_by<const OUTER: usize>(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
-        let inner = Ethernet::read(self, OUTER).ok_or(DropReason::Headroom)?;
-        self.write_outer::<OUTER>(template, self.len(), stamp, inner)
-    }
-
-    /// The inner Ethernet header behind outer headers of this length. The lengths are
-    /// told apart so that each read has a constant offset.
-    #[inline(always)]
-    fn inner_ethernet(&self, outer_len: u32) -> Option<Ethernet> {
-        match outer_len {
-            38 => Ethernet::read(self, 38),
-            42 => Ethernet::read(self, 42),
-            46 => Ethernet::read(self, 46),
-            _ => None,
-        }
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), egress.vlan) })
     }
 
     /// The tag at the start of a stripped frame and the type behind it, if it is one
@@ -289,7 +178,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     /// by what it takes the packet for, which is not always what we made of it.
     #[inline(always)]
     fn redirect_to_neighbor(&self, ifindex: u32) -> Result<i32, DropReason> {
-        if field!(self.protocol) as u16 != EtherType::IPV4.to_word() {
+        if !self.protocol_is_told() {
             return Err(DropReason::NoNextHop);
         }
         // SAFETY: without a next hop given, no pointer is read.
@@ -325,6 +214,34 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     }
 
     #[inline(always)]
+    fn read_behind<T: AnyBitPattern>(&self, outer_len: u32, offset: usize) -> Option<T> {
+        if outer_len == 0 {
+            return self.read(offset);
+        }
+        let start = behind(field!(self.data) as usize, outer_len, offset);
+        if start + size_of::<T>() > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: as in `read`.
+        Some(unsafe { (start as *const T).read() })
+    }
+
+    #[inline(always)]
+    fn read_two_behind<T: AnyBitPattern>(
+        &self,
+        outer_len: u32,
+        first: usize,
+        second: usize,
+    ) -> Option<[T; 2]> {
+        let start = behind(field!(self.data) as usize, outer_len, 0);
+        if start + second + size_of::<T>() > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: as in `read_two`.
+        Some(unsafe { [((start + first) as *const T).read(), ((start + second) as *const T).read()] })
+    }
+
+    #[inline(always)]
     fn read_two<T: AnyBitPattern>(&self, first: usize, second: usize) -> Option<[T; 2]> {
         // One look at where the packet ends is enough.
         let start = field!(self.data) as usize;
@@ -346,6 +263,14 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     }
 
     #[inline(always)]
+    fn tag_beside(&self) -> Option<(EtherType, u16)> {
+        if field!(self.vlan_present) == 0 {
+            return None;
+        }
+        Some((EtherType::from_word(field!(self.vlan_proto) as u16), field!(self.vlan_tci) as u16))
+    }
+
+    #[inline(always)]
     fn carries_ip(&self) -> bool {
         self.is_ip()
     }
@@ -356,7 +281,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
 
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
-        let mut inner = self.inner_ethernet(strip.outer_len).ok_or(DropReason::Malformed)?;
+        let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
         let tag = self.inner_tag(strip, &inner);
         self.fit(strip)?;
         let mut outer_len = strip.outer_len;
@@ -387,13 +312,10 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
 
     #[inline(always)]
     fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
-        match (template.header_len, self.has_tag_beside()) {
-            (38, false) => self.encapsulate_by::<38>(template, stamp),
-            (42, false) => self.encapsulate_by::<42>(template, stamp),
-            (38, true) => self.encapsulate_tagged::<38>(template, stamp),
-            (42, true) => self.encapsulate_tagged::<42>(template, stamp),
-            _ => Err(DropReason::Internal),
+        if self.has_tag_beside() {
+            return self.encapsulate_tagged(template, stamp);
         }
+        self.encapsulate_plain(template, stamp)
     }
 
     #[inline(always)]
@@ -401,16 +323,33 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
         if self.segment_size() == 0 {
             self.resize(strip.outer_len + strip.inner_len)?;
         }
-        let longer = i32::from(template.header_len) - strip.outer_len as i32;
-        if longer != 0 {
-            let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-            self.adjust_room(longer, keep)?;
+        self.readdress(template, stamp, strip.outer_len)
+    }
+
+    #[inline(always)]
+    fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
+        const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
+        let class = self.read_behind::<u16>(inner.l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
+        let (new, ipv4) = match inner.version {
+            Version::V4 => (class & 0xff00 | u16::from(tos), true),
+            Version::V6 => (class & 0xf00f | u16::from(tos) << 4, false),
+        };
+        if ipv4 {
+            let at = inner.l3 + 10;
+            // SAFETY: the pointer is the program's context.
+            let done = unsafe {
+                bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2)
+            };
+            check(done)?;
         }
-        self.readdress(template, stamp)
+        let from = ptr::from_ref(&new.to_be()).cast::<c_void>();
+        // SAFETY: the pointer is the program's context, and `from` holds two bytes.
+        check(unsafe { bpf_skb_store_bytes(self.skb, inner.l3, from, 2, RECOMPUTE) })
     }
 
     #[inline(always)]
     fn redirect(&mut self, egress: Egress) -> Result<i32, DropReason> {
+        self.tag(egress)?;
         if egress.side == Side::Neighbor {
             return self.redirect_to_neighbor(egress.ifindex);
         }
@@ -435,21 +374,29 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
 
 impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
     #[inline(always)]
-    fn readdress(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
-        match template.header_len {
-            38 => self.readdress_by::<38>(template, stamp),
-            42 => self.readdress_by::<42>(template, stamp),
-            _ => Err(DropReason::Internal),
+    fn readdress(&mut self, template: &Template, stamp: Stamp, outer_len: u32) -> Result<(), DropReason> {
+        let inner = Ethernet::read_behind(self, outer_len).ok_or(DropReason::Headroom)?;
+        let longer = i32::from(template.header_len) - outer_len as i32;
+        // The kernel cuts a superframe by what it was made for.
+        if self.segment_size() != 0 && !self.rests_on_the_same(template) {
+            return Err(DropReason::Headroom);
         }
+        if longer != 0 {
+            let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+            self.adjust_room(longer, keep)?;
+        }
+        self.write_outer(template, self.len(), stamp, inner)
     }
 
     #[inline(always)]
     fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {
+        self.tag(egress)?;
         // SAFETY: the pointer is the program's context.
-        match unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) } {
-            0 => Ok(()),
-            _ => Err(DropReason::RedirectFailed),
+        let done = unsafe { bpf_clone_redirect(self.skb, egress.ifindex, redirect_flags(egress)) };
+        if egress.vlan != 0 {
+            self.untag()?;
         }
+        if done == 0 { Ok(()) } else { Err(DropReason::RedirectFailed) }
     }
 
     #[inline(always)]

@@ -1,16 +1,24 @@
 //! An XDP buffer as the pipeline's frame.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::{
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
+};
 use aya_ebpf::programs::XdpContext;
 use bytemuck::AnyBitPattern;
+use mgre_common::checksum;
 use mgre_common::reason::DropReason;
-use mgre_common::table::Template;
-use mgre_common::wire::ETHERNET_LEN;
+use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option};
+use mgre_common::wire::{EtherType, IPV4_LEN};
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
+use mgre_ebpf::inner::{Inner, Version};
 
 use super::maps::DEVICES;
-use super::wire::{TTL, header_at, ipv4_fields, opaque, words};
+use super::wire::{
+    TOUCHED, behind, behind_ip, fields, header_at, is_v6, opaque, plain, udp_header, words, write_fields,
+};
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
 pub(crate) struct Xdp<const FRAGS: bool> {
@@ -71,41 +79,90 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     /// Writes a header at the start of a packet of this length.
     #[inline(always)]
     fn write_outer(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
-        match template.header_len {
-            38 => self.write_outer_of::<38>(template, packet_len, stamp),
-            42 => self.write_outer_of::<42>(template, packet_len, stamp),
-            _ => Err(DropReason::Internal),
+        const V4: usize = plain::V4 as usize;
+        const V4_KEYED: usize = plain::V4_KEYED as usize;
+        const V6: usize = plain::V6 as usize;
+        const V6_KEYED: usize = plain::V6_KEYED as usize;
+        match (is_v6(template), template.header_len) {
+            (false, plain::V4) => self.write_outer_of::<V4, false>(template, packet_len, stamp)?,
+            (false, plain::V4_KEYED) => self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?,
+            (true, plain::V6) => self.write_outer_of::<V6, true>(template, packet_len, stamp)?,
+            (true, plain::V6_KEYED) => self.write_outer_of::<V6_KEYED, true>(template, packet_len, stamp)?,
+            (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp)?,
+            (true, _) => self.write_any_outer::<V6, true>(template, packet_len, stamp)?,
         }
+        if template.options & TOUCHED == 0 { Ok(()) } else { self.touch(template, packet_len, stamp) }
     }
 
     /// The same for a header of so many bytes. Not a byte behind it is written: the inner
     /// frame stays where it is.
     #[inline(always)]
-    fn write_outer_of<const OUTER: usize>(
+    fn write_outer_of<const OUTER: usize, const V6: bool>(
         &self,
         template: &Template,
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        let fields = ipv4_fields(template, packet_len, stamp);
+        let fields = fields::<V6>(template, packet_len, stamp);
         let start = self.start::<OUTER>()?;
         // SAFETY: all of it is within the first OUTER bytes of the packet; see `read` for
         // alignment.
         unsafe {
             start.cast::<[u64; 4]>().write(words(template));
             let mut at = 32;
-            while at + 4 <= OUTER {
+            while at + 8 <= OUTER {
+                start.add(at).cast::<u64>().write(header_at(template, at));
+                at += 8;
+            }
+            if at + 4 <= OUTER {
                 start.add(at).cast::<u32>().write(header_at(template, at));
                 at += 4;
             }
             start.add(at).cast::<u16>().write(header_at(template, at));
-            start.add(ETHERNET_LEN + 2).cast::<[u16; 2]>().write([fields.total.to_be(), stamp.id.to_be()]);
-            start.add(ETHERNET_LEN + 10).cast::<u16>().write(fields.checksum.to_be());
-            if let Some(hops) = fields.hops {
-                start.add(TTL).write(hops);
-            }
+            write_fields::<V6>(start, fields);
         }
         Ok(())
+    }
+
+    /// The same for a header of any length, which is at least `LEAST`.
+    #[inline(always)]
+    fn write_any_outer<const LEAST: usize, const V6: bool>(
+        &self,
+        template: &Template,
+        packet_len: u32,
+        stamp: Stamp,
+    ) -> Result<(), DropReason> {
+        let fields = fields::<V6>(template, packet_len, stamp);
+        let len = opaque(usize::from(template.header_len));
+        if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
+            return Err(DropReason::Internal);
+        }
+        let header = (&raw const template.header).cast::<c_void>().cast_mut();
+        // SAFETY: the pointer is the program's context, and the header is at least so long.
+        check(unsafe { bpf_xdp_store_bytes(self.context, 0, header, len as u32) })?;
+        let start = self.start::<LEAST>()?;
+        // SAFETY: the IP header is within what was just checked.
+        unsafe { write_fields::<V6>(start, fields) };
+        Ok(())
+    }
+
+    /// Fills in what options ask for.
+    #[inline(always)]
+    fn touch(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
+        if template.options & template_option::UDP != 0 {
+            self.store(behind_ip(template), &udp_header(template, packet_len, stamp.flow))?;
+        }
+        if template.options & template_option::FLOW_ID != 0 {
+            self.store(u32::from(template.header_len) - 1, &(stamp.flow as u8))?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn store<T>(&self, offset: u32, value: &T) -> Result<(), DropReason> {
+        let from = core::ptr::from_ref(value).cast::<c_void>().cast_mut();
+        // SAFETY: the pointer is the program's context, and `from` holds as many bytes as are said.
+        check(unsafe { bpf_xdp_store_bytes(self.context, offset, from, size_of::<T>() as u32) })
     }
 }
 
@@ -144,6 +201,34 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     }
 
     #[inline(always)]
+    fn read_behind<T: AnyBitPattern>(&self, outer_len: u32, offset: usize) -> Option<T> {
+        if outer_len == 0 {
+            return self.read(offset);
+        }
+        let start = behind(self.data(), outer_len, offset);
+        if start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: as in `read`.
+        Some(unsafe { (start as *const T).read() })
+    }
+
+    #[inline(always)]
+    fn read_two_behind<T: AnyBitPattern>(
+        &self,
+        outer_len: u32,
+        first: usize,
+        second: usize,
+    ) -> Option<[T; 2]> {
+        let start = behind(self.data(), outer_len, 0);
+        if start + second + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: as in `read_two`.
+        Some(unsafe { [((start + first) as *const T).read(), ((start + second) as *const T).read()] })
+    }
+
+    #[inline(always)]
     fn segment_size(&self) -> u32 {
         0
     }
@@ -151,6 +236,11 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     #[inline(always)]
     fn has_tag_beside(&self) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn tag_beside(&self) -> Option<(EtherType, u16)> {
+        None
     }
 
     #[inline(always)]
@@ -183,6 +273,41 @@ impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
             self.adjust_head(strip.outer_len as i32 - i32::from(template.header_len))?;
         }
         self.write_outer(template, u32::from(template.header_len) + strip.inner_len, stamp)
+    }
+
+    #[inline(always)]
+    fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
+        let start = behind(self.data(), inner.l3, 0);
+        match inner.version {
+            Version::V4 => {
+                if start + IPV4_LEN > self.data_end() {
+                    return Err(DropReason::Malformed);
+                }
+                let ip = start as *mut u8;
+                // SAFETY: an IPv4 header is within the packet, as just checked.
+                unsafe {
+                    let class = ip.cast::<u16>();
+                    let old = u16::from_be(class.read());
+                    let new = old & 0xff00 | u16::from(tos);
+                    let sum = ip.add(10).cast::<u16>();
+                    let base = !u16::from_be(sum.read());
+                    class.write(new.to_be());
+                    sum.write((!checksum::replace(base, old, new)).to_be());
+                }
+            }
+            Version::V6 => {
+                if start + 2 > self.data_end() {
+                    return Err(DropReason::Malformed);
+                }
+                let class = start as *mut u16;
+                // SAFETY: two bytes are within the packet, as just checked.
+                unsafe {
+                    let word = u16::from_be(class.read()) & 0xf00f | u16::from(tos) << 4;
+                    class.write(word.to_be());
+                }
+            }
+        }
+        Ok(())
     }
 
     #[inline(always)]

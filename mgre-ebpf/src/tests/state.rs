@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use etherparse::Ipv4Header;
 use mgre_common::fdb::{FdbKey, SEEN_STATIC};
 use mgre_common::target::Target;
+use mgre_common::template::DontFragment;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
@@ -73,7 +74,7 @@ fn a_lapsed_lease() {
 fn identifications() {
     let world = World {
         ports: vec![PortSpec::new(0, 1)],
-        peers: vec![PeerSpec { dont_fragment: false, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],
+        peers: vec![PeerSpec { dont_fragment: DontFragment::Unset, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],
         segments: vec![(1, 1)],
         entries: vec![Entry { segment: 1, mac: station(3), target: Target::adjacency(0), seen: 1 }],
         ..World::default()

@@ -20,7 +20,7 @@ use super::server::stop_told;
 use crate::metrics;
 use crate::model::config::PortEntry;
 use crate::model::types::optional_mac_text;
-use crate::model::{Change, Cidr, Document, Mode, PeerSettings, SegmentSettings, StaticTarget};
+use crate::model::{Change, Cidr, Document, Locals, Mode, PeerSettings, SegmentSettings, StaticTarget};
 
 type Answer<T> = Result<JsonResponse<T>, Problem>;
 /// A thing was made: 201.
@@ -45,7 +45,7 @@ pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
             get(segment).put(put_segment).patch(patch_segment).delete(delete_segment),
         )
         .route("/v1/ports", get(ports))
-        .route("/v1/ports/{interface}", get(port).put(put_port).delete(delete_port))
+        .route("/v1/ports/{name}", get(port).put(put_port).delete(delete_port))
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{name}", get(peer).put(put_peer).patch(patch_peer).delete(delete_peer))
         .route("/v1/fdb", get(fdb))
@@ -102,29 +102,45 @@ fn one<T>(noun: &str, name: &str, list: Vec<T>, is: impl Fn(&T) -> bool) -> Answ
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UnderlayBody {
-    local: std::net::IpAddr,
-    #[serde(default)]
-    mode: Mode,
+    #[serde(rename = "local")]
+    locals: Locals,
+    mode: Option<Mode>,
+}
+
+/// Which of an underlay's endpoints; its first, or all of them, if not said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnderlayOptions {
+    local: Option<std::net::IpAddr>,
 }
 
 async fn underlays(State(app): State<App>) -> Answer<Vec<UnderlayView>> {
     app.engine.underlays().await.map(JsonResponse)
 }
 
-async fn underlay(State(app): State<App>, Names(name): Names<String>) -> Answer<UnderlayView> {
-    one("underlay", &name, app.engine.underlays().await?, |view| view.interface == name)
+async fn underlay(
+    State(app): State<App>,
+    Names(name): Names<String>,
+    Options(UnderlayOptions { local }): Options<UnderlayOptions>,
+) -> Answer<UnderlayView> {
+    let is = |view: &UnderlayView| view.interface == name && local.is_none_or(|local| view.local == local);
+    one("underlay", &name, app.engine.underlays().await?, is)
 }
 
 async fn put_underlay(
     State(app): State<App>,
     Names(interface): Names<String>,
-    Json(UnderlayBody { local, mode }): Json<UnderlayBody>,
+    Json(UnderlayBody { locals, mode }): Json<UnderlayBody>,
 ) -> Created {
-    create(&app, Change::AddUnderlay { interface, local, mode }).await
+    create(&app, Change::AddUnderlay { interface, locals, mode }).await
 }
 
-async fn delete_underlay(State(app): State<App>, Names(interface): Names<String>) -> Answer<Applied> {
-    change(&app, Change::DelUnderlay { interface }).await
+async fn delete_underlay(
+    State(app): State<App>,
+    Names(interface): Names<String>,
+    Options(UnderlayOptions { local }): Options<UnderlayOptions>,
+) -> Answer<Applied> {
+    change(&app, Change::DelUnderlay { interface, local }).await
 }
 
 // Segments.
@@ -164,6 +180,7 @@ async fn delete_segment(State(app): State<App>, Names(name): Names<String>) -> A
 #[serde(deny_unknown_fields)]
 struct PortBody {
     segment: String,
+    vlan: Option<u16>,
     #[serde(default)]
     mode: Mode,
     #[serde(default)]
@@ -179,7 +196,7 @@ async fn ports(State(app): State<App>) -> Answer<Vec<PortView>> {
 }
 
 async fn port(State(app): State<App>, Names(name): Names<String>) -> Answer<PortView> {
-    one("port", &name, app.engine.ports().await?, |view| view.interface == name)
+    one("port", &name, app.engine.ports().await?, |view| view.name == name)
 }
 
 async fn put_port(
@@ -187,14 +204,14 @@ async fn put_port(
     Names(interface): Names<String>,
     Json(body): Json<PortBody>,
 ) -> Created {
-    let PortBody { segment, mode, create: made, addresses, mac } = body;
-    let entry = PortEntry { interface, segment, mode, create: made, addresses, mac };
+    let PortBody { segment, vlan, mode, create: made, addresses, mac } = body;
+    let entry = PortEntry { interface, segment, vlan, mode, create: made, addresses, mac };
     entry.check().map_err(|error| Problem::invalid(error.to_string()))?;
     create(&app, entry.into()).await
 }
 
-async fn delete_port(State(app): State<App>, Names(interface): Names<String>) -> Answer<Applied> {
-    change(&app, Change::DelPort { interface }).await
+async fn delete_port(State(app): State<App>, Names(name): Names<String>) -> Answer<Applied> {
+    change(&app, Change::DelPort { name }).await
 }
 
 // Peers.

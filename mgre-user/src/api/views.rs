@@ -6,9 +6,9 @@ use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::model::types::mac_text;
-use crate::model::{Df, HostInterface, Mode};
+use crate::model::{Df, Encap, HostInterface, Mode, Tos};
 
-/// An underlay.
+/// An underlay: one of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnderlayView {
     /// The interface.
@@ -28,8 +28,10 @@ pub struct UnderlayView {
 pub struct SegmentView {
     /// Its name.
     pub name: String,
-    /// Its GRE key; null for GRE without one.
+    /// Its GRE key; null for GRE without one, and for NVGRE.
     pub key: Option<u32>,
+    /// Its virtual subnet id, if its packets are NVGRE.
+    pub vsid: Option<u32>,
     /// The MTU in force, if one is known.
     pub mtu: Option<u32>,
     /// Seconds after which a learned address that was not seen again is forgotten.
@@ -38,6 +40,8 @@ pub struct SegmentView {
     pub max_macs: u32,
     /// Whether frames go from peer to peer through this host.
     pub hub: bool,
+    /// Whether TCP's maximum segment size is lowered to what fits.
+    pub clamp_mss: bool,
     /// How many peers it has.
     pub peers: u64,
     /// How many ports it has.
@@ -61,8 +65,12 @@ pub enum PortState {
 /// A port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortView {
+    /// Its name: the interface's, and behind it a dot and the VLAN, if it is for one.
+    pub name: String,
     /// Its interface.
     pub interface: String,
+    /// The tag that its frames have on the interface.
+    pub vlan: Option<u16>,
     /// Its segment.
     pub segment: String,
     /// The mode that was asked for.
@@ -133,11 +141,17 @@ pub struct PeerView {
     /// TTL of outer packets.
     pub ttl: u8,
     /// TOS of outer packets.
-    pub tos: u8,
+    pub tos: Tos,
     /// Whether outer packets may be fragmented.
     pub df: Df,
     /// Addresses that may be learned from it.
     pub max_macs: u32,
+    /// Whether packets to it have a checksum.
+    pub csum: bool,
+    /// Whether packets to it are numbered, and those from it taken in their order.
+    pub seq: bool,
+    /// What GRE packets are put into.
+    pub encap: Encap,
     /// The same for each segment.
     pub adjacencies: Vec<AdjacencyView>,
 }

@@ -8,7 +8,7 @@ use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
-use crate::model::{Cidr, Df, Mode, Mtu, check};
+use crate::model::{Cidr, Df, Encap, Mode, Mtu, Tos, check};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
 #[derive(Debug, Parser)]
@@ -46,7 +46,7 @@ pub enum Noun {
     /// Interfaces that outer packets come and go through
     #[command(subcommand)]
     Underlay(Underlay),
-    /// Broadcast domains, told apart by their GRE key
+    /// Broadcast domains, told apart by their GRE key or NVGRE VSID
     #[command(subcommand)]
     Segment(Segment),
     /// Local interfaces in a segment
@@ -119,18 +119,21 @@ pub enum Underlay {
         /// The interface
         #[arg(value_name = "IFACE")]
         interface: String,
-        /// This host's address on it: the source of outer packets
-        #[arg(long, value_name = "IP")]
-        local: IpAddr,
-        /// How to attach
-        #[arg(long, value_enum, default_value_t)]
-        mode: Mode,
+        /// This host's address on it: the source of outer packets; one IPv4 and one IPv6 address at most
+        #[arg(long = "local", value_name = "IP", required = true)]
+        locals: Vec<IpAddr>,
+        /// How to attach [default: auto]
+        #[arg(long, value_enum)]
+        mode: Option<Mode>,
     },
     /// Leave an interface alone again
     Del {
         /// The interface
         #[arg(value_name = "IFACE")]
         interface: String,
+        /// Only this address of it
+        #[arg(long, value_name = "IP")]
+        local: Option<IpAddr>,
     },
     /// List underlays
     Show,
@@ -146,18 +149,24 @@ pub enum Segment {
         /// The GRE key; GRE without one if not given
         #[arg(long, value_name = "N", value_parser = key)]
         key: Option<Key>,
+        /// The virtual subnet id: NVGRE (RFC 7637), in place of a key
+        #[arg(long, value_name = "N", value_parser = vsid, conflicts_with = "key")]
+        vsid: Option<Key>,
         /// Its settings
         #[command(flatten)]
         settings: SegmentSettings,
     },
     /// Change what is given
-    #[command(group = ArgGroup::new("change").args(["key", "mtu", "aging", "max_macs", "hub"]).required(true).multiple(true))]
+    #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss"]).required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
         /// The GRE key, or "none" for GRE without one
         #[arg(long, value_name = "N|none", value_parser = key_or_none)]
         key: Option<Key>,
+        /// The virtual subnet id: NVGRE (RFC 7637), in place of a key
+        #[arg(long, value_name = "N", value_parser = vsid, conflicts_with = "key")]
+        vsid: Option<Key>,
         /// Its settings
         #[command(flatten)]
         settings: SegmentSettings,
@@ -190,18 +199,24 @@ pub struct SegmentSettings {
     /// Whether frames go from peer to peer through this host
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub hub: Option<bool>,
+    /// Whether TCP's maximum segment size is lowered to what fits through the tunnel
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub clamp_mss: Option<bool>,
 }
 
 /// Verbs of ports.
 #[derive(Debug, Subcommand)]
 pub enum Port {
-    /// Make an existing interface a port
+    /// Make an existing interface, or a VLAN on it, a port
     Add {
         /// Its segment
         segment: String,
         /// The interface
         #[arg(value_name = "IFACE")]
         interface: String,
+        /// Only frames with this 802.1Q tag, which they have on IFACE alone; the port is named IFACE.N
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
+        vlan: Option<u16>,
         /// How to attach
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
@@ -221,7 +236,7 @@ pub enum Port {
     },
     /// Remove a port, and its interface if the daemon made it
     Del {
-        /// The interface
+        /// The interface, or IFACE.N
         name: String,
     },
     /// List ports
@@ -235,7 +250,7 @@ pub enum Peer {
     Add {
         /// A name for it
         name: String,
-        /// Its endpoint: an IPv4 address or a DNS name
+        /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
         remote: String,
         /// The segments it is in
         #[arg(long = "segment", value_name = "SEGMENT", num_args = 1.., required = true)]
@@ -246,11 +261,12 @@ pub enum Peer {
     },
     /// Change what is given
     #[command(group = ArgGroup::new("change")
-        .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs"]).required(true).multiple(true))]
+        .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap"])
+        .required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
-        /// Its endpoint: an IPv4 address or a DNS name
+        /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
         #[arg(long)]
         remote: Option<String>,
         /// All the segments it is to be in
@@ -272,14 +288,14 @@ pub enum Peer {
 /// Settings of a peer.
 #[derive(Debug, ClapArgs)]
 pub struct PeerSettings {
-    /// TTL of outer packets [default: 64]
+    /// TTL (hop limit) of outer packets [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub ttl: Option<u8>,
-    /// TOS of outer packets, such as 0xb8; a multiple of 4 [default: 0]
-    #[arg(long, value_name = "N", value_parser = tos)]
-    pub tos: Option<u8>,
+    /// TOS of outer packets, such as 0xb8, a multiple of 4; or the DSCP inside, both ways [default: 0]
+    #[arg(long, value_name = "N|inherit", value_parser = tos)]
+    pub tos: Option<Tos>,
     /// Whether outer packets forbid fragmentation [default: set]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "set|unset|inherit", hide_possible_values = true)]
     pub df: Option<Df>,
     /// Largest inner packet [default: auto]
     #[arg(long, value_name = "N|auto")]
@@ -287,6 +303,15 @@ pub struct PeerSettings {
     /// Addresses that may be learned from it [default: 1024]
     #[arg(long, value_name = "N")]
     pub max_macs: Option<u32>,
+    /// Send checksums; those received are verified in any case
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub csum: Option<bool>,
+    /// Send sequence numbers, and drop packets that come late
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub seq: Option<bool>,
+    /// What GRE is put into: IP, or UDP port 4754 (RFC 8086) [default: gre]
+    #[arg(long, value_enum, value_name = "gre|gre-udp", hide_possible_values = true)]
+    pub encap: Option<Encap>,
 }
 
 /// Verbs of the FDB.
@@ -347,9 +372,16 @@ fn key_or_none(text: &str) -> Result<Key, &'static str> {
     if text == "none" { Ok(Key(None)) } else { key(text) }
 }
 
-fn tos(text: &str) -> Result<u8, String> {
-    let tos =
-        number(text).and_then(|number| u8::try_from(number).ok()).ok_or("a TOS is a number from 0 to 255")?;
+fn vsid(text: &str) -> Result<Key, String> {
+    let vsid = number(text).ok_or("a VSID is a number from 4096 to 16777214")?;
+    check::vsid(vsid).map_err(|error| error.to_string())?;
+    Ok(Key(Some(vsid)))
+}
+
+fn tos(text: &str) -> Result<Tos, String> {
+    let fixed = || number(text).and_then(|number| u8::try_from(number).ok()).map(Tos::Fixed);
+    let inherit = (text == "inherit").then_some(Tos::Inherit);
+    let tos = inherit.or_else(fixed).ok_or("a TOS is a number from 0 to 255, or inherit")?;
     check::tos(tos).map_err(|error| error.to_string())?;
     Ok(tos)
 }

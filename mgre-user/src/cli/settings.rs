@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{self, Args, Fdb, Noun, Peer, Port, Segment, Underlay};
-use crate::api::client::path;
+use crate::api::client::{encode, path};
 use crate::api::messages::FdbFilter;
 use crate::daemon::Options;
 use crate::model::{PeerSettings, SegmentSettings};
@@ -114,30 +114,46 @@ fn delete(parts: &[&str]) -> Command {
 
 fn underlay(verb: Underlay) -> Command {
     match verb {
-        Underlay::Add { interface, local, mode } => {
-            change(Method::PUT, &["v1", "underlays", &interface], json!({ "local": local, "mode": mode }))
+        Underlay::Add { interface, locals, mode } => {
+            let mut body = json!({ "local": locals });
+            if let [local] = *locals {
+                body["local"] = json!(local);
+            }
+            if let Some(mode) = mode {
+                body["mode"] = json!(mode);
+            }
+            change(Method::PUT, &["v1", "underlays", &interface], body)
         }
-        Underlay::Del { interface } => delete(&["v1", "underlays", &interface]),
+        Underlay::Del { interface, local } => {
+            let mut path = path(&["v1", "underlays", &interface]);
+            path.extend(local.map(|local| format!("?local={}", encode(&local.to_string()))));
+            Command::Change { method: Method::DELETE, path, body: json!({}) }
+        }
         Underlay::Show => Command::Underlays,
     }
 }
 
 fn segment(verb: Segment) -> Command {
-    let (method, name, key, settings) = match verb {
-        Segment::Add { name, key, settings } => (Method::PUT, name, key, settings),
-        Segment::Set { name, key, settings } => (Method::PATCH, name, key, settings),
+    let (method, name, key, vsid, settings) = match verb {
+        Segment::Add { name, key, vsid, settings } => (Method::PUT, name, key, vsid, settings),
+        Segment::Set { name, key, vsid, settings } => (Method::PATCH, name, key, vsid, settings),
         Segment::Del { name } => return delete(&["v1", "segments", &name]),
         Segment::Show => return Command::Segments,
     };
-    let args::SegmentSettings { mtu, aging, max_macs, hub } = settings;
-    let settings = SegmentSettings { key: key.map(|key| key.0), mtu, aging_seconds: aging, max_macs, hub };
+    let args::SegmentSettings { mtu, aging, max_macs, hub, clamp_mss } = settings;
+    let (key, vsid) = (key.map(|key| key.0), vsid.map(|vsid| vsid.0));
+    let settings = SegmentSettings { key, vsid, mtu, aging_seconds: aging, max_macs, hub, clamp_mss };
     change(method, &["v1", "segments", &name], settings)
 }
 
 fn port(verb: Port) -> Command {
     match verb {
-        Port::Add { segment, interface, mode } => {
-            change(Method::PUT, &["v1", "ports", &interface], json!({ "segment": segment, "mode": mode }))
+        Port::Add { segment, interface, vlan, mode } => {
+            let mut body = json!({ "segment": segment, "mode": mode });
+            if let Some(vlan) = vlan {
+                body["vlan"] = json!(vlan);
+            }
+            change(Method::PUT, &["v1", "ports", &interface], body)
         }
         Port::Create { segment, name, addresses, mac } => {
             let mac = mac.map(|mac| mac.to_string());
@@ -158,8 +174,8 @@ fn peer(verb: Peer) -> Command {
         Peer::Del { name } => return delete(&["v1", "peers", &name]),
         Peer::Show => return Command::Peers,
     };
-    let args::PeerSettings { ttl, tos, df, mtu, max_macs } = settings;
-    let settings = PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs };
+    let args::PeerSettings { ttl, tos, df, mtu, max_macs, csum, seq, encap } = settings;
+    let settings = PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap };
     change(method, &["v1", "peers", &name], settings)
 }
 

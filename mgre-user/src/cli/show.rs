@@ -9,6 +9,8 @@ use crate::api::messages::{
     Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, StatsRow,
     StatusView, TrafficRow, UnderlayView,
 };
+use crate::model::state::default;
+use crate::model::{Df, Encap, Tos};
 
 /// `underlay show`.
 pub fn underlays(views: &[UnderlayView]) -> String {
@@ -27,22 +29,41 @@ pub fn underlays(views: &[UnderlayView]) -> String {
 
 /// `segment show`.
 pub fn segments(views: &[SegmentView]) -> String {
-    let mut table =
-        Table::new(["SEGMENT", "KEY", "MTU", "AGING", "MAX-MACS", "HUB", "PEERS", "PORTS", "FDB"]);
+    let mut table = Table::new([
+        "SEGMENT",
+        "KEY",
+        "MTU",
+        "AGING",
+        "MAX-MACS",
+        "HUB",
+        "CLAMP-MSS",
+        "PEERS",
+        "PORTS",
+        "FDB",
+    ]);
     for view in views {
         table.row([
             view.name.clone(),
-            view.key.map_or_else(|| "none".to_owned(), |key| key.to_string()),
+            match (view.key, view.vsid) {
+                (_, Some(vsid)) => format!("vsid:{vsid}"),
+                (Some(key), None) => key.to_string(),
+                (None, None) => "none".to_owned(),
+            },
             optional(view.mtu),
             view.aging_seconds.to_string(),
             view.max_macs.to_string(),
-            if view.hub { "yes" } else { "no" }.to_owned(),
+            yes(view.hub),
+            yes(view.clamp_mss),
             view.peers.to_string(),
             view.ports.to_string(),
             view.fdb_entries.to_string(),
         ]);
     }
     table.to_string()
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
 }
 
 fn port_state(state: PortState) -> &'static str {
@@ -57,6 +78,7 @@ fn port_state(state: PortState) -> &'static str {
 pub fn ports(views: &[PortView]) -> String {
     let mut table = Table::new([
         "PORT",
+        "VLAN",
         "SEGMENT",
         "STATE",
         "MTU",
@@ -70,7 +92,8 @@ pub fn ports(views: &[PortView]) -> String {
     ]);
     for view in views {
         table.row([
-            view.interface.clone(),
+            view.name.clone(),
+            optional(view.vlan),
             view.segment.clone(),
             port_state(view.state).to_owned(),
             optional(view.mtu),
@@ -108,6 +131,7 @@ pub fn peers(views: &[PeerView]) -> String {
         "DROPS",
         "SEEN",
         "MTU",
+        "OPTIONS",
         "REASON",
     ]);
     for view in views {
@@ -123,10 +147,24 @@ pub fn peers(views: &[PeerView]) -> String {
             view.drops.to_string(),
             view.last_seen_seconds.map(|seconds| format!("{seconds}s")).unwrap_or_default(),
             optional(view.mtu),
+            peer_options(view),
             optional(view.reason.as_ref()),
         ]);
     }
     table.to_string()
+}
+
+/// The options of a peer that are not the usual ones.
+fn peer_options(view: &PeerView) -> String {
+    let options = [
+        (view.ttl != default::TTL).then(|| format!("ttl={}", view.ttl)),
+        (view.tos != Tos::default()).then(|| format!("tos={}", view.tos)),
+        (view.df != Df::default()).then(|| format!("df={}", view.df)),
+        view.csum.then(|| "csum".to_owned()),
+        view.seq.then(|| "seq".to_owned()),
+        (view.encap != Encap::default()).then(|| view.encap.to_string()),
+    ];
+    options.into_iter().flatten().collect::<Vec<_>>().join(",")
 }
 
 /// `fdb show`.

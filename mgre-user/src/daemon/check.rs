@@ -8,7 +8,7 @@ use imbl::ordmap::DiffItem;
 use crate::api::messages::Problem;
 use crate::model::{Mode, State};
 use crate::netlink::{Address, Link};
-use crate::plan::{Observed, segment_mtu};
+use crate::plan::{Compiled, Observed};
 
 /// Checks what is new in a state.
 ///
@@ -23,20 +23,29 @@ pub(super) fn check(
 ) -> Result<(), Problem> {
     for (name, underlay) in come(&old.underlays, &new.underlays) {
         usable(name, underlay.mode, observed)?;
-        if !addresses.iter().any(|address| address.address == underlay.local) {
+        let known = |local: IpAddr| addresses.iter().any(|address| address.address == local);
+        let before = old.underlays.get(name);
+        let mut added =
+            underlay.locals.iter().filter(|local| !before.is_some_and(|old| old.locals.contains(*local)));
+        if let Some(local) = added.find(|local| !known(*local)) {
             return Err(Problem::invalid(format!(
-                "{} is not an address of this host: ip address add it first",
-                underlay.local
+                "{local} is not an address of this host: ip address add it first"
             )));
         }
     }
     for (name, port) in come(&old.ports, &new.ports).filter(|(name, _)| !old.ports.contains_key(*name)) {
         if port.created.is_none() {
-            let link = usable(name, port.mode, observed)?;
+            let interface = port.interface(name);
+            let link = usable(interface, port.mode, observed)?;
             if let Some(controller) = link.controller {
                 let owner = observed.links.get(&controller).map_or("another interface", |link| &link.name);
                 return Err(Problem::conflict(format!(
-                    "{name} belongs to {owner}: take it out first (ip link set {name} nomaster)"
+                    "{interface} belongs to {owner}: take it out first (ip link set {interface} nomaster)"
+                )));
+            }
+            if port.vlan.is_some() && observed.link(name).is_some() {
+                return Err(Problem::conflict(format!(
+                    "there is an interface named {name}: make that a port, or delete it first (ip link del {name})"
                 )));
             }
         } else if observed.link(name).is_some_and(|link| !ours(link)) {
@@ -98,16 +107,21 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
 }
 
 /// What an operator should know about a state that was just put in force.
-pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses: &[Address]) -> Vec<String> {
+pub(super) fn warnings(
+    old: &State,
+    new: &State,
+    observed: &Observed,
+    compiled: &Compiled,
+    addresses: &[Address],
+) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, port) in come(&old.ports, &new.ports).filter(|(name, _)| !old.ports.contains_key(*name)) {
-        let (Some(link), Some(segment)) = (observed.link(name), new.segments.get(&port.segment)) else {
-            continue;
-        };
+        let link = observed.link(port.interface(name));
+        let (Some(link), Some(segment)) = (link, new.segments.get(&port.segment)) else { continue };
         if port.created.is_some() {
             continue;
         }
-        let mtu = segment_mtu(new, observed, segment);
+        let mtu = compiled.segment_mtu(new, observed, segment);
         if link.mtu > mtu {
             warnings.push(format!(
                 "{name} has MTU {}, but packets over {mtu} bytes do not fit the tunnel: \
@@ -116,7 +130,7 @@ pub(super) fn warnings(old: &State, new: &State, observed: &Observed, addresses:
             ));
         }
         let global = |address: &&Address| address.ifindex == link.index && !is_link_local(address.address);
-        if let Some(address) = addresses.iter().find(global) {
+        if let Some(address) = addresses.iter().find(global).filter(|_| port.vlan.is_none()) {
             warnings.push(format!(
                 "{name} has address {}, which is now out of reach: frames from {name} go to the segment; \
                  use mgre port create for an interface of the host",

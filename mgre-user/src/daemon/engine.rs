@@ -34,7 +34,7 @@ use crate::datapath::fdb::Entry;
 use crate::learn::Damper;
 use crate::model::{Ids, State};
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Compiled, Hook, Observed, Op, Plan, compile, diff};
+use crate::plan::{Compiled, Endpoints, Hook, Observed, Op, Plan, compile, diff};
 
 /// Changes in the kernel come in bursts: they are gathered for so long.
 const GATHER: Duration = Duration::from_millis(5);
@@ -230,8 +230,8 @@ impl Engine {
                     self.learn_ready();
                 }
                 resolved = names.next() => {
-                    let (name, address) = resolved;
-                    self.resolved(name, address);
+                    let (name, endpoints) = resolved;
+                    self.resolved(name, endpoints);
                 }
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
                     self.gather_until = None;
@@ -349,10 +349,12 @@ impl Engine {
         self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
-    fn resolved(&mut self, name: String, address: Option<IpAddr>) {
-        let Some(address) = address else { return };
-        if self.observed.endpoints.insert(name, address) != Some(address) {
-            self.stale.some_routes.insert(address);
+    fn resolved(&mut self, name: String, endpoints: Endpoints) {
+        if endpoints == Endpoints::default() {
+            return;
+        }
+        if self.observed.endpoints.insert(name, endpoints) != Some(endpoints) {
+            self.stale.some_routes.extend(endpoints.iter());
             self.catch_up_soon();
         }
     }

@@ -9,7 +9,6 @@ use super::transact::kernel;
 use crate::api::messages::Problem;
 use crate::model::{HostInterface, State};
 use crate::netlink::Link;
-use crate::plan::segment_mtu;
 
 /// The other end of a host's interface is named by this and the interface's index.
 const PEER_PREFIX: &str = "mgre";
@@ -30,12 +29,12 @@ impl Engine {
     pub(super) fn promiscuous_for(&self, next: &State) -> BTreeSet<String> {
         let ports = next.ports.iter().filter(|(_, port)| port.created.is_none());
         ports
-            .map(|(name, _)| name)
+            .map(|(name, port)| port.interface(name))
             .filter(|name| {
                 self.promiscuous.contains(*name)
                     || self.observed.link(name).is_some_and(|link| !link.promiscuous)
             })
-            .cloned()
+            .map(str::to_owned)
             .collect()
     }
 
@@ -59,7 +58,7 @@ impl Engine {
                 continue;
             }
             let segment = next.segments.get(&port.segment).ok_or_else(|| Problem::internal("no segment"))?;
-            let mtu = segment_mtu(next, &self.observed, segment);
+            let mtu = self.compiled.segment_mtu(next, &self.observed, segment);
             match self.create_interface(name, host, mtu).await {
                 Ok(index) => created.push(index),
                 Err(problem) => {
@@ -120,7 +119,7 @@ impl Engine {
         for (name, port) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
             let Some(segment) = self.state.segments.get(&port.segment) else { continue };
             let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) else { continue };
-            let mtu = segment_mtu(&self.state, &self.observed, segment);
+            let mtu = self.compiled.segment_mtu(&self.state, &self.observed, segment);
             if link.mtu != mtu
                 && let Err(error) = self.netlink.set_mtu(link.index, mtu).await
             {

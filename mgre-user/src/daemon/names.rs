@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::model::check;
+use crate::plan::Endpoints;
+
 /// How long an answer is taken for true.
 const FRESH: Duration = Duration::from_secs(60);
 /// How soon a name that did not resolve is asked for again.
@@ -15,8 +18,8 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Names {
     asked: HashMap<String, Instant>,
-    sender: mpsc::UnboundedSender<(String, Option<IpAddr>)>,
-    answers: mpsc::UnboundedReceiver<(String, Option<IpAddr>)>,
+    sender: mpsc::UnboundedSender<(String, Endpoints)>,
+    answers: mpsc::UnboundedReceiver<(String, Endpoints)>,
 }
 
 impl Names {
@@ -25,16 +28,16 @@ impl Names {
         Self { asked: HashMap::new(), sender, answers }
     }
 
-    /// The next answer: a name and its IPv4 address, if it has one.
-    pub(super) async fn next(&mut self) -> (String, Option<IpAddr>) {
+    /// The next answer: a name and the addresses that it has.
+    pub(super) async fn next(&mut self) -> (String, Endpoints) {
         match self.answers.recv().await {
-            Some((name, address)) => {
-                if address.is_none() {
-                    tracing::warn!("{name} does not resolve to an IPv4 address");
+            Some((name, endpoints)) => {
+                if endpoints == Endpoints::default() {
+                    tracing::warn!("{name} does not resolve to an address that an endpoint can have");
                     let retry = Instant::now() + RETRY;
                     self.asked.insert(name.clone(), retry);
                 }
-                (name, address)
+                (name, endpoints)
             }
             // Not while `self` holds a sender.
             None => std::future::pending().await,
@@ -52,12 +55,36 @@ impl Names {
             let (name, sender) = (name.to_owned(), self.sender.clone());
             tokio::spawn(async move {
                 let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-                let address = found.ok().and_then(|mut found| {
-                    found.find(std::net::SocketAddr::is_ipv4).map(|address| address.ip())
-                });
+                let endpoints = endpoints(found.into_iter().flatten().map(|found| found.ip()));
                 // The engine has stopped if nobody takes it.
-                sender.send((name, address)).ok();
+                sender.send((name, endpoints)).ok();
             });
         }
+    }
+}
+
+/// The first address of each IP version that an endpoint can have.
+fn endpoints(found: impl Iterator<Item = IpAddr>) -> Endpoints {
+    let mut endpoints = Endpoints::default();
+    for address in found.filter(|address| check::endpoint("an endpoint", *address).is_ok()) {
+        match address {
+            IpAddr::V4(address) => drop(endpoints.v4.get_or_insert(address)),
+            IpAddr::V6(address) => drop(endpoints.v6.get_or_insert(address)),
+        }
+    }
+    endpoints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_usable_address_of_each_version() {
+        let found = |texts: &[&str]| endpoints(texts.iter().map(|text| text.parse().expect("an address")));
+        let Endpoints { v4, v6 } = found(&["fe80::1", "2001:db8::1", "127.0.0.1", "192.0.2.1", "2001:db8::2"]);
+        assert_eq!(v4, "127.0.0.1".parse().ok());
+        assert_eq!(v6, "2001:db8::1".parse().ok());
+        assert_eq!(found(&["fe80::1", "::1"]), Endpoints::default());
     }
 }

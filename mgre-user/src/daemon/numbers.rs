@@ -1,6 +1,6 @@
 //! Counters as the API and the metrics say them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mgre_common::counters::{Drops, Traffic};
@@ -13,9 +13,8 @@ use crate::datapath::counters::Counters;
 use crate::metrics::{
     AdjacencyNumbers, InterfaceNumbers, Numbers, PeerNumbers, PortNumbers, SegmentNumbers, TrafficSum, render,
 };
-use crate::model::State;
+use crate::model::{Mode, State};
 use crate::plan::{Compiled, Hook, PeerStatus, Plan};
-use mgre_common::wire::ETHERNET_LEN;
 
 /// Who a row of counters belongs to.
 #[derive(Clone, Copy, Default)]
@@ -154,17 +153,20 @@ impl Engine {
     }
 
     fn interface_numbers(&self) -> Vec<InterfaceNumbers> {
+        let underlays = self.state.underlays.iter();
         let underlays =
-            self.state.underlays.iter().map(|(name, underlay)| (name, Hook::Underlay, underlay.mode));
+            underlays.map(|(name, underlay)| (name.as_str(), (Hook::Underlay, underlay.mode)));
         let ports = self.state.ports.iter().map(|(name, port)| {
             let hook = if port.created.is_some() { Hook::HostPort } else { Hook::Port };
-            (name, hook, port.mode)
+            (port.interface(name), (hook, port.mode))
         });
-        underlays
-            .chain(ports)
-            .filter_map(|(name, hook, mode)| {
+        // An interface may have several ports, of one mode.
+        let interfaces: BTreeMap<&str, (Hook, Mode)> = underlays.chain(ports).collect();
+        interfaces
+            .into_iter()
+            .filter_map(|(name, (hook, mode))| {
                 let hook = self.hook_of(name, hook).0?;
-                Some(InterfaceNumbers { interface: name.clone(), hook, mode: mode.to_string() })
+                Some(InterfaceNumbers { interface: name.to_owned(), hook, mode: mode.to_string() })
             })
             .collect()
     }
@@ -216,9 +218,7 @@ fn last_seen(traffic: &Traffic, now: u32) -> Option<u64> {
 
 /// The largest inner packet that goes to an adjacency; none while it is not resolved.
 fn adjacency_mtu(plan: &Plan, id: u32) -> Option<u32> {
-    let template = &plan.adjacencies.get(&id)?.template;
-    let mtu = template.max_frame.saturating_sub(ETHERNET_LEN as u32);
-    (template.ifindex != 0).then_some(mtu)
+    plan.adjacencies.get(&id)?.mtu()
 }
 
 fn drop_rows<'a>(drops: &'a Drops, owner: Owner<'a>) -> impl Iterator<Item = StatsRow> + 'a {

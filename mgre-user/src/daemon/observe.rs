@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use crate::model::State;
 use crate::netlink::resolve::next_hop_address;
 use crate::netlink::{Address, Netlink, Result, Route};
-use crate::plan::{Compiled, Observed};
+use crate::plan::{Compiled, Endpoints, Observed};
 
 /// Which parts of the picture may be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -207,6 +207,9 @@ fn remotes(state: &State, observed: &Observed) -> BTreeSet<IpAddr> {
     state
         .peers
         .values()
-        .filter_map(|peer| peer.remote_address().or_else(|| observed.endpoints.get(&peer.remote).copied()))
+        .flat_map(|peer| {
+            let resolved = observed.endpoints.get(&peer.remote).into_iter().flat_map(Endpoints::iter);
+            peer.remote_address().into_iter().chain(resolved)
+        })
         .collect()
 }

@@ -13,7 +13,7 @@ use crate::api::messages::{
 };
 use crate::datapath::fdb::Entry;
 use crate::model::{Document, Peer, Port};
-use crate::plan::{Hook, PeerOutcome, PeerStatus, segment_mtu};
+use crate::plan::{Hook, PeerOutcome, PeerStatus};
 
 impl Engine {
     /// Answers one request.
@@ -47,11 +47,18 @@ impl Engine {
     }
 
     pub(super) fn underlay_views(&self) -> Vec<UnderlayView> {
-        let view = |(name, underlay): (&String, &crate::model::Underlay)| {
+        let mut views = Vec::new();
+        for (name, underlay) in &self.state.underlays {
             let (hook, reason) = self.hook_of(name, Hook::Underlay);
-            UnderlayView { interface: name.clone(), local: underlay.local, mode: underlay.mode, hook, reason }
-        };
-        self.state.underlays.iter().map(view).collect()
+            views.extend(underlay.locals.iter().map(|local| UnderlayView {
+                interface: name.clone(),
+                local,
+                mode: underlay.mode,
+                hook: hook.clone(),
+                reason: reason.clone(),
+            }));
+        }
+        views
     }
 
     /// What an interface is attached to, and why that or why not.
@@ -83,10 +90,12 @@ impl Engine {
         let view = |(name, segment): (&String, &crate::model::Segment)| SegmentView {
             name: name.clone(),
             key: segment.key,
-            mtu: Some(segment_mtu(&self.state, &self.observed, segment)),
+            vsid: segment.vsid,
+            mtu: Some(self.compiled.segment_mtu(&self.state, &self.observed, segment)),
             aging_seconds: segment.aging_seconds,
             max_macs: segment.max_macs,
             hub: segment.hub,
+            clamp_mss: segment.clamp_mss,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
@@ -96,8 +105,9 @@ impl Engine {
     }
 
     pub(super) fn port_state(&self, name: &str, port: &Port) -> (PortState, Option<String>) {
-        match (self.observed.link(name), self.plan.ports.get(&port.id)) {
-            (None, _) => (PortState::Missing, Some(format!("there is no interface named {name}"))),
+        let interface = port.interface(name);
+        match (self.observed.link(interface), self.plan.ports.get(&port.id)) {
+            (None, _) => (PortState::Missing, Some(format!("there is no interface named {interface}"))),
             (Some(_), None) => (PortState::Down, Some("not attached".to_owned())),
             (Some(_), Some(record)) if record.up => (PortState::Up, None),
             (Some(link), Some(_)) if link.up => (PortState::Down, Some("no carrier".to_owned())),
@@ -114,13 +124,16 @@ impl Engine {
         let traffic = self.datapath.counters().traffic(target);
         let hook = if port.created.is_some() { Hook::HostPort } else { Hook::Port };
         let (state, reason) = self.port_state(name, port);
+        let interface = port.interface(name);
         PortView {
-            interface: name.to_owned(),
+            name: name.to_owned(),
+            interface: interface.to_owned(),
+            vlan: port.vlan,
             segment: port.segment.clone(),
             mode: port.mode,
-            hook: self.hook_of(name, hook).0,
+            hook: self.hook_of(interface, hook).0,
             created: port.created.clone(),
-            mtu: self.observed.link(name).map(|link| link.mtu),
+            mtu: self.observed.link(interface).map(|link| link.mtu),
             state,
             reason,
             receive_packets: traffic.receive_packets,
@@ -177,6 +190,9 @@ impl Engine {
             tos: peer.tos,
             df: peer.df,
             max_macs: peer.max_macs,
+            csum: peer.csum,
+            seq: peer.seq,
+            encap: peer.encap,
             adjacencies,
         }
     }

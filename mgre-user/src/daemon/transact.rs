@@ -190,7 +190,7 @@ impl Engine {
                         state: Record::between(&at, &next),
                         promiscuous: Some(&promiscuous).filter(|now| **now != self.promiscuous).cloned(),
                     };
-                    let warnings = warnings(&at, &next, &self.observed, &run.addresses);
+                    let warnings = warnings(&at, &next, &self.observed, &compiled_next, &run.addresses);
                     let changed = differences(&at, &next);
                     (at, compiled) = (next.clone(), compiled_next.clone());
                     let compiled = compiled_next;
@@ -311,7 +311,7 @@ impl Engine {
         self.refresh(&Stale::links()).await.map_err(kernel)?;
         self.set_promiscuous(BTreeSet::new()).await;
         // Either end of a pair takes the other with it.
-        for name in self.state.ports.keys() {
+        for (name, _) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
             if let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn owner(adjacency: u32) -> Owner {
-        Owner { adjacency, segment: 1 }
+        Owner { adjacency, segment: 1, flags: 0 }
     }
 
     fn found(index: &Index, key: &EndpointKey) -> Option<u32> {

@@ -13,7 +13,7 @@ use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::table::{
-    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment,
+    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
 
 use super::shared::{Shared, SharedArray};
@@ -26,6 +26,8 @@ pub const UNDERLAY_PROGRAM: &str = "mgre_underlay";
 pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
 /// Names of the XDP programs for packets from the underlay: for buffers of one page, and of several.
 pub const XDP_UNDERLAY_PROGRAMS: [&str; 2] = ["mgre_xunder", "mgre_xunder_mb"];
+/// Name of the program for both ends of the slow interface.
+pub const SLOW_PROGRAM: &str = "mgre_slow";
 const PROBE_PROGRAM: &str = "mgre_probe";
 const LEASE_PROGRAM: &str = "mgre_lease";
 
@@ -66,6 +68,10 @@ pub struct Tables {
     pub endpoint_slots: Option<SharedArray<EndpointSlot>>,
     /// [`map_name::PORT_INDEX`].
     pub port_index: HashMap<MapData, u32, u32>,
+    /// [`map_name::VLAN_PORTS`].
+    pub vlan_ports: HashMap<MapData, VlanKey, u32>,
+    /// [`map_name::SEQUENCES`].
+    pub sequences: SharedArray<Sequence>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
@@ -78,6 +84,8 @@ pub struct Loaded {
     pub tables: Tables,
     /// The event ring, until its reader takes it.
     pub events: Option<RingBuf<MapData>>,
+    /// The ring of what did not fit, until its reader takes it.
+    pub too_big: Option<RingBuf<MapData>>,
     /// What the programs were told.
     pub config: Config,
 }
@@ -125,7 +133,8 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
     }
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
-    Ok(Loaded { programs, tables, events, config })
+    let too_big = Some(RingBuf::try_from(take_map(&mut programs, map_name::TOO_BIG)?)?);
+    Ok(Loaded { programs, tables, events, too_big, config })
 }
 
 fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {
@@ -138,6 +147,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
     loader
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
+        .map_max_entries(map_name::SEQUENCES, capacity.adjacencies)
         .map_max_entries(map_name::ENDPOINTS, endpoints)
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
         .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
@@ -238,6 +248,8 @@ impl Tables {
             endpoint_slots: Some(shared(programs, map_name::ENDPOINT_SLOTS)?),
             devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
+            vlan_ports: HashMap::try_from(take_map(programs, map_name::VLAN_PORTS)?)?,
+            sequences: shared(programs, map_name::SEQUENCES)?,
             endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }

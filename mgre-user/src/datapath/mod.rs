@@ -17,7 +17,9 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::MapError;
 use mgre_common::endpoint::Owner;
-use mgre_common::table::{Adjacency, FloodList, Indexed, PortSlot, adjacency_flag, port_flag, segment_flag};
+use mgre_common::table::{
+    Adjacency, FloodList, Indexed, PORT_BY_VLAN, PortSlot, VlanKey, adjacency_flag, port_flag, segment_flag,
+};
 use mgre_common::target::{Target, TargetKind};
 
 use self::attach::Attachments;
@@ -27,7 +29,7 @@ use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
 use self::handover::Predecessor;
 use self::load::{Loaded, Tables};
-use crate::plan::{AdjacencyRecord, FloodTargets, Hook, Op, Plan, PortRecord};
+use crate::plan::{AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord};
 
 /// The datapath of one instance.
 #[derive(Debug)]
@@ -113,6 +115,11 @@ impl Datapath {
                 if let Some(adjacency) = self.tables.adjacencies.get(*id) {
                     adjacency.flags.store(0, Ordering::Release);
                 }
+                // Who gets the number next begins anew.
+                if let Some(sequence) = self.tables.sequences.get(*id) {
+                    sequence.sent.store(0, Ordering::Relaxed);
+                    sequence.received.store(0, Ordering::Relaxed);
+                }
                 self.forget(Target::adjacency(*id), removed);
             }
             Op::SetPort(id, record) => self.set_port(*id, record, removed)?,
@@ -122,12 +129,18 @@ impl Datapath {
                 }
                 self.forget(Target::port(*id), removed);
             }
-            Op::SetPortIndex(ifindex, id) => self.set_port_index(*ifindex, *id)?,
+            Op::SetPortIndex(ifindex, to) => self.set_port_index(*ifindex, *to)?,
             Op::RemovePortIndex(ifindex) => self.remove_port_index(*ifindex)?,
-            Op::SetEndpoint(key, id) => {
-                let adjacency = self.tables.adjacencies.get(*id).context("no such adjacency")?;
-                let segment = adjacency.segment.load(Ordering::Relaxed);
-                self.endpoints.set(key, Owner { adjacency: *id, segment }, now)?;
+            Op::SetVlanPort((ifindex, vlan), id) => {
+                self.tables.vlan_ports.insert(VlanKey::new(*ifindex, *vlan), id, 0)?;
+            }
+            Op::RemoveVlanPort((ifindex, vlan)) => {
+                self.tables.vlan_ports.remove(&VlanKey::new(*ifindex, *vlan)).or_else(not_there)?;
+            }
+            Op::SetEndpoint(key, EndpointOwner { adjacency, flags }) => {
+                let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
+                let segment = record.segment.load(Ordering::Relaxed) as u16;
+                self.endpoints.set(key, Owner { adjacency: *adjacency, segment, flags: *flags as u16 }, now)?;
             }
             Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
@@ -162,18 +175,24 @@ impl Datapath {
         adjacency.segment.store(record.segment.into(), Ordering::Relaxed);
         adjacency.activate(index);
         self.switched.insert(id, ());
-        let flags = adjacency.flags.load(Ordering::Relaxed);
-        adjacency.flags.store(flags | adjacency_flag::VALID, Ordering::Release);
+        let full = adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::FULL;
+        adjacency.flags.store(adjacency_flag::VALID | full | record.flags, Ordering::Release);
         Ok(())
     }
 
-    fn set_port_index(&mut self, ifindex: u32, id: u32) -> Result<()> {
+    fn set_port_index(&mut self, ifindex: u32, to: PortIndex) -> Result<()> {
+        let (id, indexed) = match to {
+            PortIndex::Port(port) => {
+                let record = self.tables.ports.get(port).context("no such port")?;
+                (port, Indexed { port, segment: record.segment.load(Ordering::Relaxed) })
+            }
+            PortIndex::ByVlan => (PORT_BY_VLAN, Indexed::BY_VLAN),
+        };
         self.tables.port_index.insert(ifindex, id, 0)?;
         let slot = self.tables.port_slots.get(PortSlot::index(ifindex)).context("no such slot")?;
         // Another interface may have it: this one is found in the hash map then.
         if slot.is_free() || slot.find(ifindex).is_some() {
-            let record = self.tables.ports.get(id).context("no such port")?;
-            slot.set(ifindex, Indexed { port: id, segment: record.segment.load(Ordering::Relaxed) });
+            slot.set(ifindex, indexed);
         }
         Ok(())
     }
@@ -192,8 +211,9 @@ impl Datapath {
         port.ifindex.store(record.ifindex, Ordering::Relaxed);
         port.segment.store(record.segment.into(), Ordering::Relaxed);
         port.max_frame.store(record.max_frame, Ordering::Relaxed);
-        let mut flags = port_flag::VALID;
+        let mut flags = port_flag::VALID | u32::from(record.vlan) << port_flag::VLAN_SHIFT;
         for (on, bit) in [
+            (record.vlan != 0, port_flag::TAGGED),
             (record.up, port_flag::UP),
             (record.host, port_flag::HOST),
             (record.peer, port_flag::PEER),
@@ -203,7 +223,7 @@ impl Datapath {
         }
         port.flags.store(flags, Ordering::Release);
         let slot = self.tables.port_slots.get(PortSlot::index(record.ifindex));
-        if let Some(slot) = slot.filter(|slot| slot.find(record.ifindex).is_some_and(|to| to.port == id)) {
+        if let Some(slot) = slot.filter(|slot| slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)) {
             slot.set(record.ifindex, Indexed { port: id, segment: record.segment.into() });
         }
         if was_up && !record.up {
@@ -220,6 +240,7 @@ impl Datapath {
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
         set_flag(&record.flags, segment_flag::HUB, targets.hub);
+        set_flag(&record.flags, segment_flag::CLAMP_MSS, targets.clamp_mss);
         set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }

@@ -30,6 +30,8 @@ unsafe impl Shared for mgre_common::table::Segment {}
 unsafe impl Shared for mgre_common::table::FloodSlot {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::fdb::Bucket {}
+// SAFETY: all fields are atomics.
+unsafe impl Shared for mgre_common::table::Sequence {}
 // SAFETY: atomics and templates, which the daemon alone changes, by its documented protocol.
 unsafe impl Shared for mgre_common::table::Adjacency {}
 // SAFETY: plain counters that the datapath writes; only ever copied out.

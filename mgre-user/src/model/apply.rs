@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use mgre_common::table::{MAX_PORTS, MAX_SEGMENTS};
+use mgre_common::template::Key;
 use mgre_common::wire::MacAddr;
 
 use super::change::{Change, SegmentSettings};
@@ -13,7 +14,8 @@ use super::check;
 use super::config::Document;
 use super::error::ModelError;
 use super::ids::{Ids, Pool};
-use super::state::{FdbName, Segment, State, StaticTarget, Underlay, default};
+use super::locals::Locals;
+use super::state::{FdbName, Peer, Segment, State, StaticTarget, Underlay, default};
 use super::types::{Mode, Mtu};
 
 mod members;
@@ -74,16 +76,16 @@ impl<'a> Draft<'a> {
 
     fn apply(&mut self, change: Change) -> Result<(), ModelError> {
         match change {
-            Change::AddUnderlay { interface, local, mode } => self.add_underlay(interface, local, mode),
-            Change::DelUnderlay { interface } => self.del_underlay(&interface),
+            Change::AddUnderlay { interface, locals, mode } => self.add_underlay(interface, locals, mode),
+            Change::DelUnderlay { interface, local } => self.del_underlay(&interface, local),
             Change::AddSegment { name, settings } => self.add_segment(name, &settings),
             Change::SetSegment { name, settings } => self.set_segment(&name, &settings),
             Change::DelSegment { name } => self.del_segment(&name),
-            Change::AddPort { segment, interface, mode } => self.add_port(segment, interface, mode, None),
-            Change::CreatePort { segment, interface, host } => {
-                self.add_port(segment, interface, Mode::Auto, Some(host))
+            Change::AddPort { segment, interface, vlan, mode } => {
+                self.add_port(segment, interface, vlan, mode)
             }
-            Change::DelPort { interface } => self.del_port(&interface),
+            Change::CreatePort { segment, interface, host } => self.create_port(segment, interface, host),
+            Change::DelPort { name } => self.del_port(&name),
             Change::AddPeer { name, settings } => self.add_peer(name, settings),
             Change::SetPeer { name, settings } => self.set_peer(&name, settings),
             Change::DelPeer { name } => self.del_peer(&name),
@@ -104,29 +106,63 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn add_underlay(&mut self, interface: String, local: IpAddr, mode: Mode) -> Result<(), ModelError> {
+    fn add_underlay(
+        &mut self,
+        interface: String,
+        added: Locals,
+        mode: Option<Mode>,
+    ) -> Result<(), ModelError> {
         check::interface(&interface)?;
-        let address = check::endpoint("the local address of an underlay", local)?;
-        if self.state.underlays.contains_key(&interface) {
-            let hint = "; to change it, remove it first (mgre underlay del)";
-            return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
+        for local in added.iter() {
+            check::endpoint("the local address of an underlay", local)?;
+            let remote = local.to_string();
+            if self.state.index.may_have(&remote).any(|name| self.has_remote(name, &remote)) {
+                return Err(ModelError::RemoteIsLocal { remote, interface });
+            }
         }
-        if self.state.ports.contains_key(&interface) {
+        if self.state.ports_on(&interface).next().is_some() {
             return Err(ModelError::Role { interface, role: "a port", wanted: "an underlay" });
         }
-        let local_text = address.to_string();
-        if self.state.peers.values().any(|peer| check::same_remote(&peer.remote, &local_text)) {
-            return Err(ModelError::RemoteIsLocal { remote: local_text, interface });
-        }
-        self.state.underlays.insert(interface, Underlay { local, mode });
+        let underlay = match self.state.underlays.get(&interface) {
+            None => Underlay { locals: added, mode: mode.unwrap_or_default() },
+            Some(underlay) if mode.is_some_and(|mode| mode != underlay.mode) => {
+                return Err(ModelError::UnderlayMode { interface, mode: underlay.mode });
+            }
+            Some(underlay) => match Locals::new(underlay.locals.iter().chain(added.iter())) {
+                Ok(locals) => Underlay { locals, mode: underlay.mode },
+                Err(error) => return Err(ModelError::LocalTaken { interface, error }),
+            },
+        };
+        self.state.underlays.insert(interface, underlay);
         Ok(())
     }
 
-    fn del_underlay(&mut self, interface: &str) -> Result<(), ModelError> {
-        match self.state.underlays.remove(interface) {
-            Some(_) => Ok(()),
-            None => Err(ModelError::not_found("underlay", interface, self.state.underlays.keys())),
+    fn del_underlay(&mut self, interface: &str, local: Option<IpAddr>) -> Result<(), ModelError> {
+        let underlays = &mut self.state.underlays;
+        let Some(underlay) = underlays.get(interface) else {
+            return Err(ModelError::not_found("underlay", interface, underlays.keys()));
+        };
+        let Some(local) = local else {
+            underlays.remove(interface);
+            return Ok(());
+        };
+        if !underlay.locals.contains(local) {
+            let locals: Vec<String> = underlay.locals.iter().map(|local| local.to_string()).collect();
+            return Err(ModelError::not_found("local address", &local.to_string(), locals.iter()));
         }
+        match underlay.locals.without(local) {
+            Some(locals) => {
+                let underlay = Underlay { locals, mode: underlay.mode };
+                drop(underlays.insert(interface.to_owned(), underlay));
+            }
+            None => drop(underlays.remove(interface)),
+        }
+        Ok(())
+    }
+
+    /// Whether a peer has a remote, given in its canonical form.
+    fn has_remote(&self, name: &str, canonical: &str) -> bool {
+        self.state.peers.get(name).is_some_and(|peer| check::canonical(&peer.remote) == canonical)
     }
 
     fn segment(&self, name: &str) -> Result<&Segment, ModelError> {
@@ -146,10 +182,12 @@ impl<'a> Draft<'a> {
         let mut segment = Segment {
             id: 0,
             key: None,
+            vsid: None,
             mtu: Mtu::Auto,
             aging_seconds: default::AGING_SECONDS,
             max_macs: default::SEGMENT_MAX_MACS,
             hub: false,
+            clamp_mss: false,
         };
         self.fill_segment(&name, &mut segment, settings)?;
         segment.id = self.segment_id(&name)?;
@@ -183,16 +221,34 @@ impl<'a> Draft<'a> {
         segment: &mut Segment,
         settings: &SegmentSettings,
     ) -> Result<(), ModelError> {
-        segment.key = settings.key.unwrap_or(segment.key);
+        (segment.key, segment.vsid) = match (settings.key, settings.vsid) {
+            (Some(Some(_)), Some(Some(_))) => {
+                return Err(ModelError::Missing("a segment has a key or a VSID, not both"));
+            }
+            (key, Some(Some(vsid))) => (key.flatten(), Some(vsid)),
+            (Some(key), _) => (key, None),
+            (None, Some(None)) => (segment.key, None),
+            (None, None) => (segment.key, segment.vsid),
+        };
         segment.mtu = settings.mtu.unwrap_or(segment.mtu);
         segment.aging_seconds = settings.aging_seconds.unwrap_or(segment.aging_seconds);
         segment.max_macs = settings.max_macs.unwrap_or(segment.max_macs);
         segment.hub = settings.hub.unwrap_or(segment.hub);
+        segment.clamp_mss = settings.clamp_mss.unwrap_or(segment.clamp_mss);
         check::mtu(segment.mtu)?;
         check::aging(segment.aging_seconds)?;
-        let same_key = |(other, value): &(&String, &Segment)| *other != name && value.key == segment.key;
-        match self.state.segments.iter().find(same_key) {
-            Some((other, _)) => Err(ModelError::KeyTaken { key: segment.key, segment: other.clone() }),
+        if let Some(vsid) = segment.vsid {
+            check::vsid(vsid)?;
+            for (peer, value) in self.state.peers_in(name) {
+                not_in_nvgre(peer, value, name)?;
+            }
+        }
+        let wanted = segment.wire_key();
+        let same = |(other, value): &(&String, &Segment)| *other != name && meet(value.wire_key(), wanted);
+        match self.state.segments.iter().find(same) {
+            Some((other, value)) => {
+                Err(ModelError::KeyTaken { key: value.wire_key(), segment: other.clone() })
+            }
             None => Ok(()),
         }
     }
@@ -237,6 +293,25 @@ impl<'a> Draft<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a packet may have both keys.
+fn meet(one: Key, other: Key) -> bool {
+    match (one, other) {
+        // The flow id may be anything.
+        (Key::Plain(key), Key::Vsid(vsid)) | (Key::Vsid(vsid), Key::Plain(key)) => key >> 8 == vsid,
+        _ => one == other,
+    }
+}
+
+/// Checks that a peer can be in a segment whose packets are NVGRE.
+fn not_in_nvgre(name: &str, peer: &Peer, segment: &str) -> Result<(), ModelError> {
+    let option = match (peer.csum, peer.seq) {
+        (true, _) => "checksums (csum)",
+        (_, true) => "sequence numbers (seq)",
+        (false, false) => return Ok(()),
+    };
+    Err(ModelError::NotInNvgre { peer: name.to_owned(), option, segment: segment.to_owned() })
 }
 
 /// "port a" or "12 ports", or nothing.

@@ -6,25 +6,28 @@ use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::config::Document;
+use super::locals::Locals;
 use super::state::{HostInterface, StaticTarget};
-use super::types::{Df, Mode, Mtu};
+use super::types::{Df, Encap, Mode, Mtu, Tos};
 
 /// One change of the wanted state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// An interface becomes an underlay.
+    /// An interface becomes an underlay, or an underlay gets an endpoint of the other IP version.
     AddUnderlay {
         /// The interface.
         interface: String,
-        /// Our endpoint on it.
-        local: IpAddr,
-        /// How to attach.
-        mode: Mode,
+        /// Our endpoints on it.
+        locals: Locals,
+        /// How to attach; none for what is usual, or what it is.
+        mode: Option<Mode>,
     },
     /// An underlay is left alone again.
     DelUnderlay {
         /// The interface.
         interface: String,
+        /// Only this endpoint goes, unless it is the last.
+        local: Option<IpAddr>,
     },
     /// A new segment; what the settings do not say is the default.
     AddSegment {
@@ -45,12 +48,14 @@ pub enum Change {
         /// Its name.
         name: String,
     },
-    /// An existing interface becomes a port.
+    /// An existing interface, or a VLAN on it, becomes a port.
     AddPort {
         /// The segment.
         segment: String,
         /// The interface.
         interface: String,
+        /// The tag that its frames have on the interface.
+        vlan: Option<u16>,
         /// How to attach.
         mode: Mode,
     },
@@ -65,8 +70,8 @@ pub enum Change {
     },
     /// A port goes, and its interface with it if the daemon made it.
     DelPort {
-        /// The interface.
-        interface: String,
+        /// Its name.
+        name: String,
     },
     /// A new peer; remote and at least one segment must be given.
     AddPeer {
@@ -114,6 +119,9 @@ pub struct SegmentSettings {
     /// The GRE key; `Some(None)` (null) for GRE without one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub key: Option<Option<u32>>,
+    /// The virtual subnet id of NVGRE, in place of a key; `Some(None)` (null) for none.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    pub vsid: Option<Option<u32>>,
     /// MTU of the ports that the daemon makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
@@ -126,6 +134,9 @@ pub struct SegmentSettings {
     /// Whether frames go from peer to peer through this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub: Option<bool>,
+    /// Whether TCP's maximum segment size is lowered to what fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clamp_mss: Option<bool>,
 }
 
 /// Settings of a peer that may be given.
@@ -141,9 +152,9 @@ pub struct PeerSettings {
     /// TTL of outer packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u8>,
-    /// DSCP of outer packets, in the upper six bits.
+    /// DSCP of outer packets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tos: Option<u8>,
+    pub tos: Option<Tos>,
     /// Whether outer packets may be fragmented.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub df: Option<Df>,
@@ -153,6 +164,15 @@ pub struct PeerSettings {
     /// Addresses learned from it, over all its segments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_macs: Option<u32>,
+    /// Whether packets to it have a checksum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csum: Option<bool>,
+    /// Whether packets to it are numbered, and those from it taken in their order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<bool>,
+    /// What GRE packets are put into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap: Option<Encap>,
 }
 
 /// Tells a null that was given from a field that was not.

@@ -4,14 +4,13 @@
 //! What a document does not say is the default, and `export` says only what
 //! differs from it.
 
-use std::net::IpAddr;
-
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use super::change::{Change, PeerSettings, SegmentSettings};
+use super::locals::Locals;
 use super::state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay, default};
-use super::types::{Cidr, Df, Mode, Mtu, mac_text, optional_mac_text};
+use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,8 +39,9 @@ pub struct Document {
 pub struct UnderlayEntry {
     /// The interface.
     pub interface: String,
-    /// Our endpoint on it.
-    pub local: IpAddr,
+    /// Our endpoint on it, or a list of one for each IP version.
+    #[serde(rename = "local")]
+    pub locals: Locals,
     /// How to attach.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mode: Mode,
@@ -56,6 +56,9 @@ pub struct SegmentEntry {
     /// The GRE key; absent for GRE without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<u32>,
+    /// The virtual subnet id of NVGRE, in place of a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsid: Option<u32>,
     /// MTU of the ports that the daemon makes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mtu: Mtu,
@@ -68,6 +71,9 @@ pub struct SegmentEntry {
     /// Whether frames go from peer to peer through this host.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hub: bool,
+    /// Whether TCP's maximum segment size is lowered to what fits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clamp_mss: bool,
 }
 
 /// One port.
@@ -78,6 +84,9 @@ pub struct PortEntry {
     pub interface: String,
     /// Its segment.
     pub segment: String,
+    /// The tag that its frames have on the interface; not for one that is made.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vlan: Option<u16>,
     /// How to attach; not for one that is made.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mode: Mode,
@@ -105,9 +114,9 @@ pub struct PeerEntry {
     /// TTL of outer packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u8>,
-    /// DSCP of outer packets, in the upper six bits.
+    /// DSCP of outer packets.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub tos: u8,
+    pub tos: Tos,
     /// Whether outer packets may be fragmented.
     #[serde(default, skip_serializing_if = "is_default")]
     pub df: Df,
@@ -117,6 +126,15 @@ pub struct PeerEntry {
     /// Addresses learned from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_macs: Option<u32>,
+    /// Whether packets to it have a checksum.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub csum: bool,
+    /// Whether packets to it are numbered, and those from it taken in their order.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seq: bool,
+    /// What GRE packets are put into.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub encap: Encap,
 }
 
 /// One static FDB entry: with either a peer or a port.
@@ -185,6 +203,9 @@ pub enum DocumentError {
     /// A port that is made says how to attach.
     #[error("port {0:?} is made by the daemon, so it takes no mode")]
     ModeOfCreated(String),
+    /// A port that is made says a tag.
+    #[error("port {0:?} is made by the daemon, so it takes no vlan: frames of the host have no tag")]
+    VlanOfCreated(String),
 }
 
 impl Document {
@@ -257,12 +278,11 @@ impl PortEntry {
         if self.create && self.mode != Mode::Auto {
             return Err(DocumentError::ModeOfCreated(self.interface.clone()));
         }
+        if self.create && self.vlan.is_some() {
+            return Err(DocumentError::VlanOfCreated(self.interface.clone()));
+        }
         Ok(())
     }
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// The value, unless it is what an absent one means.
@@ -272,7 +292,7 @@ fn unless<T: PartialEq>(value: T, default: T) -> Option<T> {
 
 impl From<(&String, &Underlay)> for UnderlayEntry {
     fn from((interface, underlay): (&String, &Underlay)) -> Self {
-        Self { interface: interface.clone(), local: underlay.local, mode: underlay.mode }
+        Self { interface: interface.clone(), locals: underlay.locals, mode: underlay.mode }
     }
 }
 
@@ -281,20 +301,23 @@ impl From<(&String, &Segment)> for SegmentEntry {
         Self {
             name: name.clone(),
             key: segment.key,
+            vsid: segment.vsid,
             mtu: segment.mtu,
             aging_seconds: unless(segment.aging_seconds, default::AGING_SECONDS),
             max_macs: unless(segment.max_macs, default::SEGMENT_MAX_MACS),
             hub: segment.hub,
+            clamp_mss: segment.clamp_mss,
         }
     }
 }
 
 impl From<(&String, &Port)> for PortEntry {
-    fn from((interface, port): (&String, &Port)) -> Self {
+    fn from((name, port): (&String, &Port)) -> Self {
         let host = port.created.clone();
         Self {
-            interface: interface.clone(),
+            interface: port.interface(name).to_owned(),
             segment: port.segment.clone(),
+            vlan: port.vlan,
             mode: port.mode,
             create: host.is_some(),
             mac: host.as_ref().and_then(|host| host.mac),
@@ -314,6 +337,9 @@ impl From<(&std::sync::Arc<str>, &std::sync::Arc<Peer>)> for PeerEntry {
             df: peer.df,
             mtu: peer.mtu,
             max_macs: unless(peer.max_macs, default::PEER_MAX_MACS),
+            csum: peer.csum,
+            seq: peer.seq,
+            encap: peer.encap,
         }
     }
 }
@@ -325,30 +351,39 @@ impl From<(&FdbName, &StaticTarget)> for FdbEntry {
 }
 
 impl From<UnderlayEntry> for Change {
-    fn from(UnderlayEntry { interface, local, mode }: UnderlayEntry) -> Self {
-        Self::AddUnderlay { interface, local, mode }
+    fn from(UnderlayEntry { interface, locals, mode }: UnderlayEntry) -> Self {
+        Self::AddUnderlay { interface, locals, mode: Some(mode) }
     }
 }
 
 impl From<SegmentEntry> for Change {
-    fn from(SegmentEntry { name, key, mtu, aging_seconds, max_macs, hub }: SegmentEntry) -> Self {
-        let settings =
-            SegmentSettings { key: Some(key), mtu: Some(mtu), aging_seconds, max_macs, hub: Some(hub) };
+    fn from(entry: SegmentEntry) -> Self {
+        let SegmentEntry { name, key, vsid, mtu, aging_seconds, max_macs, hub, clamp_mss } = entry;
+        let settings = SegmentSettings {
+            key: Some(key),
+            vsid: Some(vsid),
+            mtu: Some(mtu),
+            aging_seconds,
+            max_macs,
+            hub: Some(hub),
+            clamp_mss: Some(clamp_mss),
+        };
         Self::AddSegment { name, settings }
     }
 }
 
 impl From<PortEntry> for Change {
-    fn from(PortEntry { interface, segment, mode, create, addresses, mac }: PortEntry) -> Self {
+    fn from(PortEntry { interface, segment, vlan, mode, create, addresses, mac }: PortEntry) -> Self {
         if create {
             return Self::CreatePort { segment, interface, host: HostInterface { addresses, mac } };
         }
-        Self::AddPort { segment, interface, mode }
+        Self::AddPort { segment, interface, vlan, mode }
     }
 }
 
 impl From<PeerEntry> for Change {
-    fn from(PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs }: PeerEntry) -> Self {
+    fn from(entry: PeerEntry) -> Self {
+        let PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap } = entry;
         let settings = PeerSettings {
             remote: Some(remote),
             segments: Some(segments),
@@ -357,6 +392,9 @@ impl From<PeerEntry> for Change {
             df: Some(df),
             mtu: Some(mtu),
             max_macs,
+            csum: Some(csum),
+            seq: Some(seq),
+            encap: Some(encap),
         };
         Self::AddPeer { name, settings }
     }

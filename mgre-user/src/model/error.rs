@@ -1,6 +1,9 @@
 //! Why a change cannot be.
 
-use super::types::Mtu;
+use mgre_common::template::Key;
+
+use super::locals::LocalsError;
+use super::types::{Mode, Mtu};
 
 /// What an error means to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +42,62 @@ pub enum ModelError {
     /// Two segments may not share a key: packets could not be told apart.
     #[error("segment {segment:?} already has {}: packets of the two could not be told apart", key_text(*.key))]
     KeyTaken {
-        /// The key.
-        key: Option<u32>,
+        /// The key that is there.
+        key: Key,
         /// Whose it is.
         segment: String,
     },
-    /// The interface is a port already.
+    /// NVGRE packets have no checksum and no sequence number.
     #[error(
-        "{interface} is already a port of segment {segment:?}; remove it there first (mgre port del {interface})"
+        "peer {peer:?} cannot have {option} in segment {segment:?}, whose packets are NVGRE: they have neither checksum nor sequence number (RFC 7637 3.2)"
     )]
+    NotInNvgre {
+        /// The peer.
+        peer: String,
+        /// What it has or was to have.
+        option: &'static str,
+        /// The segment.
+        segment: String,
+    },
+    /// There is a port with this name.
+    #[error("{name} is already a port of segment {segment:?}; remove it there first (mgre port del {name})")]
     PortTaken {
-        /// The interface.
-        interface: String,
+        /// The name.
+        name: String,
         /// Its segment.
         segment: String,
+    },
+    /// Ports of one interface are attached to in one way.
+    #[error("{interface} is attached to with mode {mode} for port {port}; say --mode {mode}")]
+    OtherMode {
+        /// The interface.
+        interface: String,
+        /// The mode of its other ports.
+        mode: Mode,
+        /// One of them.
+        port: String,
+    },
+    /// An interface of the host has no VLANs.
+    #[error("{interface} was made for this host, whose frames have no tag; it has no ports for VLANs")]
+    VlanOfHost {
+        /// The interface.
+        interface: String,
+    },
+    /// An underlay has one local address for each IP version.
+    #[error("underlay {interface}: {error}; to change it, remove it first (mgre underlay del)")]
+    LocalTaken {
+        /// The interface.
+        interface: String,
+        /// What there would be.
+        error: LocalsError,
+    },
+    /// An underlay is attached to in one way.
+    #[error("underlay {interface} has mode {mode}; to change it, remove it first (mgre underlay del)")]
+    UnderlayMode {
+        /// The interface.
+        interface: String,
+        /// Its mode.
+        mode: Mode,
     },
     /// An underlay cannot be a port, nor a port an underlay.
     #[error("{interface} is {role}, it cannot be {wanted} too")]
@@ -162,8 +207,12 @@ pub enum ModelError {
     },
 }
 
-fn key_text(key: Option<u32>) -> String {
-    key.map_or_else(|| "no key".to_owned(), |key| format!("key {key}"))
+fn key_text(key: Key) -> String {
+    match key {
+        Key::None => "no key".to_owned(),
+        Key::Plain(key) => format!("key {key}"),
+        Key::Vsid(vsid) => format!("VSID {vsid}, which is the first three bytes of a key"),
+    }
 }
 
 impl ModelError {
@@ -173,7 +222,12 @@ impl ModelError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Exists { .. }
             | Self::KeyTaken { .. }
+            | Self::NotInNvgre { .. }
             | Self::PortTaken { .. }
+            | Self::OtherMode { .. }
+            | Self::VlanOfHost { .. }
+            | Self::LocalTaken { .. }
+            | Self::UnderlayMode { .. }
             | Self::Role { .. }
             | Self::RemoteTaken { .. }
             | Self::RemoteIsLocal { .. }

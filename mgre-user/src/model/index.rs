@@ -92,9 +92,9 @@ impl Index {
     }
 }
 
-/// Equal for remotes that are the same; see [`check::same_remote`].
+/// Equal for remotes that are the same; see [`check::canonical`].
 fn hash(remote: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    check::without_root(remote).bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+    hasher.write(check::canonical(remote).as_bytes());
     hasher.finish()
 }

@@ -4,7 +4,7 @@
 //! [`Change`] and gives the next state or says in one line why it cannot be;
 //! the engine then makes the kernel look like the state.
 //!
-//! - [`types`]: the small values (`Mode`, `Mtu`, `Cidr`, ...) and their texts;
+//! - [`types`]: the small values (`Mode`, `Mtu`, `Cidr`, ...) and their texts; [`locals`]: an underlay's addresses;
 //! - [`state`]: the state and its parts;
 //! - [`change`]: one variant for each verb;
 //! - [`apply`]: from a state and a change to the next state;
@@ -21,6 +21,7 @@ pub mod difference;
 pub mod error;
 pub mod ids;
 mod index;
+pub mod locals;
 pub mod record;
 pub mod state;
 pub mod types;
@@ -33,6 +34,7 @@ pub use config::Document;
 pub use difference::differences;
 pub use error::{ErrorKind, ModelError};
 pub use ids::Ids;
+pub use locals::Locals;
 pub use record::Record;
 pub use state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay};
-pub use types::{Cidr, Df, Mode, Mtu};
+pub use types::{Cidr, Df, Encap, Mode, Mtu, Tos};

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use mgre_common::template::Key;
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use super::index::Index;
-use super::types::{Cidr, Df, Mode, Mtu, mac_text, optional_mac_text};
+use super::locals::Locals;
+use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
 
 /// Version of the state file's format.
 pub const STATE_VERSION: u32 = 1;
@@ -39,7 +41,7 @@ pub struct State {
     pub underlays: OrdMap<String, Underlay>,
     /// By name.
     pub segments: OrdMap<String, Segment>,
-    /// By interface.
+    /// By name: the interface's, or [`tagged_name`].
     pub ports: OrdMap<String, Port>,
     /// By name.
     pub peers: OrdMap<Arc<str>, Arc<Peer>>,
@@ -89,8 +91,9 @@ impl Default for State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Underlay {
-    /// Our endpoint: the source address of outer packets.
-    pub local: IpAddr,
+    /// Our endpoints: the source addresses of outer packets.
+    #[serde(rename = "local")]
+    pub locals: Locals,
     /// How to attach.
     pub mode: Mode,
 }
@@ -101,8 +104,11 @@ pub struct Underlay {
 pub struct Segment {
     /// 1 to [`mgre_common::table::MAX_SEGMENTS`], the same for as long as the segment lives.
     pub id: u16,
-    /// The GRE key; none for GRE without one.
+    /// The GRE key; none for GRE without one, and for NVGRE.
     pub key: Option<u32>,
+    /// The virtual subnet id, if its packets are NVGRE.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vsid: Option<u32>,
     /// MTU of the ports that the daemon makes.
     pub mtu: Mtu,
     /// Seconds after which a learned address that was not seen again is forgotten.
@@ -110,11 +116,25 @@ pub struct Segment {
     /// Addresses it may learn.
     pub max_macs: u32,
     /// Whether frames go from peer to peer through this host.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub hub: bool,
+    /// Whether TCP's maximum segment size is lowered to what fits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clamp_mss: bool,
 }
 
-/// A local interface in a segment.
+impl Segment {
+    /// What tells its packets from another segment's.
+    pub fn wire_key(&self) -> Key {
+        match (self.vsid, self.key) {
+            (Some(vsid), _) => Key::Vsid(vsid),
+            (None, Some(key)) => Key::Plain(key),
+            (None, None) => Key::None,
+        }
+    }
+}
+
+/// A local interface, or a VLAN on it, in a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
@@ -122,10 +142,28 @@ pub struct Port {
     pub id: u32,
     /// Its segment's name.
     pub segment: String,
+    /// The tag that its frames have on the interface; none for those without a tag.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vlan: Option<u16>,
     /// How to attach.
     pub mode: Mode,
     /// What to make, if the daemon makes the interface.
     pub created: Option<HostInterface>,
+}
+
+impl Port {
+    /// The interface of a port with this name.
+    pub fn interface<'a>(&self, name: &'a str) -> &'a str {
+        match self.vlan {
+            Some(_) => name.rsplit_once('.').map_or(name, |(interface, _)| interface),
+            None => name,
+        }
+    }
+}
+
+/// The name of the port for a VLAN on an interface.
+pub fn tagged_name(interface: &str, vlan: u16) -> String {
+    format!("{interface}.{vlan}")
 }
 
 /// An interface that the daemon makes for the host.
@@ -151,14 +189,23 @@ pub struct Peer {
     pub segments: BTreeMap<String, u32>,
     /// TTL of outer packets.
     pub ttl: u8,
-    /// DSCP of outer packets, in the upper six bits.
-    pub tos: u8,
+    /// DSCP of outer packets.
+    pub tos: Tos,
     /// Whether outer packets may be fragmented.
     pub df: Df,
     /// Largest inner packet.
     pub mtu: Mtu,
     /// Addresses learned from it, over all its segments.
     pub max_macs: u32,
+    /// Whether packets to it have a checksum.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub csum: bool,
+    /// Whether packets to it are numbered, and those from it taken in their order.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seq: bool,
+    /// What GRE packets are put into.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub encap: Encap,
 }
 
 impl Peer {
@@ -183,7 +230,7 @@ pub struct FdbName {
 pub enum StaticTarget {
     /// The peer with this name.
     Peer(String),
-    /// The port with this interface.
+    /// The port with this name.
     Port(String),
 }
 
@@ -231,7 +278,7 @@ impl State {
             .map(|(name, segment)| (name.as_str(), segment))
     }
 
-    /// Interface and value of the port with this id.
+    /// Name and value of the port with this id.
     pub fn port_by_id(&self, id: u32) -> Option<(&str, &Port)> {
         self.ports.iter().find(|(_, port)| port.id == id).map(|(name, port)| (name.as_str(), port))
     }
@@ -261,10 +308,10 @@ impl State {
     }
 
     /// Makes a port part of the state, or another one of the same name.
-    pub(super) fn put_port(&mut self, interface: String, port: Port) {
+    pub(super) fn put_port(&mut self, name: String, port: Port) {
         let id = port.id;
         self.index.add_port(id);
-        if let Some(old) = self.ports.insert(interface, port)
+        if let Some(old) = self.ports.insert(name, port)
             && old.id != id
         {
             self.index.remove_port(old.id);
@@ -272,8 +319,8 @@ impl State {
     }
 
     /// Takes a port out.
-    pub(super) fn take_port(&mut self, interface: &str) -> Option<Port> {
-        let port = self.ports.remove(interface)?;
+    pub(super) fn take_port(&mut self, name: &str) -> Option<Port> {
+        let port = self.ports.remove(name)?;
         self.index.remove_port(port.id);
         Some(port)
     }
@@ -308,6 +355,14 @@ impl State {
         self.ports
             .iter()
             .filter(move |(_, port)| port.segment == segment)
+            .map(|(name, port)| (name.as_str(), port))
+    }
+
+    /// The ports on an interface.
+    pub fn ports_on<'a>(&'a self, interface: &'a str) -> impl Iterator<Item = (&'a str, &'a Port)> {
+        self.ports
+            .iter()
+            .filter(move |(name, port)| port.interface(name) == interface)
             .map(|(name, port)| (name.as_str(), port))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mgre_common::table::MAX_SEGMENT_ADJACENCIES;
+use mgre_common::template::Key;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
@@ -12,9 +13,24 @@ fn segment_settings() -> impl Strategy<Value = SegmentSettings> {
     let key = prop_oneof![Just(None), Just(Some(None)), (0..4u32).prop_map(|key| Some(Some(key)))];
     let mtu =
         prop_oneof![Just(None), Just(Some(Mtu::Auto)), (60..9000u32).prop_map(|mtu| Some(Mtu::Fixed(mtu)))];
+    // One key has a VSID's bytes, and one VSID is reserved.
+    let vsid = prop_oneof![
+        4 => Just(None),
+        1 => Just(Some(None)),
+        3 => prop_oneof![Just(0x1000), Just(0x1001), Just(7)].prop_map(|vsid| Some(Some(vsid))),
+    ];
+    let key = prop_oneof![4 => key, 1 => Just(Some(Some(0x10_0007)))];
     let number = |below: u32| proptest::option::of(0..below);
-    (key, mtu, number(600), number(9000), any::<Option<bool>>()).prop_map(
-        |(key, mtu, aging_seconds, max_macs, hub)| SegmentSettings { key, mtu, aging_seconds, max_macs, hub },
+    (key, vsid, mtu, number(600), number(9000), any::<[Option<bool>; 2]>()).prop_map(
+        |(key, vsid, mtu, aging_seconds, max_macs, [hub, clamp_mss])| SegmentSettings {
+            key,
+            vsid,
+            mtu,
+            aging_seconds,
+            max_macs,
+            hub,
+            clamp_mss,
+        },
     )
 }
 
@@ -26,16 +42,37 @@ fn interface() -> impl Strategy<Value = String> {
     "(eth|veth)[0-2]"
 }
 
+fn port() -> impl Strategy<Value = String> {
+    "(eth|veth)[0-2](\\.[12])?"
+}
+
+fn local() -> impl Strategy<Value = std::net::IpAddr> {
+    prop_oneof![
+        (0..6u8).prop_map(|last| [192, 0, 2, last].into()),
+        (0..4u16).prop_map(|last| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()),
+    ]
+}
+
 fn remote() -> impl Strategy<Value = String> {
-    prop_oneof!["192\\.0\\.2\\.[1-5]", "hub[1-2]\\.example", Just("224.0.0.1".to_owned())]
+    prop_oneof![
+        "192\\.0\\.2\\.[1-5]",
+        "2001:(db8|DB8)::[1-3]",
+        "hub[1-2]\\.example",
+        Just("224.0.0.1".to_owned()),
+        Just("fe80::1".to_owned()),
+    ]
 }
 
 fn peer_settings() -> impl Strategy<Value = PeerSettings> {
     let some = proptest::option::weighted(0.8, remote());
     let segments = proptest::option::weighted(0.8, prop::collection::vec(segment(), 0..3));
-    let df = proptest::option::of(prop_oneof![Just(Df::Set), Just(Df::Unset)]);
-    (some, segments, proptest::option::of(0..4u8), proptest::option::of(0..6u8), df).prop_map(
-        |(remote, segments, ttl, tos, df)| PeerSettings {
+    let df = proptest::option::of(prop_oneof![Just(Df::Set), Just(Df::Unset), Just(Df::Inherit)]);
+    let tos =
+        proptest::option::of(prop_oneof![3 => (0..6u8).prop_map(Tos::Fixed), 1 => Just(Tos::Inherit)]);
+    let encap = proptest::option::of(prop_oneof![Just(Encap::Gre), Just(Encap::GreUdp)]);
+    let booleans = any::<[Option<bool>; 2]>();
+    (some, segments, proptest::option::of(0..4u8), tos, df, encap, booleans).prop_map(
+        |(remote, segments, ttl, tos, df, encap, [csum, seq])| PeerSettings {
             remote,
             segments,
             ttl,
@@ -43,12 +80,15 @@ fn peer_settings() -> impl Strategy<Value = PeerSettings> {
             df,
             mtu: None,
             max_macs: None,
+            csum,
+            seq,
+            encap,
         },
     )
 }
 
 fn target() -> impl Strategy<Value = StaticTarget> {
-    prop_oneof!["p[0-4]".prop_map(StaticTarget::Peer), interface().prop_map(StaticTarget::Port)]
+    prop_oneof!["p[0-4]".prop_map(StaticTarget::Peer), port().prop_map(StaticTarget::Port)]
 }
 
 fn mac() -> impl Strategy<Value = MacAddr> {
@@ -64,26 +104,25 @@ fn change() -> impl Strategy<Value = Change> {
         })
     };
     prop_oneof![
-        (interface(), 0..6u8).prop_map(|(interface, last)| Change::AddUnderlay {
+        (interface(), local()).prop_map(|(interface, local)| Change::AddUnderlay {
             interface,
-            local: [192, 0, 2, last].into(),
-            mode: Mode::Auto
+            locals: local.into(),
+            mode: None
         }),
-        interface().prop_map(|interface| Change::DelUnderlay { interface }),
+        (interface(), proptest::option::of(local()))
+            .prop_map(|(interface, local)| Change::DelUnderlay { interface, local }),
         (segment(), segment_settings()).prop_map(|(name, settings)| Change::AddSegment { name, settings }),
         (segment(), segment_settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         segment().prop_map(|name| Change::DelSegment { name }),
-        (segment(), interface()).prop_map(|(segment, interface)| Change::AddPort {
-            segment,
-            interface,
-            mode: Mode::Tc
+        (segment(), interface(), proptest::option::of(0..3u16)).prop_map(|(segment, interface, vlan)| {
+            Change::AddPort { segment, interface, vlan, mode: Mode::Tc }
         }),
         (segment(), interface(), host()).prop_map(|(segment, interface, host)| Change::CreatePort {
             segment,
             interface,
             host
         }),
-        interface().prop_map(|interface| Change::DelPort { interface }),
+        port().prop_map(|name| Change::DelPort { name }),
         ("p[0-4]", peer_settings()).prop_map(|(name, settings)| Change::AddPeer { name, settings }),
         ("p[0-4]", peer_settings()).prop_map(|(name, settings)| Change::SetPeer { name, settings }),
         "p[0-4]".prop_map(|name| Change::DelPeer { name }),
@@ -111,19 +150,34 @@ fn assert_sound(state: &State) {
     assert!(unique(state.ports.values().map(|port| port.id).collect()));
     assert!(unique(state.adjacencies().map(|(id, ..)| id).collect()));
     assert!(state.segments.values().all(|segment| segment.id >= 1));
-    let keys: BTreeSet<_> = state.segments.values().map(|segment| segment.key).collect();
+    let keys: BTreeSet<_> = state.segments.values().map(Segment::wire_key).collect();
     assert_eq!(keys.len(), state.segments.len(), "no two segments share a key");
-    for (interface, port) in &state.ports {
+    for segment in state.segments.values() {
+        assert!(segment.vsid.is_none() || segment.key.is_none());
+        if let Some(vsid) = segment.vsid {
+            assert!((0x1000..0xff_ffff).contains(&vsid), "{vsid} is reserved");
+            let like = |key: &Key| matches!(key, Key::Plain(key) if key >> 8 == vsid);
+            assert!(!keys.iter().any(like), "no key looks like a VSID");
+        }
+    }
+    for (name, port) in &state.ports {
+        let interface = port.interface(name);
         assert!(state.segments.contains_key(&port.segment) && !state.underlays.contains_key(interface));
+        assert_eq!(*name, port.vlan.map_or(interface.to_owned(), |vlan| format!("{interface}.{vlan}")));
+        let alone = port.created.is_some();
+        assert!(!alone || state.ports_on(interface).count() == 1, "an interface of the host has one port");
     }
     let mut endpoints = BTreeSet::new();
     for (_, _, peer, segment) in state.adjacencies() {
-        assert!(state.segments.contains_key(segment));
-        assert!(endpoints.insert((peer.remote.clone(), segment.to_owned())), "{} twice", peer.remote);
+        let nvgre = state.segments[segment].vsid.is_some();
+        assert!(!nvgre || !(peer.csum || peer.seq), "RFC 7637 3.2");
+        let canonical = check::canonical(&peer.remote);
+        assert!(endpoints.insert((canonical, segment.to_owned())), "{} twice", peer.remote);
     }
     for peer in state.peers.values() {
         assert!(!peer.segments.is_empty() && peer.ttl > 0);
-        assert!(state.underlays.values().all(|underlay| Some(underlay.local) != peer.remote_address()));
+        let own = |remote| state.underlays.values().any(|underlay| underlay.locals.contains(remote));
+        assert!(!peer.remote_address().is_some_and(own));
     }
     for (name, target) in &state.fdb {
         assert!(name.mac.is_station());
@@ -208,11 +262,15 @@ fn sample() -> State {
     let text = r#"
         [[underlay]]
         interface = "eth0"
-        local = "192.0.2.1"
+        local = ["192.0.2.1", "2001:db8::1"]
 
         [[segment]]
         name = "blue"
         key = 7
+
+        [[segment]]
+        name = "virtual"
+        vsid = 5000
 
         [[segment]]
         name = "plain"
@@ -260,45 +318,221 @@ fn add_peer(name: &str, remote: &str, segments: &[&str]) -> Change {
     Change::AddPeer { name: name.to_owned(), settings: peer(remote, segments) }
 }
 
+fn key(key: u32) -> SegmentSettings {
+    SegmentSettings { key: Some(Some(key)), ..Default::default() }
+}
+
+fn vsid(vsid: u32) -> SegmentSettings {
+    SegmentSettings { vsid: Some(Some(vsid)), ..Default::default() }
+}
+
 #[test]
 fn errors_of_segments() {
-    let settings = SegmentSettings { key: Some(Some(7)), ..Default::default() };
-    let (kind, text) = fails(Change::AddSegment { name: "x".into(), settings });
+    let add = |settings| fails(Change::AddSegment { name: "x".into(), settings });
+    let (kind, text) = add(key(7));
     assert_eq!(kind, ErrorKind::Conflict);
     assert_eq!(text, "segment \"blue\" already has key 7: packets of the two could not be told apart");
-    let (_, text) = fails(Change::AddSegment { name: "x".into(), settings: SegmentSettings::default() });
+    let (_, text) = add(SegmentSettings::default());
     assert!(text.starts_with("segment \"plain\" already has no key"), "{text}");
     let (_, text) = fails(Change::DelSegment { name: "blue".into() });
     assert_eq!(text, "segment \"blue\" still has ports host0, veth0 and peer b; remove them first");
     let (kind, text) = fails(Change::DelSegment { name: "bleu".into() });
     assert_eq!(
         (kind, text.as_str()),
-        (ErrorKind::NotFound, "there is no segment \"bleu\" (there is: blue, plain)")
+        (ErrorKind::NotFound, "there is no segment \"bleu\" (there is: blue, plain, virtual)")
     );
     let settings = SegmentSettings { aging_seconds: Some(0), ..Default::default() };
     assert_eq!(fails(Change::SetSegment { name: "blue".into(), settings }).0, ErrorKind::Invalid);
 }
 
 #[test]
+fn errors_of_virtual_subnets() {
+    let add = |settings| fails(Change::AddSegment { name: "x".into(), settings });
+    for reserved in [0, 1, 0xfff, 0xff_ffff, 0x100_0000] {
+        let (kind, text) = add(vsid(reserved));
+        assert!(kind == ErrorKind::Invalid && text.contains("RFC 7637 reserves"), "{text}");
+    }
+    assert!(add(vsid(5000)).1.starts_with("segment \"virtual\" already has VSID 5000"));
+    // Whatever the flow id.
+    for looks_like in [5000 << 8, 5000 << 8 | 255] {
+        let (kind, text) = add(key(looks_like));
+        assert!(kind == ErrorKind::Conflict && text.contains("already has VSID 5000"), "{text}");
+    }
+    let both = SegmentSettings { key: Some(Some(1)), ..vsid(6000) };
+    assert_eq!(add(both), (ErrorKind::Invalid, "a segment has a key or a VSID, not both".into()));
+
+    let ids = Ids::default();
+    let change = |settings| {
+        let state = sample().apply(Change::SetSegment { name: "virtual".into(), settings }, &ids);
+        let segment = state.expect("applies").segments["virtual"].clone();
+        (segment.key, segment.vsid)
+    };
+    assert_eq!(change(key(9)), (Some(9), None), "a key takes the place of a VSID");
+    assert_eq!(change(vsid(6000)), (None, Some(6000)));
+    let neither = fails(Change::SetSegment {
+        name: "virtual".into(),
+        settings: SegmentSettings { vsid: Some(None), ..Default::default() },
+    });
+    assert!(neither.1.contains("already has no key"), "{}", neither.1);
+}
+
+#[test]
+fn nvgre_has_neither_checksum_nor_sequence_number() {
+    let ids = Ids::default();
+    for (settings, option) in [
+        (PeerSettings { csum: Some(true), ..Default::default() }, "checksums (csum)"),
+        (PeerSettings { seq: Some(true), ..Default::default() }, "sequence numbers (seq)"),
+    ] {
+        let mut new = peer("192.0.2.3", &["virtual"]);
+        (new.csum, new.seq) = (settings.csum, settings.seq);
+        let (kind, text) = fails(Change::AddPeer { name: "c".into(), settings: new });
+        let wanted = format!("peer \"c\" cannot have {option} in segment \"virtual\"");
+        assert!(kind == ErrorKind::Conflict && text.starts_with(&wanted), "{text}");
+        assert!(text.contains("RFC 7637 3.2"));
+        // Nor does a segment become one in which a peer has them.
+        let has = sample().apply(Change::SetPeer { name: "b".into(), settings }, &ids).expect("applies");
+        let error = has.apply(Change::SetSegment { name: "blue".into(), settings: vsid(6000) }, &ids);
+        assert!(error.expect_err("refused").to_string().contains(option));
+    }
+}
+
+#[test]
+fn every_option_of_a_peer_can_be_changed() {
+    let settings = PeerSettings {
+        remote: Some("2001:db8::2".into()),
+        segments: Some(vec!["plain".into()]),
+        ttl: Some(9),
+        tos: Some(Tos::Inherit),
+        df: Some(Df::Inherit),
+        mtu: Some(Mtu::Fixed(1300)),
+        max_macs: Some(5),
+        csum: Some(true),
+        seq: Some(true),
+        encap: Some(Encap::GreUdp),
+    };
+    let change = Change::SetPeer { name: "b".into(), settings };
+    let state = sample().apply(change.clone(), &Ids::default()).expect("applies");
+    let wanted = Peer {
+        remote: "2001:db8::2".into(),
+        segments: [("plain".into(), sample().peers["b"].segments["plain"])].into(),
+        ttl: 9,
+        tos: Tos::Inherit,
+        df: Df::Inherit,
+        mtu: Mtu::Fixed(1300),
+        max_macs: 5,
+        csum: true,
+        seq: true,
+        encap: Encap::GreUdp,
+    };
+    assert_eq!(*state.peers["b"], wanted);
+    let toml = Document::from_state(&state).to_toml().expect("serializes");
+    for line in ["tos = \"inherit\"", "df = \"inherit\"", "csum = true", "seq = true", "encap = \"gre-udp\""] {
+        assert!(toml.contains(line), "{toml}");
+    }
+    assert_eq!(state.apply(change, &Ids::default()).expect("applies"), state);
+}
+
+#[test]
 fn errors_of_interfaces() {
-    let add = |interface: &str| Change::AddPort {
+    let add = |interface: &str, vlan| Change::AddPort {
         segment: "plain".into(),
         interface: interface.into(),
+        vlan,
         mode: Mode::Auto,
     };
-    let (_, text) = fails(add("veth0"));
+    let (_, text) = fails(add("veth0", None));
     assert!(text.starts_with("veth0 is already a port of segment \"blue\""), "{text}");
-    assert_eq!(fails(add("eth0")).1, "eth0 is an underlay, it cannot be a port too");
-    assert_eq!(fails(add("a b")).0, ErrorKind::Invalid);
+    assert_eq!(fails(add("eth0", None)).1, "eth0 is an underlay, it cannot be a port too");
+    assert_eq!(fails(add("eth0", Some(5))).1, "eth0 is an underlay, it cannot be a port too");
+    assert_eq!(fails(add("a b", None)).0, ErrorKind::Invalid);
+    assert_eq!(fails(add("veth0", Some(4095))).1, "VLAN 4095 is out of range: 1 to 4094");
+    assert!(fails(add("host0", Some(5))).1.contains("made for this host"));
     let underlay = |interface: &str, local: &str| Change::AddUnderlay {
         interface: interface.into(),
-        local: local.parse().expect("an address"),
-        mode: Mode::Auto,
+        locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
+        mode: None,
     };
     assert_eq!(fails(underlay("veth0", "192.0.2.9")).1, "veth0 is a port, it cannot be an underlay too");
-    assert_eq!(fails(underlay("eth1", "192.0.2.2")).0, ErrorKind::Conflict);
-    assert!(fails(underlay("eth1", "2001:db8::1")).1.contains("not supported yet"));
-    assert_eq!(fails(Change::DelUnderlay { interface: "eth9".into() }).0, ErrorKind::NotFound);
+    for taken in ["192.0.2.2", "2001:db8::7"] {
+        let settings = PeerSettings { remote: Some("2001:DB8:0::7".into()), ..Default::default() };
+        let change = Change::SetPeer { name: "b".into(), settings };
+        let state = if taken.contains(':') { sample().apply(change, &Ids::default()) } else { Ok(sample()) };
+        let error = state.expect("a state").apply(underlay("eth1", taken), &Ids::default());
+        assert_eq!(error.expect_err("a peer's").kind(), ErrorKind::Conflict, "{taken}");
+    }
+    for (local, why) in [
+        ("fe80::1", "link-local"),
+        ("::1", "loopback"),
+        ("::", "unspecified"),
+        ("ff02::1", "multicast"),
+        ("::ffff:192.0.2.9", "IPv4-mapped"),
+    ] {
+        let (kind, text) = fails(underlay("eth1", local));
+        assert!(kind == ErrorKind::Invalid && text.contains(why), "{text}");
+    }
+    let missing = Change::DelUnderlay { interface: "eth9".into(), local: None };
+    assert_eq!(fails(missing).0, ErrorKind::NotFound);
+}
+
+#[test]
+fn an_underlay_has_an_address_of_each_version() {
+    let ids = Ids::default();
+    let add = |local: &str, mode| Change::AddUnderlay {
+        interface: "eth1".into(),
+        locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
+        mode,
+    };
+    let del = |local: &str| Change::DelUnderlay { interface: "eth1".into(), local: local.parse().ok() };
+    let one = sample().apply(add("2001:db8::9", Some(Mode::Tc)), &ids).expect("applies");
+    let both = one.apply(add("192.0.2.9", None), &ids).expect("applies");
+    assert_eq!((both.underlays["eth1"].locals.iter().count(), both.underlays["eth1"].mode), (2, Mode::Tc));
+    let error = both.apply(add("192.0.2.10", None), &ids).expect_err("a second IPv4 address");
+    assert_eq!(
+        error.to_string(),
+        "underlay eth1: an underlay has one local address for each IP version, not both 192.0.2.9 and \
+         192.0.2.10; to change it, remove it first (mgre underlay del)"
+    );
+    let error = one.apply(add("192.0.2.9", Some(Mode::Native)), &ids).expect_err("another mode");
+    assert!(error.to_string().starts_with("underlay eth1 has mode tc"), "{error}");
+    assert_eq!(both.apply(del("192.0.2.9"), &ids).expect("applies"), one);
+    let error = one.apply(del("192.0.2.9"), &ids).expect_err("not there");
+    assert_eq!(error.to_string(), "there is no local address \"192.0.2.9\" (there is: 2001:db8::9)");
+    assert_eq!(one.apply(del("2001:db8::9"), &ids).expect("the last"), sample());
+}
+
+#[test]
+fn several_ports_on_one_interface() {
+    let ids = Ids::default();
+    let add = |segment: &str, vlan, mode| Change::AddPort {
+        segment: segment.into(),
+        interface: "trunk0".into(),
+        vlan,
+        mode,
+    };
+    let all = [
+        add("plain", Some(10), Mode::Tc),
+        add("blue", Some(20), Mode::Tc),
+        add("plain", Some(20 * 10), Mode::Tc),
+        add("blue", None, Mode::Tc),
+    ];
+    let state = sample().apply_all(all, &ids).expect("applies");
+    let names: Vec<&str> = state.ports_on("trunk0").map(|(name, _)| name).collect();
+    assert_eq!(names, ["trunk0", "trunk0.10", "trunk0.20", "trunk0.200"]);
+    let error = state.apply(add("blue", Some(10), Mode::Tc), &ids).expect_err("taken");
+    assert!(error.to_string().starts_with("trunk0.10 is already a port of segment \"plain\""), "{error}");
+    let error = state.apply(add("blue", Some(30), Mode::Auto), &ids).expect_err("another mode");
+    assert_eq!(
+        error.to_string(),
+        "trunk0 is attached to with mode tc for port trunk0; say --mode tc"
+    );
+    let host = HostInterface::default();
+    let change = Change::CreatePort { segment: "blue".into(), interface: "trunk0.10".into(), host };
+    assert!(state.apply(change, &ids).is_err(), "the name is taken");
+    let left = state.apply(Change::DelPort { name: "trunk0.10".into() }, &ids).expect("applies");
+    assert_eq!(left.ports_on("trunk0").count(), 3);
+    let document = Document::from_state(&state);
+    let again = sample().apply_all(document.into_changes(), &ids).expect("applies");
+    assert_eq!(again.ports_on("trunk0").count(), 4);
 }
 
 #[test]
@@ -311,10 +545,46 @@ fn errors_of_peers() {
     assert_eq!(text, "peer \"b\" in segment \"plain\" already has the remote 192.0.2.2");
     let (_, text) = fails(add_peer("c", "192.0.2.1", &["blue"]));
     assert!(text.starts_with("192.0.2.1 is this host's own endpoint on underlay eth0"), "{text}");
-    assert!(fails(add_peer("c", "2001:db8::1", &["blue"])).1.contains("not supported yet"));
-    assert_eq!(fails(add_peer("c", "224.0.0.1", &["blue"])).0, ErrorKind::Invalid);
+    let (_, text) = fails(add_peer("c", "2001:DB8:0::1", &["blue"]));
+    assert!(text.starts_with("2001:db8::1 is this host's own endpoint on underlay eth0"), "{text}");
+    for (remote, why) in [
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("fe80::1", "link-local"),
+        ("fe80::1%eth0", "zone"),
+        ("::ffff:192.0.2.9", "IPv4-mapped"),
+    ] {
+        let (kind, text) = fails(add_peer("c", remote, &["blue"]));
+        assert!(kind == ErrorKind::Invalid && text.contains(why), "{text}");
+    }
+    let six = sample().apply(add_peer("c", "2001:db8::3", &["blue"]), &Ids::default()).expect("applies");
+    let error = six.apply(add_peer("d", "2001:0DB8::0:3", &["blue"]), &Ids::default()).expect_err("taken");
+    assert_eq!(error.to_string(), "peer \"c\" in segment \"blue\" already has the remote 2001:db8::3");
     assert_eq!(fails(add_peer("c", "192.0.2.3", &[])).1, "a peer needs at least one segment");
     assert_eq!(fails(add_peer("c", "192.0.2.3", &["red"])).0, ErrorKind::NotFound);
+}
+
+/// What a daemon wrote that knew no IPv6 and none of the later options.
+#[test]
+fn older_states_are_read() {
+    let old = r#"{
+        "version": 1,
+        "underlays": {"eth0": {"local": "192.0.2.1", "mode": "auto"}},
+        "segments": {"lan": {"id": 1, "key": 7, "mtu": "auto", "aging_seconds": 300, "max_macs": 8192}},
+        "ports": {"veth0": {"id": 0, "segment": "lan", "mode": "auto", "created": null}},
+        "peers": {"b": {"remote": "192.0.2.2", "segments": {"lan": 3}, "ttl": 64, "tos": 184, "df": "unset",
+                        "mtu": 1400, "max_macs": 1024}},
+        "fdb": []
+    }"#;
+    let state = State::from_json(old).expect("reads");
+    assert_eq!(state.underlays["eth0"].locals, Locals::from(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    let peer = &state.peers["b"];
+    assert_eq!((peer.tos, peer.csum, peer.seq, peer.encap), (Tos::Fixed(184), false, false, Encap::Gre));
+    let (segment, port) = (&state.segments["lan"], &state.ports["veth0"]);
+    assert_eq!((segment.wire_key(), segment.clamp_mss, port.vlan), (Key::Plain(7), false, None));
+    // What is not used is not written, so that an older daemon reads it, too.
+    let json = serde_json::from_str::<serde_json::Value>(&state.to_json().expect("writes")).expect("JSON");
+    assert_eq!(json, serde_json::from_str::<serde_json::Value>(old).expect("JSON"));
 }
 
 #[test]
@@ -380,7 +650,7 @@ fn freed_ids_rest() {
 fn keys_and_remotes_may_be_swapped_by_a_document() {
     let state = sample().apply(add_peer("c", "192.0.2.3", &["blue"]), &Ids::default()).expect("applies");
     let mut document = Document::from_state(&state);
-    for segment in &mut document.segments {
+    for segment in document.segments.iter_mut().filter(|segment| segment.vsid.is_none()) {
         segment.key = if segment.key.is_none() { Some(7) } else { None };
     }
     for peer in &mut document.peers {
@@ -402,6 +672,7 @@ fn limits_of_a_segment() {
         (0..count).map(|i| Change::AddPort {
             segment: "plain".into(),
             interface: format!("p{i}"),
+            vlan: None,
             mode: Mode::Auto,
         })
     };
@@ -424,6 +695,9 @@ fn unknown_fields_are_refused() {
         "[[fdb]]\nsegment = \"a\"\nmac = \"02:00:00:00:00:01\"",
         "[[fdb]]\nsegment = \"a\"\nmac = \"02:00:00:00:00:01\"\npeer = \"x\"\nport = \"y\"",
         "[[port]]\ninterface = \"a\"\nsegment = \"b\"\naddresses = [\"10.0.0.1/8\"]",
+        "[[port]]\ninterface = \"a\"\nsegment = \"b\"\ncreate = true\nvlan = 5",
+        "[[underlay]]\ninterface = \"a\"\nlocal = [\"192.0.2.1\", \"192.0.2.2\"]",
+        "[[underlay]]\ninterface = \"a\"\nlocal = []",
     ] {
         assert!(Document::from_toml(bad).is_err(), "{bad}");
     }

@@ -2,11 +2,17 @@
 //! JSON and TOML alike.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Whether a value need not be said.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 /// How programs are to be attached to an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -34,15 +40,17 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Whether outer IPv4 packets forbid fragmentation.
+/// Whether outer packets forbid fragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Df {
     /// They do: a frame that does not fit is dropped and counted.
     #[default]
     Set,
-    /// They do not: routers on the way may fragment them.
+    /// They do not: one that does not fit is fragmented.
     Unset,
+    /// As the packet inside says.
+    Inherit,
 }
 
 impl fmt::Display for Df {
@@ -50,6 +58,27 @@ impl fmt::Display for Df {
         f.write_str(match self {
             Self::Set => "set",
             Self::Unset => "unset",
+            Self::Inherit => "inherit",
+        })
+    }
+}
+
+/// What GRE packets are put into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encap {
+    /// IP, as its protocol 47.
+    #[default]
+    Gre,
+    /// UDP, port 4754 (RFC 8086): for NAT, and for equal-cost paths and receive queues.
+    GreUdp,
+}
+
+impl fmt::Display for Encap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gre => "gre",
+            Self::GreUdp => "gre-udp",
         })
     }
 }
@@ -73,54 +102,146 @@ impl fmt::Display for Mtu {
     }
 }
 
+/// TOS (IPv4) or traffic class (IPv6) of outer packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tos {
+    /// This, whatever is inside: DSCP in the upper six bits, and nothing in those of ECN.
+    Fixed(u8),
+    /// The DSCP of the packet inside, and back into it at the other end (the uniform model of RFC 2983).
+    Inherit,
+}
+
+impl Default for Tos {
+    fn default() -> Self {
+        Self::Fixed(0)
+    }
+}
+
+impl fmt::Display for Tos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(tos) => write!(f, "{tos}"),
+            Self::Inherit => f.write_str("inherit"),
+        }
+    }
+}
+
 /// A text that is not what it should be; says what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParseError(&'static str);
 
+/// A value that is a number or a word.
+trait NumberOrWord: Copy {
+    /// What it should be.
+    const WANTED: &'static str;
+    /// The word, and its value.
+    const WORD: (&'static str, Self);
+
+    fn from_number(number: u64) -> Option<Self>;
+    /// None for the word.
+    fn number(self) -> Option<u32>;
+
+    fn parse(text: &str) -> Result<Self, ParseError> {
+        let number = || text.parse().ok().and_then(Self::from_number).ok_or(ParseError(Self::WANTED));
+        if text == Self::WORD.0 { Ok(Self::WORD.1) } else { number() }
+    }
+
+    fn write<S: Serializer>(self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.number() {
+            Some(number) => serializer.serialize_u32(number),
+            None => serializer.serialize_str(Self::WORD.0),
+        }
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrWordVisitor(PhantomData))
+    }
+}
+
+struct NumberOrWordVisitor<T>(PhantomData<T>);
+
+impl<T: NumberOrWord> de::Visitor<'_> for NumberOrWordVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::WANTED)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        T::parse(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        T::from_number(number).ok_or_else(|| E::custom(T::WANTED))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        u64::try_from(number).ok().and_then(T::from_number).ok_or_else(|| E::custom(T::WANTED))
+    }
+}
+
+impl NumberOrWord for Mtu {
+    const WANTED: &'static str = "an MTU is a number of bytes or \"auto\"";
+    const WORD: (&'static str, Self) = ("auto", Self::Auto);
+
+    fn from_number(number: u64) -> Option<Self> {
+        u32::try_from(number).ok().map(Self::Fixed)
+    }
+
+    fn number(self) -> Option<u32> {
+        match self {
+            Self::Auto => None,
+            Self::Fixed(bytes) => Some(bytes),
+        }
+    }
+}
+
+impl NumberOrWord for Tos {
+    const WANTED: &'static str = "a TOS is a number from 0 to 255 or \"inherit\"";
+    const WORD: (&'static str, Self) = ("inherit", Self::Inherit);
+
+    fn from_number(number: u64) -> Option<Self> {
+        u8::try_from(number).ok().map(Self::Fixed)
+    }
+
+    fn number(self) -> Option<u32> {
+        match self {
+            Self::Fixed(tos) => Some(tos.into()),
+            Self::Inherit => None,
+        }
+    }
+}
+
 impl FromStr for Mtu {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        text.parse().map(Self::Fixed).map_err(|_| ParseError("an MTU is a number of bytes or \"auto\""))
+        NumberOrWord::parse(text)
     }
 }
 
 impl Serialize for Mtu {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Fixed(bytes) => serializer.serialize_u32(*bytes),
-        }
+        self.write(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Mtu {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Mtu;
+        Self::read(deserializer)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes or \"auto\"")
-            }
+impl Serialize for Tos {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.write(serializer)
+    }
+}
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Mtu, E> {
-                u32::try_from(number).map(Mtu::Fixed).map_err(|_| E::custom("the MTU is too large"))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Mtu, E> {
-                u32::try_from(number).map(Mtu::Fixed).map_err(|_| E::custom("the MTU is out of range"))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+impl<'de> Deserialize<'de> for Tos {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(deserializer)
     }
 }
 
@@ -228,6 +349,17 @@ mod tests {
         }
         assert!(serde_json::from_str::<Mtu>("4294967296").is_err());
         assert!(serde_json::from_str::<Mtu>("-1").is_err());
+    }
+
+    #[test]
+    fn tos_text() {
+        for (tos, text) in [(Tos::Fixed(184), "184"), (Tos::Inherit, "\"inherit\"")] {
+            assert_eq!(serde_json::to_string(&tos).expect("serializes"), text);
+            assert_eq!(serde_json::from_str::<Tos>(text).expect("parses"), tos);
+        }
+        for bad in ["256", "-4", "\"Inherit\"", "null"] {
+            assert!(serde_json::from_str::<Tos>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

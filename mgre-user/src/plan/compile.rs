@@ -1,23 +1,21 @@
 //! From wanted and observed to a plan, starting from what was compiled before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use mgre_common::fdb::FdbKey;
 use mgre_common::target::Target;
-use mgre_common::template;
 use mgre_common::wire::ETHERNET_LEN;
 
 use super::affected::{affected, differ};
 use super::peer::{Ground, PeerOutcome, Place, adjacency, outcome};
-use super::{Attachment, Choice, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose};
-use crate::model::{FdbName, Mode, Mtu, Peer, Port, Segment, State, StaticTarget};
+use super::{
+    Attachment, Choice, EndpointOwner, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose,
+};
+use crate::model::{FdbName, Mode, Peer, Port, State, StaticTarget};
 use crate::netlink::Link;
-
-/// The MTU of an underlay that is not known (yet).
-const USUAL_MTU: u32 = 1500;
 
 /// What comes of a state and of what the kernel has.
 #[derive(Clone, Debug, Default)]
@@ -36,24 +34,13 @@ pub struct Compiled {
     pub(super) remotes: OrdSet<(IpAddr, Arc<str>)>,
     /// How many peers there are for each neighbour that packets go to; none is zero.
     pub(super) next_hops: OrdMap<(u32, IpAddr), u32>,
+    /// How many adjacencies of a segment there are for each MTU; none is zero.
+    pub(super) mtus: OrdMap<(u16, u32), u32>,
 }
 
 /// Works it out from nothing.
 pub fn compile(state: &State, observed: &Observed) -> Compiled {
     Compiled::default().next(state, observed)
-}
-
-/// The MTU of interfaces in a segment: what it was told, or what the smallest
-/// underlay leaves.
-pub fn segment_mtu(state: &State, observed: &Observed, segment: &Segment) -> u32 {
-    match segment.mtu {
-        Mtu::Fixed(mtu) => mtu,
-        Mtu::Auto => {
-            let underlays = state.underlays.keys().filter_map(|name| observed.link(name));
-            let underlay = underlays.map(|link| link.mtu).min().unwrap_or(USUAL_MTU);
-            template::overlay_mtu(underlay, segment.key.is_some())
-        }
-    }
 }
 
 impl Compiled {
@@ -69,6 +56,7 @@ impl Compiled {
             next.frame(self);
         }
         let moved = next.peers(self, &names);
+        next.count_mtus(self);
         next.fixed(self, frame || moved);
         next
     }
@@ -93,12 +81,8 @@ impl Compiled {
 
     /// Notes that a peer is reached by way of a neighbour, or no more.
     fn count_next_hop(&mut self, neighbor: Option<(u32, IpAddr)>, added: bool) {
-        let Some(neighbor) = neighbor else { return };
-        match (self.next_hops.get_mut(&neighbor), added) {
-            (Some(count), true) => *count += 1,
-            (None, true) => drop(self.next_hops.insert(neighbor, 1)),
-            (Some(count), false) if *count > 1 => *count -= 1,
-            (_, false) => drop(self.next_hops.remove(&neighbor)),
+        if let Some(neighbor) = neighbor {
+            count(&mut self.next_hops, neighbor, added);
         }
     }
 
@@ -129,21 +113,21 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let hubs: BTreeMap<u16, bool> =
-            self.state.segments.values().map(|segment| (segment.id, segment.hub)).collect();
-        for id in old.plan.floods.keys().filter(|id| !hubs.contains_key(id)) {
+        let segments: BTreeMap<u16, (bool, bool)> =
+            self.state.segments.values().map(|to| (to.id, (to.hub, to.clamp_mss))).collect();
+        for id in old.plan.floods.keys().filter(|id| !segments.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, hub) in hubs {
+        for (id, (hub, clamp_mss)) in segments {
             let ports = port_lists.remove(&id).unwrap_or_default();
             let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, ports, ..targets });
+            put(&mut self.plan.floods, id, FloodTargets { hub, clamp_mss, ports, ..targets });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);
         }
         for key in self.ground.local_endpoints() {
-            self.plan.endpoints.insert(key, 0);
+            self.plan.endpoints.insert(key, EndpointOwner::default());
         }
     }
 
@@ -201,7 +185,7 @@ impl Compiled {
                 }
             }
             if moves && let Some(remote) = to.remote {
-                self.remotes.insert((IpAddr::V4(remote), Arc::clone(name)));
+                self.remotes.insert((remote, Arc::clone(name)));
             }
             put(&mut self.peers, Arc::clone(name), outcome);
         }
@@ -221,19 +205,19 @@ impl Compiled {
             self.plan.endpoints.remove(&key);
         }
         if let Some(remote) = from.remote {
-            self.remotes.remove(&(IpAddr::V4(remote), Arc::clone(name)));
+            self.remotes.remove(&(remote, Arc::clone(name)));
         }
     }
 
     /// Enters the keys of all peers at some endpoints.
-    fn endpoints(&mut self, endpoints: BTreeSet<Ipv4Addr>) {
-        for endpoint in endpoints.into_iter().map(IpAddr::V4) {
+    fn endpoints(&mut self, endpoints: BTreeSet<IpAddr>) {
+        for endpoint in endpoints {
             let mut keys = Vec::new();
             for peer in self.peers_at(endpoint).filter_map(|name| self.state.peers.get(name)) {
                 keys.append(&mut Place::new(&self.state, peer, Some(endpoint)).endpoints(&self.ground));
             }
-            for (key, id) in keys {
-                put(&mut self.plan.endpoints, key, id);
+            for (key, owner) in keys {
+                put(&mut self.plan.endpoints, key, owner);
             }
         }
     }
@@ -335,7 +319,7 @@ impl<'a> Frame<'a> {
 
     fn port(&mut self, state: &State, name: &str, port: &Port) {
         let Some(segment) = state.segments.get(&port.segment) else { return };
-        let Some(link) = self.observed.link(name) else { return };
+        let Some(link) = self.observed.link(port.interface(name)) else { return };
         let host = port.created.is_some();
         if host {
             self.attach(link, Hook::HostPort, None);
@@ -348,10 +332,20 @@ impl<'a> Frame<'a> {
         // An end in this namespace would have an index here.
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
         let express = !host && self.express(link.index);
-        let (ifindex, segment) = (link.index, segment.id);
-        let record = PortRecord { ifindex, segment, max_frame, up, host, peer, express };
+        let (ifindex, vlan, segment) = (link.index, port.vlan.unwrap_or(0), segment.id);
+        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express };
         self.ports.insert(port.id, record);
         self.port_lists.entry(segment).or_default().insert(port.id);
+    }
+}
+
+/// Counts one more, or one less; what there is none of is not there.
+pub(super) fn count<K: Ord + Clone>(counts: &mut OrdMap<K, u32>, key: K, more: bool) {
+    match (counts.get_mut(&key), more) {
+        (Some(count), true) => *count += 1,
+        (None, true) => drop(counts.insert(key, 1)),
+        (Some(count), false) if *count > 1 => *count -= 1,
+        (_, false) => drop(counts.remove(&key)),
     }
 }
 

@@ -7,7 +7,9 @@ use imbl::ordmap::DiffItem;
 use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
 
-use super::{AdjacencyRecord, Attachment, FixedEntry, FloodTargets, Hook, Plan, PortRecord};
+use super::{
+    AdjacencyRecord, Attachment, EndpointOwner, FixedEntry, FloodTargets, Hook, Plan, PortIndex, PortRecord,
+};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,12 +42,16 @@ pub enum Op {
     SetPort(u32, PortRecord),
     /// Clear a port, and forget what was learned from it.
     RemovePort(u32),
-    /// Make frames from an interface a port's.
-    SetPortIndex(u32, u32),
+    /// Make frames from an interface a port's, or several ones'.
+    SetPortIndex(u32, PortIndex),
     /// Make frames from an interface nobody's.
     RemovePortIndex(u32),
+    /// Make frames from a VLAN on an interface, zero for those without a tag, a port's.
+    SetVlanPort((u32, u16), u32),
+    /// Make frames from a VLAN on an interface nobody's.
+    RemoveVlanPort((u32, u16)),
     /// Make an endpoint an adjacency's.
-    SetEndpoint(EndpointKey, u32),
+    SetEndpoint(EndpointKey, EndpointOwner),
     /// Make an endpoint nobody's.
     RemoveEndpoint(EndpointKey),
     /// Write a segment and its flood list.
@@ -76,16 +82,17 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let endpoints = Changes::between(&old.endpoints, &new.endpoints);
     let floods = Changes::between(&old.floods, &new.floods);
     let fixed = Changes::between(&old.fixed, &new.fixed);
-    let port_index = index_changes(old, new, &ports);
+    let (port_index, vlan_ports) = index_changes(old, new, &ports);
     let (added_devices, removed_devices) = devices(old, new);
 
     ops.extend(added_devices.into_iter().map(Op::AddDevice));
     ops.extend(adjacencies.set.into_iter().map(|(id, record)| Op::SetAdjacency(*id, *record)));
     ops.extend(ports.set.into_iter().map(|(id, record)| Op::SetPort(*id, *record)));
-    ops.extend(endpoints.set.into_iter().map(|(key, id)| Op::SetEndpoint(*key, *id)));
+    ops.extend(endpoints.set.into_iter().map(|(key, owner)| Op::SetEndpoint(*key, *owner)));
     ops.extend(floods.set.into_iter().map(|(segment, targets)| Op::SetFlood(*segment, targets.clone())));
     ops.extend(fixed.set.into_iter().map(|(key, entry)| Op::SetFixed(*key, *entry)));
-    ops.extend(port_index.set.into_iter().map(|(ifindex, id)| Op::SetPortIndex(ifindex, id)));
+    ops.extend(vlan_ports.set.into_iter().map(|(vlan, id)| Op::SetVlanPort(vlan, id)));
+    ops.extend(port_index.set.into_iter().map(|(ifindex, to)| Op::SetPortIndex(ifindex, to)));
     for ((ifindex, hook), attachment) in &new.attachments {
         let was = old.attachments.get(&(*ifindex, *hook)).is_some_and(|old| old.xdp == attachment.xdp);
         if !was {
@@ -97,6 +104,7 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     ops.extend(floods.gone.into_iter().map(|segment| Op::RemoveSegment(*segment)));
     ops.extend(endpoints.gone.into_iter().map(|key| Op::RemoveEndpoint(*key)));
     ops.extend(port_index.gone.into_iter().map(Op::RemovePortIndex));
+    ops.extend(vlan_ports.gone.into_iter().map(Op::RemoveVlanPort));
     ops.extend(ports.gone.into_iter().map(|id| Op::RemovePort(*id)));
     ops.extend(adjacencies.gone.into_iter().map(|id| Op::RemoveAdjacency(*id)));
     ops.extend(removed_devices.into_iter().map(Op::RemoveDevice));
@@ -124,22 +132,48 @@ impl<'a, K: Ord, V: PartialEq> Changes<&'a K, &'a V> {
     }
 }
 
-/// Ports by interface.
-fn port_index(plan: &Plan) -> BTreeMap<u32, u32> {
-    plan.ports.iter().map(|(id, record)| (record.ifindex, *id)).collect()
+impl<K: Ord + Copy, V: PartialEq + Copy> Changes<K, V> {
+    const NONE: Self = Self { set: Vec::new(), gone: Vec::new() };
+
+    fn of(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Self {
+        let set = new.iter().filter(|(key, value)| old.get(key) != Some(value));
+        let gone = old.keys().filter(|key| !new.contains_key(key));
+        Self { set: set.map(|(key, value)| (*key, *value)).collect(), gone: gone.copied().collect() }
+    }
 }
 
-fn index_changes(old: &Plan, new: &Plan, ports: &Changes<&u32, &PortRecord>) -> Changes<u32, u32> {
-    let mut changes = Changes { set: Vec::new(), gone: Vec::new() };
-    if ports.set.is_empty() && ports.gone.is_empty() {
-        return changes;
+/// Ports by interface, and by VLAN on an interface that has ports by VLAN.
+#[derive(Default)]
+struct PortTables {
+    interfaces: BTreeMap<u32, PortIndex>,
+    vlans: BTreeMap<(u32, u16), u32>,
+}
+
+impl PortTables {
+    fn new(plan: &Plan) -> Self {
+        let mut tables = Self::default();
+        let tagged = plan.ports.values().filter(|record| record.vlan != 0);
+        tables.interfaces.extend(tagged.map(|record| (record.ifindex, PortIndex::ByVlan)));
+        for (id, record) in &plan.ports {
+            let to = tables.interfaces.entry(record.ifindex).or_insert(PortIndex::Port(*id));
+            if *to == PortIndex::ByVlan {
+                tables.vlans.insert((record.ifindex, record.vlan), *id);
+            }
+        }
+        tables
     }
-    let (old, new) = (port_index(old), port_index(new));
-    changes.set.extend(
-        new.iter().filter(|(ifindex, id)| old.get(ifindex) != Some(id)).map(|(ifindex, id)| (*ifindex, *id)),
-    );
-    changes.gone.extend(old.into_keys().filter(|ifindex| !new.contains_key(ifindex)));
-    changes
+}
+
+fn index_changes(
+    old: &Plan,
+    new: &Plan,
+    ports: &Changes<&u32, &PortRecord>,
+) -> (Changes<u32, PortIndex>, Changes<(u32, u16), u32>) {
+    if ports.set.is_empty() && ports.gone.is_empty() {
+        return (Changes::NONE, Changes::NONE);
+    }
+    let (old, new) = (PortTables::new(old), PortTables::new(new));
+    (Changes::of(&old.interfaces, &new.interfaces), Changes::of(&old.vlans, &new.vlans))
 }
 
 /// Devices added, and removed.

@@ -17,12 +17,13 @@ mod diff;
 mod hooks;
 #[cfg(test)]
 mod incremental_tests;
+mod mtu;
 mod peer;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use imbl::{OrdMap, OrdSet};
 use mgre_common::endpoint::EndpointKey;
@@ -30,7 +31,7 @@ use mgre_common::fdb::FdbKey;
 use mgre_common::table::Template;
 use mgre_common::target::Target;
 
-pub use compile::{Compiled, compile, segment_mtu};
+pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
 pub use hooks::{Choice, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus};
@@ -47,11 +48,27 @@ pub struct Observed {
     /// Interfaces on which the XDP program is this instance's own.
     pub own_xdp: BTreeSet<u32>,
     /// Endpoints of peers by the name that they were given as; those not resolved are missing.
-    pub endpoints: OrdMap<String, IpAddr>,
+    pub endpoints: OrdMap<String, Endpoints>,
     /// Routes to the endpoints; no route is `None`.
     pub routes: OrdMap<IpAddr, Option<Route>>,
     /// Neighbours by interface and address, those at least that are somebody's next hop.
     pub neighbors: OrdMap<(u32, IpAddr), Neighbor>,
+}
+
+/// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// The first IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// The first IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Endpoints {
+    /// IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
 }
 
 impl Observed {
@@ -102,6 +119,8 @@ pub struct Attachment {
 pub struct PortRecord {
     /// Its interface.
     pub ifindex: u32,
+    /// The VLAN of its frames on the interface; zero for frames without a tag.
+    pub vlan: u16,
     /// Its segment's id.
     pub segment: u16,
     /// The longest frame it takes, Ethernet header included.
@@ -121,8 +140,28 @@ pub struct PortRecord {
 pub struct AdjacencyRecord {
     /// Its segment's id.
     pub segment: u16,
+    /// How its packets are taken: bits of [`mgre_common::table::adjacency_flag::RECEIVE`].
+    pub flags: u32,
     /// Its outer header.
     pub template: Template,
+}
+
+/// Whose an endpoint is; nothing but zero for a kind that is nobody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointOwner {
+    /// The adjacency's id.
+    pub adjacency: u32,
+    /// Its [`AdjacencyRecord::flags`].
+    pub flags: u32,
+}
+
+/// Whose the frames from an interface are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortIndex {
+    /// The port's with this id.
+    Port(u32),
+    /// By their VLAN, each another port's.
+    ByVlan,
 }
 
 /// Where a segment's frames go.
@@ -130,6 +169,8 @@ pub struct AdjacencyRecord {
 pub struct FloodTargets {
     /// Whether those out of a tunnel go into the others.
     pub hub: bool,
+    /// Whether TCP's maximum segment size is lowered to what fits.
+    pub clamp_mss: bool,
     /// Port ids.
     pub ports: OrdSet<u32>,
     /// Adjacency ids.
@@ -157,8 +198,8 @@ pub struct Plan {
     pub ports: OrdMap<u32, PortRecord>,
     /// By adjacency id.
     pub adjacencies: OrdMap<u32, AdjacencyRecord>,
-    /// By endpoint: the adjacency id.
-    pub endpoints: OrdMap<EndpointKey, u32>,
+    /// By endpoint: whose it is.
+    pub endpoints: OrdMap<EndpointKey, EndpointOwner>,
     /// By segment id; every segment has one, if an empty one.
     pub floods: OrdMap<u16, FloodTargets>,
     /// FDB entries that are given.

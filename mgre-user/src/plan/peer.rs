@@ -2,15 +2,15 @@
 //! what the kernel says about its endpoint.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use mgre_common::endpoint::{EndpointKey, endpoint_kind, mapped_v4};
-use mgre_common::table::{Template, template_flag};
-use mgre_common::template::{self, OuterV4};
+use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_key, endpoint_kind};
+use mgre_common::table::{Template, adjacency_flag, template_flag, template_option};
+use mgre_common::template::{self, DontFragment, Encapsulation, Key, Outer};
 use mgre_common::wire::{ETHERNET_LEN, MacAddr};
 
-use super::{AdjacencyRecord, Observed};
-use crate::model::{Df, Mtu, Peer, State};
+use super::{AdjacencyRecord, EndpointOwner, Endpoints, Observed};
+use crate::model::{Df, Encap, Mtu, Peer, State, Tos};
 use crate::netlink::Route;
 use crate::netlink::resolve::{Exit, NextHop, exit, next_hop_address, resolve};
 
@@ -42,16 +42,14 @@ pub(super) struct Ground {
     /// Interfaces that outer packets may leave by.
     pub(super) underlays: Vec<u32>,
     /// Addresses that outer packets may be for.
-    pub(super) locals: BTreeSet<Ipv4Addr>,
+    pub(super) locals: BTreeSet<IpAddr>,
 }
 
 impl Ground {
     pub(super) fn new(state: &State, observed: &Observed) -> Self {
         let mut ground = Self::default();
         for (name, underlay) in &state.underlays {
-            if let IpAddr::V4(local) = underlay.local {
-                ground.locals.insert(local);
-            }
+            ground.locals.extend(underlay.locals.iter());
             ground.underlays.extend(observed.link(name).map(|link| link.index));
         }
         ground
@@ -60,7 +58,18 @@ impl Ground {
     /// Keys that say that an address is one of ours.
     pub(super) fn local_endpoints(&self) -> impl Iterator<Item = EndpointKey> {
         let key = |local| EndpointKey { remote: [0; 4], local, key: 0, kind: endpoint_kind::LOCAL };
-        self.locals.iter().map(move |local| key(mapped(*local)))
+        self.locals.iter().map(move |local| key(endpoint_address(*local)))
+    }
+
+    /// The addresses that packets from a remote may be for.
+    fn locals_like(&self, remote: IpAddr) -> impl Iterator<Item = IpAddr> {
+        self.locals.iter().copied().filter(move |local| local.is_ipv4() == remote.is_ipv4())
+    }
+
+    /// The address to take of a name: one that an underlay is for, IPv4 before IPv6.
+    fn choose(&self, endpoints: Endpoints) -> Option<IpAddr> {
+        let usable = |remote: &IpAddr| self.locals_like(*remote).next().is_some();
+        endpoints.iter().find(usable).or_else(|| endpoints.iter().next())
     }
 }
 
@@ -72,38 +81,45 @@ pub(super) struct Member {
     /// The segment's id.
     pub(super) segment: u16,
     /// The segment's key.
-    pub(super) key: Option<u32>,
+    pub(super) key: Key,
+    /// How its packets are taken.
+    pub(super) flags: u32,
 }
 
 /// Where a peer stands in the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     /// Its endpoint.
-    pub(super) remote: Option<Ipv4Addr>,
+    pub(super) remote: Option<IpAddr>,
     /// Its adjacencies; none as long as the endpoint is not known.
     pub(super) members: Vec<Member>,
 }
 
 impl Place {
     pub(super) fn new(state: &State, peer: &Peer, endpoint: Option<IpAddr>) -> Self {
-        let Some(IpAddr::V4(remote)) = endpoint else { return Self::default() };
+        if endpoint.is_none() {
+            return Self::default();
+        }
         let member = |(segment, id): (&String, &u32)| {
             let segment = state.segments.get(segment)?;
-            Some(Member { id: *id, segment: segment.id, key: segment.key })
+            let key = segment.wire_key();
+            Some(Member { id: *id, segment: segment.id, key, flags: flags(peer, key) })
         };
-        Self { remote: Some(remote), members: peer.segments.iter().filter_map(member).collect() }
+        Self { remote: endpoint, members: peer.segments.iter().filter_map(member).collect() }
     }
 
     /// Its keys and what they lead to.
-    pub(super) fn endpoints(&self, ground: &Ground) -> Vec<(EndpointKey, u32)> {
-        let Some(remote) = self.remote.map(mapped) else { return Vec::new() };
+    pub(super) fn endpoints(&self, ground: &Ground) -> Vec<(EndpointKey, EndpointOwner)> {
+        let Some(address) = self.remote else { return Vec::new() };
+        let remote = endpoint_address(address);
         let mut endpoints = Vec::with_capacity(2 * self.members.len() * ground.locals.len());
         for member in &self.members {
-            for local in ground.locals.iter().map(|local| mapped(*local)) {
-                let key = member.key.unwrap_or(0).to_be();
-                let kind = if member.key.is_some() { endpoint_kind::KEYED } else { endpoint_kind::KEYLESS };
-                endpoints.push((EndpointKey { remote, local, key, kind }, member.id));
-                endpoints.push((EndpointKey { remote, local, key: 0, kind: endpoint_kind::KNOWN }, 0));
+            for local in ground.locals_like(address).map(endpoint_address) {
+                let (kind, key) = endpoint_key(member.key);
+                let owner = EndpointOwner { adjacency: member.id, flags: member.flags };
+                endpoints.push((EndpointKey { remote, local, key, kind }, owner));
+                let known = EndpointKey { remote, local, key: 0, kind: endpoint_kind::KNOWN };
+                endpoints.push((known, EndpointOwner::default()));
             }
         }
         endpoints
@@ -111,13 +127,14 @@ impl Place {
 }
 
 /// The endpoint of a peer, if it is known.
-pub(super) fn endpoint(observed: &Observed, peer: &Peer) -> Option<IpAddr> {
-    peer.remote_address().or_else(|| observed.endpoints.get(&peer.remote).copied())
+fn endpoint(observed: &Observed, ground: &Ground, peer: &Peer) -> Option<IpAddr> {
+    let resolved = || ground.choose(*observed.endpoints.get(&peer.remote)?);
+    peer.remote_address().or_else(resolved)
 }
 
 /// Where packets to a peer go.
 pub(super) struct Way {
-    source: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
     exit: Option<Exit>,
     /// The next hop's address; where it is not known, the kernel is asked.
     next_hop: Option<MacAddr>,
@@ -130,23 +147,22 @@ pub(super) fn outcome(
     ground: &Ground,
     peer: &Peer,
 ) -> (PeerOutcome, Way) {
-    let endpoint = endpoint(observed, peer);
-    let Some(IpAddr::V4(remote)) = endpoint else {
-        let status = PeerStatus::Unresolved(format!("{} has no IPv4 address", peer.remote));
+    let endpoint = endpoint(observed, ground, peer);
+    let Some(remote) = endpoint else {
+        let status = PeerStatus::Unresolved(format!("{} has no address", peer.remote));
         let way = Way { source: None, exit: None, next_hop: None };
         return (PeerOutcome { status, endpoint, neighbor: None }, way);
     };
-    let remote = IpAddr::V4(remote);
     let route = observed.routes.get(&remote).copied().flatten();
     let neighbor = route.and_then(|route| next_hop(ground, &route, remote));
     let next_hop = resolve(remote, route.as_ref(), &observed.links, &ground.underlays, &observed.neighbors);
-    let source = route.and_then(|route| source(state, observed, route.ifindex));
+    let source = route.and_then(|route| source(state, observed, route.ifindex, remote));
     let status = match (&next_hop, source) {
         (_, None) if ground.underlays.is_empty() => {
             PeerStatus::Down("there is no underlay: mgre underlay add".to_owned())
         }
         (Ok(next_hop), Some(_)) => PeerStatus::Up(*next_hop),
-        (Ok(_), None) => PeerStatus::Down("the underlay has no IPv4 endpoint".to_owned()),
+        (Ok(next_hop), None) => PeerStatus::Down(no_local(observed, next_hop.ifindex, remote)),
         (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
     };
     let exit = exit(route.as_ref(), &observed.links, &ground.underlays).ok();
@@ -160,39 +176,37 @@ fn next_hop(ground: &Ground, route: &Route, remote: IpAddr) -> Option<(u32, IpAd
     ours.then(|| (route.ifindex, next_hop_address(route, remote)))
 }
 
-/// Our endpoint on an underlay interface.
-fn source(state: &State, observed: &Observed, ifindex: u32) -> Option<Ipv4Addr> {
+/// Our endpoint on an underlay interface, of the same IP version as a remote.
+fn source(state: &State, observed: &Observed, ifindex: u32, remote: IpAddr) -> Option<IpAddr> {
     let name = &observed.links.get(&ifindex)?.name;
-    match state.underlays.get(name)?.local {
-        IpAddr::V4(local) => Some(local),
-        IpAddr::V6(_) => None,
-    }
+    state.underlays.get(name)?.locals.like(remote)
+}
+
+/// That the underlay by which a remote is reached has no endpoint for it.
+fn no_local(observed: &Observed, ifindex: u32, remote: IpAddr) -> String {
+    let name = observed.links.get(&ifindex).map_or("IFACE", |link| &link.name);
+    let version = if remote.is_ipv4() { "IPv4" } else { "IPv6" };
+    format!("{name} has no {version} endpoint: mgre underlay add {name} --local IP")
 }
 
 /// The record of an adjacency.
 pub(super) fn adjacency(
     observed: &Observed,
     peer: &Peer,
-    remote: Ipv4Addr,
+    remote: IpAddr,
     member: &Member,
     way: &Way,
 ) -> AdjacencyRecord {
-    let outer = OuterV4 {
-        source: way.source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-        destination: remote.octets(),
-        ttl: peer.ttl,
-        tos: peer.tos,
-        key: member.key,
-        dont_fragment: peer.df == Df::Set,
-    };
     let link = way.exit.filter(|_| way.source.is_some()).map(|exit| template::Link {
         ifindex: exit.ifindex,
         source_mac: exit.source_mac,
         destination_mac: way.next_hop,
         mtu: exit.mtu,
     });
-    let mut template = Template::gre_v4(&outer, link.as_ref());
-    if template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
+    let outer = outer(peer, way.source.unwrap_or(unspecified(remote)), remote, member.key);
+    let mut template = Template::new(&outer, link.as_ref());
+    let express = template.options & template_option::NOT_EXPRESS == 0;
+    if express && template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
         template.flags |= template_flag::EXPRESS;
         let kind = observed.links.get(&template.ifindex).and_then(|link| link.kind.as_deref());
         if kind != Some("veth") {
@@ -202,9 +216,48 @@ pub(super) fn adjacency(
     if let Mtu::Fixed(mtu) = peer.mtu {
         template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);
     }
-    AdjacencyRecord { segment: member.segment, template }
+    AdjacencyRecord { segment: member.segment, flags: member.flags, template }
 }
 
-fn mapped(address: Ipv4Addr) -> [u32; 4] {
-    mapped_v4(u32::from_ne_bytes(address.octets()))
+/// The outer header of packets to a peer.
+fn outer(peer: &Peer, source: IpAddr, destination: IpAddr, key: Key) -> Outer {
+    Outer {
+        source,
+        destination,
+        ttl: peer.ttl,
+        tos: match peer.tos {
+            Tos::Fixed(tos) => template::Tos::Fixed(tos),
+            Tos::Inherit => template::Tos::Inherit,
+        },
+        dont_fragment: match peer.df {
+            Df::Set => DontFragment::Set,
+            Df::Unset => DontFragment::Unset,
+            Df::Inherit => DontFragment::Inherit,
+        },
+        key,
+        checksum: peer.csum,
+        sequence: peer.seq,
+        encapsulation: match peer.encap {
+            Encap::Gre => Encapsulation::Gre,
+            Encap::GreUdp => Encapsulation::GreUdp,
+        },
+    }
+}
+
+/// How packets of a peer are taken ([`adjacency_flag`]).
+fn flags(peer: &Peer, key: Key) -> u32 {
+    let flags = [
+        (peer.tos == Tos::Inherit, adjacency_flag::UNIFORM),
+        (peer.seq, adjacency_flag::SEQUENCE),
+        (matches!(key, Key::Vsid(_)), adjacency_flag::NVGRE),
+    ];
+    flags.iter().filter(|(is, _)| *is).fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// The unspecified address of the IP version that another one is of.
+const fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
 }

@@ -11,7 +11,9 @@ use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Template};
+use mgre_common::table::{
+    Adjacency, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
+};
 use mgre_common::target::Target;
 use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
@@ -242,10 +244,16 @@ impl Sink for Kernel {
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         // The others are found in the hash map.
         let slot = self.loaded.tables.port_slots.get(PortSlot::index(ifindex)).unwrap();
-        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
+        if id == PORT_BY_VLAN {
+            slot.set(ifindex, Indexed::BY_VLAN);
+        } else if let Some(segment) = segment.filter(|_| id.is_multiple_of(2)) {
             slot.set(ifindex, Indexed { port: id, segment });
         }
         self.loaded.tables.port_index.insert(ifindex, id, 0).unwrap();
+    }
+
+    fn vlan_port(&mut self, key: VlanKey, id: u32) {
+        self.loaded.tables.vlan_ports.insert(key, id, 0).unwrap();
     }
 
     fn port(&mut self, id: u32) -> &Port {
@@ -265,15 +273,14 @@ impl Sink for Kernel {
         adjacency
     }
 
-    fn endpoint(&mut self, key: EndpointKey, id: u32, segment: Option<u32>) {
+    fn endpoint(&mut self, key: EndpointKey, id: u32, owner: Option<Owner>) {
         let tables = &mut self.loaded.tables;
         let slots = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&key.words());
         let mut slots = slots.into_iter().filter_map(|slot| tables.endpoint_slots.as_ref()?.get(slot));
-        // As above.
-        if let Some(segment) = segment.filter(|_| id.is_multiple_of(2))
+        if let Some(owner) = owner
             && let Some(slot) = slots.find(|slot| slot.is_free())
         {
-            slot.insert(&key.words(), Owner { adjacency: id, segment });
+            slot.insert(&key.words(), owner);
         }
         tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
     }

@@ -23,7 +23,7 @@ impl Case {
     /// It goes on to a peer, with so many hops left.
     fn on_to(self, id: u32, endpoint: [u8; 4], hops: u8, inner: &[u8]) -> Self {
         let bytes = Outer { ttl: hops, ..Outer::to_peer(endpoint, KEY) }.wrap(inner);
-        self.send(Target::adjacency(id), Egress { ifindex: UNDERLAY, side: Side::Out }, bytes)
+        self.send(Target::adjacency(id), Egress::new(UNDERLAY, Side::Out), bytes)
     }
 }
 

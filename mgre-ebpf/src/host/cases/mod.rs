@@ -173,14 +173,14 @@ impl Case {
     fn out_of_port(self, id: u32, bytes: &[u8]) -> Self {
         self.send(
             Target::port(id),
-            Egress { ifindex: id + 10, side: if id == 12 { Side::Receive } else { Side::Out } },
+            Egress::new(id + 10, if id == 12 { Side::Receive } else { Side::Out }),
             bytes.to_vec(),
         )
     }
 
     /// A copy goes to a peer.
     fn into_tunnel(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
-        let egress = Egress { ifindex: UNDERLAY, side: Side::Out };
+        let egress = Egress::new(UNDERLAY, Side::Out);
         // The identification is zero and DF set, as `etherparse` makes them too.
         let bytes = Outer::to_peer(endpoint, key).wrap(inner);
         self.send(Target::adjacency(id), egress, bytes)
@@ -188,7 +188,7 @@ impl Case {
 
     /// A packet goes to a peer by a next hop that the kernel finds.
     fn by_neighbor(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
-        let egress = Egress { ifindex: UNDERLAY, side: Side::Neighbor };
+        let egress = Egress::new(UNDERLAY, Side::Neighbor);
         let outer = Outer { destination_mac: MacAddr::ZERO, ..Outer::to_peer(endpoint, key) };
         self.send(Target::adjacency(id), egress, outer.wrap(inner))
     }

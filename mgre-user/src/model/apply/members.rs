@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use mgre_common::table::{MAX_PORTS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS};
 
-use super::Draft;
+use super::{Draft, not_in_nvgre};
 use crate::model::change::PeerSettings;
 use crate::model::check;
 use crate::model::error::ModelError;
-use crate::model::state::{FdbName, HostInterface, Peer, Port, StaticTarget, default};
-use crate::model::types::{Df, Mode, Mtu};
+use crate::model::state::{
+    FdbName, HostInterface, Peer, Port, StaticTarget, Underlay, default, tagged_name,
+};
+use crate::model::types::{Df, Encap, Mode, Mtu, Tos};
 
 impl Draft<'_> {
-    pub(super) fn port(&self, interface: &str) -> Result<&Port, ModelError> {
-        let missing = || ModelError::not_found("port", interface, self.state.ports.keys());
-        self.state.ports.get(interface).ok_or_else(missing)
+    pub(super) fn port(&self, name: &str) -> Result<&Port, ModelError> {
+        let missing = || ModelError::not_found("port", name, self.state.ports.keys());
+        self.state.ports.get(name).ok_or_else(missing)
     }
 
     pub(super) fn peer(&self, name: &str) -> Result<&Arc<Peer>, ModelError> {
@@ -23,38 +25,86 @@ impl Draft<'_> {
         self.state.peers.get(name).ok_or_else(missing)
     }
 
+    /// Makes an existing interface, or a VLAN on it, a port.
     pub(super) fn add_port(
         &mut self,
         segment: String,
         interface: String,
+        vlan: Option<u16>,
         mode: Mode,
-        created: Option<HostInterface>,
     ) -> Result<(), ModelError> {
         check::interface(&interface)?;
-        self.segment(&segment)?;
-        if let Some(mac) = created.as_ref().and_then(|host| host.mac) {
+        let name = match vlan {
+            Some(vlan) => {
+                check::vlan(vlan)?;
+                tagged_name(&interface, vlan)
+            }
+            None => interface.clone(),
+        };
+        self.check_port(&name, &interface, &segment)?;
+        for (other, port) in self.state.ports_on(&interface) {
+            let interface = interface.clone();
+            if port.created.is_some() {
+                return Err(ModelError::VlanOfHost { interface });
+            }
+            if port.mode != mode {
+                return Err(ModelError::OtherMode { interface, mode: port.mode, port: other.to_owned() });
+            }
+        }
+        self.put_port(name, Port { id: 0, segment, vlan, mode, created: None })
+    }
+
+    /// Makes a port of an interface that is to be made.
+    pub(super) fn create_port(
+        &mut self,
+        segment: String,
+        name: String,
+        host: HostInterface,
+    ) -> Result<(), ModelError> {
+        check::interface(&name)?;
+        self.check_port(&name, &name, &segment)?;
+        if let Some(mac) = host.mac {
             check::station(mac)?;
         }
-        if let Some(port) = self.state.ports.get(&interface) {
-            return Err(ModelError::PortTaken { interface, segment: port.segment.clone() });
+        if self.state.ports_on(&name).next().is_some() {
+            let (role, wanted) = ("a port by VLAN", "an interface of the host");
+            return Err(ModelError::Role { interface: name, role, wanted });
         }
-        if self.state.underlays.contains_key(&interface) {
+        self.put_port(name, Port { id: 0, segment, vlan: None, mode: Mode::Auto, created: Some(host) })
+    }
+
+    /// Checks that there can be one more port.
+    fn check_port(&self, name: &str, interface: &str, segment: &str) -> Result<(), ModelError> {
+        self.segment(segment)?;
+        if let Some(port) = self.state.ports.get(name) {
+            return Err(ModelError::PortTaken { name: name.to_owned(), segment: port.segment.clone() });
+        }
+        if self.state.underlays.contains_key(interface) {
+            let interface = interface.to_owned();
             return Err(ModelError::Role { interface, role: "an underlay", wanted: "a port" });
         }
-        if self.state.ports_in(&segment).count() >= MAX_SEGMENT_PORTS as usize {
+        if self.state.ports_in(segment).count() >= MAX_SEGMENT_PORTS as usize {
             let what = format!("the number of ports in segment {segment:?} is");
             return Err(ModelError::Full { what, limit: MAX_SEGMENT_PORTS });
         }
-        let id = self.port_id(&interface, &segment, created.is_some())?;
-        self.state.put_port(interface, Port { id, segment, mode, created });
+        Ok(())
+    }
+
+    fn put_port(&mut self, name: String, port: Port) -> Result<(), ModelError> {
+        let id = self.port_id(&name, &port)?;
+        self.state.put_port(name, Port { id, ..port });
         Ok(())
     }
 
     /// A port that is in the same segment as before, and as much ours, is the same port.
-    fn port_id(&mut self, interface: &str, segment: &str, created: bool) -> Result<u32, ModelError> {
-        let same =
-            |port: &&Port| self.replacing && port.segment == segment && port.created.is_some() == created;
-        if let Some(before) = self.before.ports.get(interface).filter(same) {
+    fn port_id(&mut self, name: &str, port: &Port) -> Result<u32, ModelError> {
+        let same = |before: &&Port| {
+            self.replacing
+                && before.segment == port.segment
+                && before.vlan == port.vlan
+                && before.created.is_some() == port.created.is_some()
+        };
+        if let Some(before) = self.before.ports.get(name).filter(same) {
             return Ok(before.id);
         }
         let exhausted = if self.state.ports.len() < MAX_PORTS as usize {
@@ -65,10 +115,10 @@ impl Draft<'_> {
         self.port_ids.allocate().ok_or(exhausted)
     }
 
-    pub(super) fn del_port(&mut self, interface: &str) -> Result<(), ModelError> {
-        self.port(interface)?;
-        self.state.take_port(interface);
-        self.forget_entries(|_, target| target.port() == Some(interface));
+    pub(super) fn del_port(&mut self, name: &str) -> Result<(), ModelError> {
+        self.port(name)?;
+        self.state.take_port(name);
+        self.forget_entries(|_, target| target.port() == Some(name));
         Ok(())
     }
 
@@ -95,10 +145,13 @@ impl Draft<'_> {
             remote: String::new(),
             segments: BTreeMap::new(),
             ttl: default::TTL,
-            tos: 0,
+            tos: Tos::default(),
             df: Df::Set,
             mtu: Mtu::Auto,
             max_macs: default::PEER_MAX_MACS,
+            csum: false,
+            seq: false,
+            encap: Encap::Gre,
         };
         self.put_peer(name.into(), peer, settings)
     }
@@ -122,6 +175,9 @@ impl Draft<'_> {
         peer.df = settings.df.unwrap_or(peer.df);
         peer.mtu = settings.mtu.unwrap_or(peer.mtu);
         peer.max_macs = settings.max_macs.unwrap_or(peer.max_macs);
+        peer.csum = settings.csum.unwrap_or(peer.csum);
+        peer.seq = settings.seq.unwrap_or(peer.seq);
+        peer.encap = settings.encap.unwrap_or(peer.encap);
         check::ttl(peer.ttl)?;
         check::tos(peer.tos)?;
         check::mtu(peer.mtu)?;
@@ -130,7 +186,9 @@ impl Draft<'_> {
             return Err(ModelError::Missing("a peer needs at least one segment"));
         }
         for segment in &wanted {
-            self.segment(segment)?;
+            if self.segment(segment)?.vsid.is_some() {
+                not_in_nvgre(&name, &peer, segment)?;
+            }
         }
         self.check_remote(&name, &peer.remote, &wanted)?;
         peer.segments = self.memberships(&name, &peer, wanted)?;
@@ -141,15 +199,16 @@ impl Draft<'_> {
     /// No host of ours, and no other peer's in one of the segments.
     fn check_remote(&self, name: &str, remote: &str, segments: &[String]) -> Result<(), ModelError> {
         let canonical = check::remote(remote)?;
-        let own = |local: &std::net::IpAddr| local.to_string() == canonical;
-        if let Some((interface, _)) = self.state.underlays.iter().find(|(_, underlay)| own(&underlay.local)) {
-            return Err(ModelError::RemoteIsLocal { remote: canonical, interface: interface.clone() });
+        if let Ok(address) = canonical.parse() {
+            let own = |(_, underlay): &(&String, &Underlay)| underlay.locals.contains(address);
+            if let Some((interface, _)) = self.state.underlays.iter().find(own) {
+                return Err(ModelError::RemoteIsLocal { remote: canonical, interface: interface.clone() });
+            }
         }
         for other in self.state.index.may_have(&canonical).filter(|other| *other != name) {
-            let Some(peer) = self.state.peers.get(other) else { continue };
-            if !check::same_remote(&peer.remote, &canonical) {
+            let Some(peer) = self.state.peers.get(other).filter(|_| self.has_remote(other, &canonical)) else {
                 continue;
-            }
+            };
             if let Some(segment) = segments.iter().find(|segment| peer.segments.contains_key(*segment)) {
                 let (peer, segment) = (other.to_owned(), segment.clone());
                 return Err(ModelError::RemoteTaken { remote: canonical, peer, segment });

@@ -1,0 +1,229 @@
+//! Puts outer headers on a socket buffer.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L4_GRE, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+};
+use aya_ebpf::helpers::{bpf_skb_change_head, bpf_skb_store_bytes, bpf_skb_vlan_pop};
+use mgre_common::reason::DropReason;
+use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, UDP_LEN, VLAN_TAG_LEN};
+use mgre_ebpf::frame::{Ethernet, Frame, Stamp, Whole};
+
+use super::{Skb, check, field};
+use crate::kernel::wire::{
+    TOUCHED, behind_ip, fields, is_v6, opaque, plain, udp_header, words, write_fields,
+};
+
+/// Tags taken from beside a frame; the kernel puts the next one there each time.
+const MAX_TAGS: usize = 2;
+
+impl<const INGRESS: bool> Skb<INGRESS> {
+    /// Makes room for a template's header and an inner Ethernet header longer by `tags_len`, so
+    /// that superframes stay superframes where there are any.
+    #[inline(always)]
+    fn grow(&self, template: &Template, tags_len: u32) -> Result<(), DropReason> {
+        let by = u32::from(template.header_len) + tags_len;
+        let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+        if self.is_ip() {
+            let inner_l2 = (ETHERNET_LEN as u64 + u64::from(tags_len)) << 56;
+            let l3 = if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+            let udp = template.options & template_option::UDP != 0;
+            let l4 = if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { BPF_F_ADJ_ROOM_ENCAP_L4_GRE };
+            let encap = u64::from(l3 | l4 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);
+            let done = self.adjust_room(by as i32, keep | encap | inner_l2);
+            if done.is_ok() {
+                return done;
+            }
+        }
+        if self.segment_size() == 0 {
+            // Any ethertype; and IP that still bears the marks of a tunnel that it left.
+            // SAFETY: the pointer is the program's context.
+            return check(unsafe { bpf_skb_change_head(self.skb, by, 0) });
+        }
+        // A superframe that left a GRE tunnel before: its marks are those that it
+        // needs now, so room is all that is missing.
+        if tags_len == 0 && self.takes_it_for(outer_ethertype(template)) {
+            return self.adjust_room(by as i32, keep);
+        }
+        Err(DropReason::Headroom)
+    }
+
+    /// Whether the kernel takes it for a packet of this type.
+    #[inline(always)]
+    fn takes_it_for(&self, ethertype: EtherType) -> bool {
+        field!(self.protocol) as u16 == ethertype.to_word()
+    }
+
+    /// [`Resize::encapsulate`] for a frame without a tag beside it.
+    #[inline(always)]
+    pub(super) fn encapsulate_plain(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+        let inner = Ethernet::read(self).ok_or(DropReason::Malformed)?;
+        let packet_len = u32::from(template.header_len) + self.len();
+        self.grow(template, 0)?;
+        self.write_outer(template, packet_len, stamp, inner)
+    }
+
+    /// Writes the outer header of a packet of this length, and the inner Ethernet header behind it.
+    #[inline(always)]
+    pub(super) fn write_outer(
+        &self,
+        template: &Template,
+        packet_len: u32,
+        stamp: Stamp,
+        inner: Ethernet,
+    ) -> Result<(), DropReason> {
+        const V4: usize = plain::V4 as usize;
+        const V4_KEYED: usize = plain::V4_KEYED as usize;
+        const V6: usize = plain::V6 as usize;
+        const V6_KEYED: usize = plain::V6_KEYED as usize;
+        match (is_v6(template), template.header_len) {
+            (false, plain::V4) => self.write_outer_of::<V4, 6, false>(template, packet_len, stamp, inner)?,
+            (false, plain::V4_KEYED) => {
+                self.write_outer_of::<V4_KEYED, 6, false>(template, packet_len, stamp, inner)?;
+            }
+            (true, plain::V6) => self.write_outer_of::<V6, 8, true>(template, packet_len, stamp, inner)?,
+            (true, plain::V6_KEYED) => {
+                self.write_outer_of::<V6_KEYED, 8, true>(template, packet_len, stamp, inner)?;
+            }
+            (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp, inner)?,
+            (true, _) => self.write_any_outer::<V6, true>(template, packet_len, stamp, inner)?,
+        }
+        if template.options & TOUCHED == 0 { Ok(()) } else { self.touch(template, packet_len, stamp) }
+    }
+
+    /// The same for a header of `OUTER` bytes, which end in the last of so many words.
+    #[inline(always)]
+    fn write_outer_of<const OUTER: usize, const WORDS: usize, const V6: bool>(
+        &self,
+        template: &Template,
+        packet_len: u32,
+        stamp: Stamp,
+        inner: Ethernet,
+    ) -> Result<(), DropReason> {
+        const { assert!(OUTER <= WORDS * 8 && WORDS * 8 <= OUTER + ETHERNET_LEN) };
+        let fields = fields::<V6>(template, packet_len, stamp);
+        let start = self.start::<OUTER>()?;
+        // SAFETY: all of it is within OUTER and an Ethernet header, as just checked; see
+        // `read` for alignment.
+        unsafe {
+            // Whole words, past the header's end; the inner header overwrites that.
+            start.cast::<[u64; WORDS]>().write(words(template));
+            write_fields::<V6>(start, fields);
+            for (at, value) in inner.writes() {
+                start.add(OUTER + at).cast::<u64>().write(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a header of any length, which is at least `LEAST`.
+    #[inline(always)]
+    fn write_any_outer<const LEAST: usize, const V6: bool>(
+        &self,
+        template: &Template,
+        packet_len: u32,
+        stamp: Stamp,
+        inner: Ethernet,
+    ) -> Result<(), DropReason> {
+        let fields = fields::<V6>(template, packet_len, stamp);
+        let len = opaque(usize::from(template.header_len));
+        if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
+            return Err(DropReason::Internal);
+        }
+        let header = (&raw const template.header).cast::<c_void>();
+        // SAFETY: the pointer is the program's context, and the header is at least so long.
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, header, len as u32, 0) })?;
+        for (at, value) in inner.writes() {
+            self.store(u32::from(template.header_len) + at as u32, &value)?;
+        }
+        let start = self.start::<LEAST>()?;
+        // SAFETY: the IP header is within what was just checked.
+        unsafe { write_fields::<V6>(start, fields) };
+        Ok(())
+    }
+
+    /// The packet's first bytes, `OUTER` and an Ethernet header, to be written.
+    #[inline(always)]
+    fn start<const OUTER: usize>(&self) -> Result<*mut u8, DropReason> {
+        let start = field!(self.data) as usize;
+        if start + OUTER + ETHERNET_LEN > field!(self.data_end) as usize {
+            return Err(DropReason::Headroom);
+        }
+        Ok(start as *mut u8)
+    }
+
+    /// Fills in what options ask for.
+    #[inline(always)]
+    fn touch(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
+        let mut gre_at = behind_ip(template);
+        let header_len = u32::from(template.header_len);
+        if template.options & template_option::UDP != 0 {
+            self.store(gre_at, &udp_header(template, packet_len, stamp.flow))?;
+            gre_at += UDP_LEN as u32;
+        }
+        if template.options & template_option::FLOW_ID != 0 {
+            self.store(header_len - 1, &(stamp.flow as u8))?;
+        }
+        if template.options & template_option::SEQUENCE != 0 {
+            self.store(header_len - 4, &stamp.sequence.to_be())?;
+        }
+        if template.options & template_option::CHECKSUM != 0 {
+            // RFC 2784 2.3: over header and payload, the field itself zero.
+            let sum = self.sum(gre_at, packet_len - gre_at).ok_or(DropReason::Headroom)?;
+            self.store(gre_at + 4, &(!sum).to_be())?;
+        }
+        Ok(())
+    }
+
+    /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
+    #[inline(always)]
+    pub(super) fn encapsulate_tagged(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+        let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
+        let mut tags_len = 0;
+        for tag in &mut tags {
+            if field!(self.vlan_present) == 0 {
+                break;
+            }
+            let [a, b] = (field!(self.vlan_proto) as u16).to_ne_bytes();
+            let [c, d] = (field!(self.vlan_tci) as u16).to_be_bytes();
+            *tag = [a, b, c, d];
+            tags_len += VLAN_TAG_LEN as u32;
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        if field!(self.vlan_present) != 0 {
+            return Err(DropReason::Headroom);
+        }
+        let inner = Ethernet::read(self).ok_or(DropReason::Malformed)?;
+        let packet_len = u32::from(template.header_len) + self.len() + tags_len;
+        self.grow(template, tags_len)?;
+        const MACS_LEN: u32 = 12;
+        let tags_at = u32::from(template.header_len) + MACS_LEN;
+        // The checksum, if there is one, covers them.
+        self.store(tags_at, &tags[0])?;
+        if tags_len as usize > VLAN_TAG_LEN {
+            self.store(tags_at + VLAN_TAG_LEN as u32, &tags[1])?;
+        }
+        self.store(tags_at + tags_len, &inner.ethertype().to_word())?;
+        let [high, low, ..] = tags[0];
+        let inner = inner.with_ethertype(EtherType::from_bytes([high, low]));
+        self.write_outer(template, packet_len, stamp, inner)
+    }
+
+    /// Whether the outer headers that it has and a template's are of the same protocols.
+    #[inline(always)]
+    pub(super) fn rests_on_the_same(&self, template: &Template) -> bool {
+        let at = if is_v6(template) { ETHERNET_LEN + 6 } else { ETHERNET_LEN + 9 };
+        self.takes_it_for(outer_ethertype(template)) && self.read::<u8>(at) == Some(template.header[at])
+    }
+}
+
+/// The type of a template's outer packets.
+#[inline(always)]
+fn outer_ethertype(template: &Template) -> EtherType {
+    if is_v6(template) { EtherType::IPV6 } else { EtherType::IPV4 }
+}

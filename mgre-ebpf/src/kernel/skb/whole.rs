@@ -1,0 +1,93 @@
+//! Looks at all of a socket buffer.
+
+use core::ptr;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_skb_load_bytes, bpf_skb_vlan_pop};
+use mgre_common::checksum::fold;
+use mgre_common::event::TOO_BIG_CAPTURE;
+use mgre_common::reason::DropReason;
+use mgre_ebpf::frame::{Frame, Replicate, Step, Whole};
+
+use super::{Skb, check};
+use crate::kernel::maps::{SCRATCH, SUM_CHUNK};
+use crate::kernel::wire::opaque;
+
+impl<const INGRESS: bool> Whole for Skb<INGRESS> {
+    #[inline(always)]
+    fn sum(&self, offset: u32, len: u32) -> Option<u16> {
+        let mut sum = Sum { skb: self.skb, offset, left: len, sum: 0 };
+        let chunks = len.div_ceil(SUM_CHUNK as u32);
+        Self::repeat(chunks, &mut sum);
+        if sum.left != 0 {
+            return None;
+        }
+        // A checksum does not depend on the byte order, its value does (RFC 1071 2(B)).
+        Some(u16::from_be(fold(sum.sum)))
+    }
+
+    #[inline(always)]
+    fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32 {
+        let there = opaque((self.len() - offset) as usize);
+        let len = if there < TOO_BIG_CAPTURE { there } else { TOO_BIG_CAPTURE };
+        if len == 0 {
+            return 0;
+        }
+        let to = to.as_mut_ptr();
+        // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
+        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.cast(), len as u32) } {
+            0 => len as u32,
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: the pointer is the program's context.
+        unsafe { (*self.skb).mark = mark };
+    }
+
+    #[inline(always)]
+    fn untag(&mut self) -> Result<(), DropReason> {
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_skb_vlan_pop(self.skb) })
+    }
+}
+
+/// A checksum in the making.
+struct Sum {
+    skb: *mut __sk_buff,
+    offset: u32,
+    left: u32,
+    sum: u32,
+}
+
+impl Step for Sum {
+    #[inline(always)]
+    fn step(&mut self, _: u32) -> bool {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
+        // SAFETY: the memory is this CPU's.
+        let bytes = unsafe { &mut *scratch };
+        let mut len = opaque(self.left as usize);
+        if len > SUM_CHUNK {
+            len = SUM_CHUNK;
+        } else {
+            // What is left from the chunk before would count.
+            *bytes = [0; SUM_CHUNK];
+        }
+        if len == 0 {
+            return false;
+        }
+        let to = bytes.as_mut_ptr();
+        // SAFETY: the pointer is the program's context, and there is room for the bytes.
+        if unsafe { bpf_skb_load_bytes(self.skb.cast(), self.offset, to.cast(), len as u32) } != 0 {
+            return false;
+        }
+        // SAFETY: all of the chunk is there.
+        let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, to.cast(), SUM_CHUNK as u32, self.sum) };
+        self.sum = sum as u32;
+        self.offset += len as u32;
+        self.left -= len as u32;
+        self.left != 0
+    }
+}

@@ -1,0 +1,75 @@
+//! What each outer packet has of its own: ECN, and what its peer's options ask for.
+
+use mgre_common::table::{Template, template_flag, template_option};
+use mgre_common::target::{Target, TargetKind};
+
+use crate::frame::{Frame, Stamp};
+use crate::inner::{ECN, Inner, flow};
+use crate::tables::Tables;
+
+/// What outer packets take over from the frame inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// The traffic class octet; zero if there is no IP packet.
+    pub tos: u8,
+    /// Whether nobody may fragment the packet.
+    pub dont_fragment: bool,
+    /// Which flow it is of, if that was asked for.
+    pub flow: u32,
+}
+
+impl Traits {
+    /// None at all.
+    pub const NONE: Self = Self { tos: 0, dont_fragment: false, flow: 0 };
+
+    /// Those of the frame that begins behind so many bytes of outer headers, as far as a
+    /// template with these options ([`template_option`] bits) asks for them.
+    #[inline(always)]
+    pub fn read<F: Frame>(frame: &F, outer_len: u32, options: u8) -> Self {
+        let inner = Inner::read(frame, outer_len);
+        let asks = |option: u8| options & option != 0;
+        Self {
+            tos: inner.map_or(0, |inner| inner.tos),
+            dont_fragment: asks(template_option::INHERIT_DF)
+                && inner.is_some_and(|inner| inner.dont_fragment(frame, outer_len)),
+            flow: if asks(template_option::FLOW_ID | template_option::UDP) {
+                flow(frame, outer_len)
+            } else {
+                0
+            },
+        }
+    }
+
+    /// What a packet to a peer has of its own, going no more than so many hops.
+    #[inline(always)]
+    pub fn stamp<T: Tables>(self, tables: &T, template: &Template, to: Target, hops: u8) -> Stamp {
+        let inherits = template.options & template_option::INHERIT_TOS != 0;
+        let dont_fragment = self.dont_fragment && template.options & template_option::INHERIT_DF != 0;
+        Stamp {
+            id: if dont_fragment { 0 } else { packet_id(tables, template, to) },
+            hops,
+            // The normal mode of RFC 6040 4.1: ECN is always copied.
+            tos: if inherits { self.tos } else { self.tos & ECN },
+            dont_fragment,
+            flow: self.flow,
+            sequence: if template.options & template_option::SEQUENCE == 0 {
+                0
+            } else {
+                next_sequence(tables, to)
+            },
+        }
+    }
+}
+
+/// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).
+#[inline(always)]
+fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
+    if template.flags & template_flag::NEEDS_ID != 0 { tables.packet_id(to) } else { 0 }
+}
+
+/// The first packet has number 0 (RFC 2890 2.2).
+#[inline(always)]
+fn next_sequence<T: Tables>(tables: &T, to: Target) -> u32 {
+    let TargetKind::Adjacency(id) = to.kind() else { return 0 };
+    tables.sequence(id).map_or(0, |sequence| tables.next_sequence(sequence))
+}
