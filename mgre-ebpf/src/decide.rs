@@ -7,10 +7,10 @@
 
 use core::sync::atomic::Ordering;
 
+use mgre_common::endpoint::Owner;
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::endpoint::Owner;
 use mgre_common::table::{Indexed, PORT_BY_VLAN, VlanKey, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::GRE_FIELD_LEN;

@@ -161,8 +161,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// That of a packet of our own that has nothing special.
-    pub const PLAIN: Self =
-        Self { id: 0, hops: u8::MAX, tos: 0, dont_fragment: false, flow: 0, sequence: 0 };
+    pub const PLAIN: Self = Self { id: 0, hops: u8::MAX, tos: 0, dont_fragment: false, flow: 0, sequence: 0 };
 }
 
 /// A frame that can be read. All offsets are from the Ethernet header's first byte.
@@ -347,10 +346,7 @@ fn superframe_headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     let l3 = inner.l3 as usize;
     let byte = |at: usize| frame.read_behind::<u8>(outer_len, l3 + at);
     let (ip_len, protocol) = match inner.version {
-        Version::V4 => (
-            u32::from(byte(0).unwrap_or(0) & 0xf) * 4,
-            byte(9).unwrap_or(0),
-        ),
+        Version::V4 => (u32::from(byte(0).unwrap_or(0) & 0xf) * 4, byte(9).unwrap_or(0)),
         Version::V6 => (40, byte(6).unwrap_or(0)),
     };
     let transport_len = if protocol == TCP {

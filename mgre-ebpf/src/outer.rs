@@ -139,8 +139,7 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
     if first >> 4 != 6 {
         return Outer::Foreign;
     }
-    let addresses =
-        Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
+    let addresses = Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
     let packet = Ip {
         payload_len: u32::from(u16::from_be_bytes([length_high, length_low])),
         tos: first << 4 | second >> 4,
@@ -244,9 +243,8 @@ fn parse_gre<const AT: usize, F: Frame>(
         // What the IP header says, less a UDP header.
         ip.payload_len.wrapping_sub(if udp.is_some() { UDP_LEN as u32 } else { 0 })
     };
-    let udp_ok = udp.is_none_or(|udp| {
-        frame.segment_size() != 0 || udp.len.wrapping_sub(UDP_LEN as u32) == payload_len
-    });
+    let udp_ok = udp
+        .is_none_or(|udp| frame.segment_size() != 0 || udp.len.wrapping_sub(UDP_LEN as u32) == payload_len);
     if payload_len > there || payload_len < gre_len + ETHERNET_LEN as u32 || !udp_ok {
         return Err(Outer::Refused(DropReason::Malformed));
     }

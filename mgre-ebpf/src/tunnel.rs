@@ -63,11 +63,8 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if needs_finishing(template) {
         return to_be_finished(frame, tables, journey, out_of);
     }
-    let egress = if frame_len > template.max_frame {
-        slow(tables)?
-    } else {
-        egress(frame, tables, template, now)?
-    };
+    let egress =
+        if frame_len > template.max_frame { slow(tables)? } else { egress(frame, tables, template, now)? };
     wrap(frame, tables, template, journey.to, out_of)?;
     finish(frame, tables, journey, egress)
 }
@@ -259,7 +256,8 @@ fn fate<F: Frame>(
     outer_len: u32,
     frame_len: u32,
 ) -> TooLong {
-    let may_fragment = if template.flags & template_flag::FRAGMENTS != 0 { TooLong::Fragment } else { TooLong::Drop };
+    let may_fragment =
+        if template.flags & template_flag::FRAGMENTS != 0 { TooLong::Fragment } else { TooLong::Drop };
     let Some(inner) = inner else { return may_fragment };
     let tags = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
     // RFC 7676 3.2: such a packet must pass, whatever the path takes.
@@ -287,5 +285,9 @@ fn tell<F: Replicate, T: Tables>(
     let mtu = if template.max_frame > l3 { template.max_frame - l3 } else { 0 };
     let tag = beside.map_or(0, |(protocol, control)| u32::from(protocol.number()) << 16 | u32::from(control));
     let source = journey.source.to_bits();
-    tables.report_too_big(frame, outer_len, TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag });
+    tables.report_too_big(
+        frame,
+        outer_len,
+        TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag },
+    );
 }

@@ -337,9 +337,8 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
         if ipv4 {
             let at = inner.l3 + 10;
             // SAFETY: the pointer is the program's context.
-            let done = unsafe {
-                bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2)
-            };
+            let done =
+                unsafe { bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2) };
             check(done)?;
         }
         let from = ptr::from_ref(&new.to_be()).cast::<c_void>();

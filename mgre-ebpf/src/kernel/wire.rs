@@ -49,10 +49,8 @@ pub(super) fn is_v6(template: &Template) -> bool {
 }
 
 /// Options for which a header must be touched after it is written.
-pub(super) const TOUCHED: u8 = template_option::CHECKSUM
-    | template_option::SEQUENCE
-    | template_option::FLOW_ID
-    | template_option::UDP;
+pub(super) const TOUCHED: u8 =
+    template_option::CHECKSUM | template_option::SEQUENCE | template_option::FLOW_ID | template_option::UDP;
 
 /// What an outer IP header has beside its template's bytes, as words ready to be stored.
 #[derive(Clone, Copy)]
@@ -84,7 +82,14 @@ pub(super) fn fields<const V6: bool>(template: &Template, packet_len: u32, stamp
         let class = u16::from_be_bytes([header[ETHERNET_LEN], header[ETHERNET_LEN + 1]]) | tos << 4;
         let limit = header[HOP_LIMIT];
         let hops = if stamp.hops < limit { stamp.hops } else { limit };
-        return Fields { class: class.to_be(), length: length.to_be(), id: 0, fragment: 0, hops, checksum: 0 };
+        return Fields {
+            class: class.to_be(),
+            length: length.to_be(),
+            id: 0,
+            fragment: 0,
+            hops,
+            checksum: 0,
+        };
     }
     let dont_fragment = if stamp.dont_fragment { u16::from(DONT_FRAGMENT) << 8 } else { 0 };
     // The template has neither where the packet may have its own.

@@ -85,7 +85,9 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         const V6_KEYED: usize = plain::V6_KEYED as usize;
         match (is_v6(template), template.header_len) {
             (false, plain::V4) => self.write_outer_of::<V4, false>(template, packet_len, stamp)?,
-            (false, plain::V4_KEYED) => self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?,
+            (false, plain::V4_KEYED) => {
+                self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?
+            }
             (true, plain::V6) => self.write_outer_of::<V6, true>(template, packet_len, stamp)?,
             (true, plain::V6_KEYED) => self.write_outer_of::<V6_KEYED, true>(template, packet_len, stamp)?,
             (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp)?,

@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn the_first_usable_address_of_each_version() {
         let found = |texts: &[&str]| endpoints(texts.iter().map(|text| text.parse().expect("an address")));
-        let Endpoints { v4, v6 } = found(&["fe80::1", "2001:db8::1", "127.0.0.1", "192.0.2.1", "2001:db8::2"]);
+        let Endpoints { v4, v6 } =
+            found(&["fe80::1", "2001:db8::1", "127.0.0.1", "192.0.2.1", "2001:db8::2"]);
         assert_eq!(v4, "127.0.0.1".parse().ok());
         assert_eq!(v6, "2001:db8::1".parse().ok());
         assert_eq!(found(&["fe80::1", "::1"]), Endpoints::default());

@@ -154,8 +154,7 @@ impl Engine {
 
     fn interface_numbers(&self) -> Vec<InterfaceNumbers> {
         let underlays = self.state.underlays.iter();
-        let underlays =
-            underlays.map(|(name, underlay)| (name.as_str(), (Hook::Underlay, underlay.mode)));
+        let underlays = underlays.map(|(name, underlay)| (name.as_str(), (Hook::Underlay, underlay.mode)));
         let ports = self.state.ports.iter().map(|(name, port)| {
             let hook = if port.created.is_some() { Hook::HostPort } else { Hook::Port };
             (port.interface(name), (hook, port.mode))

@@ -140,7 +140,11 @@ impl Datapath {
             Op::SetEndpoint(key, EndpointOwner { adjacency, flags }) => {
                 let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
                 let segment = record.segment.load(Ordering::Relaxed) as u16;
-                self.endpoints.set(key, Owner { adjacency: *adjacency, segment, flags: *flags as u16 }, now)?;
+                self.endpoints.set(
+                    key,
+                    Owner { adjacency: *adjacency, segment, flags: *flags as u16 },
+                    now,
+                )?;
             }
             Op::RemoveEndpoint(key) => self.endpoints.remove(key, now)?,
             Op::SetFlood(segment, targets) => self.set_flood(*segment, targets, now)?,
@@ -223,7 +227,9 @@ impl Datapath {
         }
         port.flags.store(flags, Ordering::Release);
         let slot = self.tables.port_slots.get(PortSlot::index(record.ifindex));
-        if let Some(slot) = slot.filter(|slot| slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)) {
+        if let Some(slot) = slot.filter(|slot| {
+            slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)
+        }) {
             slot.set(record.ifindex, Indexed { port: id, segment: record.segment.into() });
         }
         if was_up && !record.up {

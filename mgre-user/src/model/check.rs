@@ -83,9 +83,9 @@ fn obstacle_v6(address: Ipv6Addr) -> Option<&'static str> {
         v6 if v6.is_unspecified() => Some("it is the unspecified address"),
         v6 if v6.is_loopback() => Some("it is the loopback address"),
         v6 if v6.is_multicast() => Some("it is a multicast address"),
-        v6 if v6.is_unicast_link_local() => {
-            Some("it is a link-local address, which is known on one link only; give a global or unique local one")
-        }
+        v6 if v6.is_unicast_link_local() => Some(
+            "it is a link-local address, which is known on one link only; give a global or unique local one",
+        ),
         v6 if v6.to_ipv4_mapped().is_some() => {
             Some("it is an IPv4-mapped address, which no packet has; give the IPv4 address")
         }

@@ -139,11 +139,9 @@ mod tests {
 
     #[test]
     fn text() {
-        for (json, count) in [
-            ("\"192.0.2.1\"", 1),
-            ("\"2001:db8::1\"", 1),
-            ("[\"192.0.2.1\",\"2001:db8::1\"]", 2),
-        ] {
+        for (json, count) in
+            [("\"192.0.2.1\"", 1), ("\"2001:db8::1\"", 1), ("[\"192.0.2.1\",\"2001:db8::1\"]", 2)]
+        {
             let locals = locals(json).expect("parses");
             assert_eq!(locals.iter().count(), count);
             assert_eq!(serde_json::to_string(&locals).expect("serializes"), json);

@@ -67,8 +67,7 @@ fn peer_settings() -> impl Strategy<Value = PeerSettings> {
     let some = proptest::option::weighted(0.8, remote());
     let segments = proptest::option::weighted(0.8, prop::collection::vec(segment(), 0..3));
     let df = proptest::option::of(prop_oneof![Just(Df::Set), Just(Df::Unset), Just(Df::Inherit)]);
-    let tos =
-        proptest::option::of(prop_oneof![3 => (0..6u8).prop_map(Tos::Fixed), 1 => Just(Tos::Inherit)]);
+    let tos = proptest::option::of(prop_oneof![3 => (0..6u8).prop_map(Tos::Fixed), 1 => Just(Tos::Inherit)]);
     let encap = proptest::option::of(prop_oneof![Just(Encap::Gre), Just(Encap::GreUdp)]);
     let booleans = any::<[Option<bool>; 2]>();
     (some, segments, proptest::option::of(0..4u8), tos, df, encap, booleans).prop_map(
@@ -426,7 +425,8 @@ fn every_option_of_a_peer_can_be_changed() {
     };
     assert_eq!(*state.peers["b"], wanted);
     let toml = Document::from_state(&state).to_toml().expect("serializes");
-    for line in ["tos = \"inherit\"", "df = \"inherit\"", "csum = true", "seq = true", "encap = \"gre-udp\""] {
+    for line in ["tos = \"inherit\"", "df = \"inherit\"", "csum = true", "seq = true", "encap = \"gre-udp\""]
+    {
         assert!(toml.contains(line), "{toml}");
     }
     assert_eq!(state.apply(change, &Ids::default()).expect("applies"), state);
@@ -521,10 +521,7 @@ fn several_ports_on_one_interface() {
     let error = state.apply(add("blue", Some(10), Mode::Tc), &ids).expect_err("taken");
     assert!(error.to_string().starts_with("trunk0.10 is already a port of segment \"plain\""), "{error}");
     let error = state.apply(add("blue", Some(30), Mode::Auto), &ids).expect_err("another mode");
-    assert_eq!(
-        error.to_string(),
-        "trunk0 is attached to with mode tc for port trunk0; say --mode tc"
-    );
+    assert_eq!(error.to_string(), "trunk0 is attached to with mode tc for port trunk0; say --mode tc");
     let host = HostInterface::default();
     let change = Change::CreatePort { segment: "blue".into(), interface: "trunk0.10".into(), host };
     assert!(state.apply(change, &ids).is_err(), "the name is taken");

@@ -54,7 +54,8 @@ pub(super) fn affected(
 /// Peers in segments whose id or key is another.
 fn by_segment(names: &mut BTreeSet<Arc<str>>, old: &Compiled, state: &State) {
     for segment in changed(&old.state.segments, &state.segments) {
-        let identity = |state: &State| state.segments.get(&segment).map(|segment| (segment.id, segment.wire_key()));
+        let identity =
+            |state: &State| state.segments.get(&segment).map(|segment| (segment.id, segment.wire_key()));
         if old.state.peer_count(&segment) == 0 || identity(&old.state) == identity(state) {
             continue;
         }

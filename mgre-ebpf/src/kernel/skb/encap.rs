@@ -30,7 +30,8 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
         if self.is_ip() {
             let inner_l2 = (ETHERNET_LEN as u64 + u64::from(tags_len)) << 56;
-            let l3 = if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+            let l3 =
+                if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
             let udp = template.options & template_option::UDP != 0;
             let l4 = if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { BPF_F_ADJ_ROOM_ENCAP_L4_GRE };
             let encap = u64::from(l3 | l4 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);

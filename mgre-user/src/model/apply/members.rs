@@ -9,9 +9,7 @@ use super::{Draft, not_in_nvgre};
 use crate::model::change::PeerSettings;
 use crate::model::check;
 use crate::model::error::ModelError;
-use crate::model::state::{
-    FdbName, HostInterface, Peer, Port, StaticTarget, Underlay, default, tagged_name,
-};
+use crate::model::state::{FdbName, HostInterface, Peer, Port, StaticTarget, Underlay, default, tagged_name};
 use crate::model::types::{Df, Encap, Mode, Mtu, Tos};
 
 impl Draft<'_> {
@@ -206,7 +204,8 @@ impl Draft<'_> {
             }
         }
         for other in self.state.index.may_have(&canonical).filter(|other| *other != name) {
-            let Some(peer) = self.state.peers.get(other).filter(|_| self.has_remote(other, &canonical)) else {
+            let Some(peer) = self.state.peers.get(other).filter(|_| self.has_remote(other, &canonical))
+            else {
                 continue;
             };
             if let Some(segment) = segments.iter().find(|segment| peer.segments.contains_key(*segment)) {
