@@ -35,7 +35,7 @@ const PROMISED: [&str; 18] = [
 ];
 
 /// The reasons for which a frame can be dropped.
-const REASONS: [&str; 23] = [
+const REASONS: [&str; 24] = [
     "malformed",
     "bad_version",
     "routing_present",
@@ -59,6 +59,7 @@ const REASONS: [&str; 23] = [
     "headroom",
     "redirect_failed",
     "internal",
+    "inner_tag",
 ];
 
 fn is_mac(text: &str) -> bool {

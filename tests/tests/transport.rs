@@ -170,27 +170,3 @@ fn datagrams_in_superframes_arrive_one_by_one() -> Result<()> {
     }
     Ok(())
 }
-
-#[test]
-fn superframes_of_segments_that_do_not_fit_are_refused() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
-    let spokes = Spokes::new(2, Underlay::Switched)?;
-    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-    for spoke in [one, two] {
-        spoke.host.ip("link set eth0 mtu 1500")?;
-    }
-    let at_wan = Capture::start_where(&spokes.core, "s1", |frame| Gre::parse(frame).is_some())?;
-    // TCP agrees on segments of 1460 bytes, and none of those fits.
-    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[]);
-    let bytes = tcp.map_or(0.0, |tcp| tcp.bytes);
-    assert!(bytes < 1e6, "{bytes} bytes went through");
-    assert!(one.drops("too_big")? > 0);
-    // Nothing was cut or sent too long.
-    for packet in at_wan.stop() {
-        let gre = Gre::read(&packet.bytes)?;
-        assert!(gre.total_length <= 1500, "{} bytes", gre.total_length);
-    }
-    Ok(())
-}
