@@ -9,7 +9,9 @@ use mgre_tests::{
     packet::{self, BROADCAST, Datagram, MULTICAST, UNKNOWN, marked},
     skip::skipped,
     topology::{Family, Layout, SEGMENT, Spokes, Underlay},
-    traffic, wait,
+    traffic,
+    vlan::Tagging,
+    wait,
 };
 
 const VSID: u32 = 0x0012_3456;
@@ -153,9 +155,9 @@ fn a_tag_inside_is_refused() -> Result<()> {
         assert_eq!(at_two.arrived(&frame), 0);
     }
     // One that the kernel keeps beside the frame.
-    one.host.ip("link add link eth0 name tag0 type vlan id 100\nlink set tag0 up")?;
+    let _tagging = Tagging::new(&one.host, "eth0", &[(0x8100, 100)])?;
     let before = one.drops("inner_tag")?;
-    capture::send(&one.host, "tag0", &[marked(two.host_mac(), one.host_mac(), "with a tag")])?;
+    capture::send(&one.host, "eth0", &[marked(two.host_mac(), one.host_mac(), "with a tag")])?;
     wait::until("it is counted", wait::SOON, || Ok(one.drops("inner_tag")? > before)).map(|_| ())
 }
 

@@ -1,28 +1,22 @@
 //! VLAN tags: inside they are left alone, and a port may take one of them for a segment of its own.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use mgre_tests::{
     capture::{self, Capture},
     gre::{Gre, Outer},
-    packet::{self, BROADCAST, marked},
+    netns::{self, Netns},
+    packet::{self, BROADCAST, mac_text, marked},
     skip::skipped,
-    topology::{Family, Layout, SEGMENT, Spoke, Spokes, Underlay},
-    traffic, wait,
+    topology::{Family, Layout, SEGMENT, Spokes, Underlay},
+    traffic,
+    vlan::{Tag, Tagging},
+    wait,
 };
 
 const TCP_LEAST: f64 = 50e6;
 
 fn build(family: Family) -> Result<Spokes> {
     Layout { family, ..Layout::new(2, Underlay::Switched) }.build()
-}
-
-/// A VLAN interface of a host, with an address in a network of its own.
-fn vlan(spoke: &Spoke, parent: &str, name: &str, kind: &str, mtu: u32, network: u8) -> Result<()> {
-    spoke.host.ip(&format!(
-        "link add link {parent} name {name} mtu {mtu} type vlan {kind}\n\
-         addr add 10.{network}.0.{}/24 dev {name}\nlink set {name} up",
-        spoke.number
-    ))
 }
 
 #[test]
@@ -33,28 +27,27 @@ fn tags_inside_go_through_untouched() -> Result<()> {
     for family in [Family::V4, Family::V6] {
         let spokes = build(family)?;
         let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-        let mtu = spokes.layout.mtu();
         for spoke in [one, two] {
-            vlan(spoke, "eth0", "q", "proto 802.1Q id 100", mtu - 4, 81)?;
-            vlan(spoke, "eth0", "ad", "proto 802.1ad id 200", mtu - 4, 82)?;
-            vlan(spoke, "ad", "both", "proto 802.1Q id 300", mtu - 8, 83)?;
+            spoke.host.ip(&format!("link set eth0 mtu {}", spokes.layout.mtu() - 8))?;
         }
-        for (network, tags) in [
-            (81, &[0x81, 0x00, 0x00, 100][..]),
-            (82, &[0x88, 0xa8, 0x00, 200]),
-            (83, &[0x88, 0xa8, 0x00, 200, 0x81, 0x00, 0x01, 0x2c]),
-        ] {
-            let address = format!("10.{network}.0.2");
+        let tags: [(&[Tag], &[u8]); 3] = [
+            (&[(0x8100, 0x6064)], &[0x81, 0x00, 0x60, 0x64]),
+            (&[(0x88a8, 200)], &[0x88, 0xa8, 0x00, 200]),
+            (&[(0x8100, 300), (0x88a8, 200)], &[0x88, 0xa8, 0x00, 200, 0x81, 0x00, 0x01, 0x2c]),
+        ];
+        for (tags, bytes) in tags {
+            let _tagging = [Tagging::new(&one.host, "eth0", tags)?, Tagging::new(&two.host, "eth0", tags)?];
+            one.host.ip("neigh flush all")?;
             let at_wan = Capture::start(&one.netns, "wan0")?;
-            assert!(traffic::reaches(&one.host, &address)?, "{address}");
+            assert!(traffic::reaches(&one.host, &two.host_ip())?, "{tags:?}");
             // Nothing of it is lost, neither in the frames that are flooded (ARP) nor in those to one host (ICMP).
             let inner: Vec<_> = at_wan.packets().into_iter().map(|(_, gre)| gre.inner).collect();
-            let tagged = inner.iter().filter(|frame| frame[12..].starts_with(tags)).count();
-            assert!(tagged >= 4, "{tagged} of {} to {address}", inner.len());
+            let tagged = inner.iter().filter(|frame| frame[12..].starts_with(bytes)).count();
+            assert!(tagged >= 4, "{tagged} of {} with {tags:?}", inner.len());
             drop(at_wan);
-            for arguments in [&[][..], &["--reverse"]] {
+            for (address, arguments) in [(two.host_ip(), &[][..]), (two.host_ipv6(), &["--reverse"])] {
                 traffic::iperf3_at_least(TCP_LEAST, (&one.host, &two.host), &address, 1, arguments)
-                    .with_context(|| format!("{address} {arguments:?}, {family:?}"))?;
+                    .with_context(|| format!("{tags:?}, {address} {arguments:?}, {family:?}"))?;
             }
         }
         for reason in ["too_big", "headroom", "malformed", "internal"] {
@@ -64,22 +57,66 @@ fn tags_inside_go_through_untouched() -> Result<()> {
     Ok(())
 }
 
-/// Two spokes with three segments. The first spoke's host is in all of them by one cable: in one without a tag, in two by
-/// VLAN. The other spoke has a port of its own for each.
-fn trunk(family: Family) -> Result<Spokes> {
-    let spokes = build(family)?;
-    for (spoke, other) in [(spokes.spoke(1), "spoke2"), (spokes.spoke(2), "spoke1")] {
-        spoke.daemon.mgre(&["segment", "add", "red", "--key", "10"])?;
-        spoke.daemon.mgre(&["segment", "add", "blue", "--key", "20"])?;
-        spoke.daemon.mgre(&["peer", "set", other, "--segment", SEGMENT, "red", "blue"])?;
+/// Two spokes with three segments. The first spoke has one port for all of them: one without a tag, two by VLAN. The
+/// other spoke has a port of its own for each.
+struct Trunk {
+    spokes: Spokes,
+    /// Behind the other spoke, in the segments red and blue.
+    far: [Netns; 2],
+    /// Behind the first spoke's one port, beside its host: frames of these two have tags.
+    near: [Netns; 2],
+    _tagging: [Tagging; 2],
+}
+
+const VLANS: [(&str, u16); 2] = [("red", 10), ("blue", 20)];
+
+impl Trunk {
+    fn new(family: Family) -> Result<Self> {
+        let spokes = build(family)?;
+        let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+        for (spoke, other) in [(one, "spoke2"), (two, "spoke1")] {
+            for (segment, vlan) in VLANS {
+                spoke.daemon.mgre(&["segment", "add", segment, "--key", &vlan.to_string()])?;
+            }
+            spoke.daemon.mgre(&["peer", "set", other, "--segment", SEGMENT, "red", "blue"])?;
+        }
+        // The first spoke's host becomes a switch with two more hosts at it.
+        one.host.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+        one.host.ip(
+            "addr flush dev eth0\nlink add br0 address 02:00:00:00:01:10 type bridge mcast_snooping 0\nlink set eth0 master br0\n\
+             addr add 10.77.0.1/24 dev br0\nlink set br0 up",
+        )?;
+        let (mut far, mut near, mut tagging) = (Vec::new(), Vec::new(), Vec::new());
+        for (segment, vlan) in VLANS {
+            let set = |host: &Netns, number: u8| {
+                let mtu = spokes.layout.mtu();
+                host.ip(&format!("link set eth0 mtu {mtu}\naddr add 10.{vlan}.0.{number}/24 dev eth0"))
+            };
+            one.daemon.mgre(&["port", "add", segment, "lan0", "--vlan", &vlan.to_string()])?;
+            let mac = |number| [2, 0, 0, 0, number, 0x30 + vlan as u8];
+            let host = Netns::new(&format!("near-{segment}"))?;
+            netns::ip(&format!(
+                "link add {segment} netns {} type veth peer name eth0 address {} netns {}",
+                one.host.name(),
+                mac_text(mac(1)),
+                host.name()
+            ))?;
+            one.host.ip(&format!("link set {segment} master br0 up"))?;
+            host.ip("link set eth0 up")?;
+            set(&host, 1)?;
+            tagging.push(Tagging::new(&host, "eth0", &[(0x8100, vlan)])?);
+            near.push(host);
+
+            let host = two.add_host(segment, mac(2))?;
+            two.daemon.mgre(&["port", "add", segment, segment])?;
+            set(&host, 2)?;
+            far.push(host);
+        }
+        spokes.wait_up()?;
+        let pair = |hosts: Vec<Netns>| <[Netns; 2]>::try_from(hosts).map_err(|_| anyhow!("not two hosts"));
+        let tagging = <[Tagging; 2]>::try_from(tagging).map_err(|_| anyhow!("not two"))?;
+        Ok(Self { far: pair(far)?, near: pair(near)?, _tagging: tagging, spokes })
     }
-    let one = spokes.spoke(1);
-    one.daemon.mgre(&["port", "add", "red", "lan0", "--vlan", "10"])?;
-    one.daemon.mgre(&["port", "add", "blue", "lan0", "--vlan", "20"])?;
-    vlan(one, "eth0", "red", "id 10", spokes.layout.mtu(), 91)?;
-    vlan(one, "eth0", "blue", "id 20", spokes.layout.mtu(), 92)?;
-    spokes.wait_up()?;
-    Ok(spokes)
 }
 
 #[test]
@@ -88,38 +125,28 @@ fn a_tag_of_a_port_is_a_segment() -> Result<()> {
         return Ok(());
     }
     for family in [Family::V4, Family::V6] {
-        let spokes = trunk(family)?;
-        let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-        let red = two.add_host("red0", [2, 0, 0, 0, 2, 0x31])?;
-        let blue = two.add_host("blue0", [2, 0, 0, 0, 2, 0x32])?;
-        two.daemon.mgre(&["port", "add", "red", "red0"])?;
-        two.daemon.mgre(&["port", "add", "blue", "blue0"])?;
-        let mtu = spokes.layout.mtu();
-        red.ip(&format!("link set eth0 mtu {mtu}\naddr add 10.91.0.2/24 dev eth0"))?;
-        blue.ip(&format!("link set eth0 mtu {mtu}\naddr add 10.92.0.2/24 dev eth0"))?;
-
+        let trunk = Trunk::new(family)?;
+        let (one, two) = (trunk.spokes.spoke(1), trunk.spokes.spoke(2));
         let at_wan = Capture::start(&one.netns, "wan0")?;
-        for address in ["10.91.0.2", "10.92.0.2", &two.host_ip()] {
-            assert!(traffic::reaches(&one.host, address)?, "{address}");
+        let ways = [
+            (&one.host, &two.host, two.host_ip()),
+            (&trunk.near[0], &trunk.far[0], "10.10.0.2".to_owned()),
+            (&trunk.near[1], &trunk.far[1], "10.20.0.2".to_owned()),
+        ];
+        for (from, _, address) in &ways {
+            assert!(traffic::reaches(from, address)?, "{address}");
         }
-        assert!(traffic::reaches(&red, "10.91.0.1")? && traffic::reaches(&blue, "10.92.0.1")?);
         // The tag ends at the port.
         assert!(at_wan.packets().iter().all(|(_, gre)| gre.inner[12..14] != [0x81, 0x00]));
         drop(at_wan);
-        for (host, address) in [(&red, "10.91.0.2"), (&blue, "10.92.0.2"), (&two.host, &two.host_ip())] {
+        for (from, to, address) in &ways {
             for arguments in [&[][..], &["--reverse"]] {
-                traffic::iperf3_at_least(TCP_LEAST, (&one.host, host), address, 1, arguments)
+                traffic::iperf3_at_least(TCP_LEAST, (from, to), address, 1, arguments)
                     .with_context(|| format!("{address} {arguments:?}, {family:?}"))?;
             }
         }
-        let ports: Vec<_> = one
-            .daemon
-            .list(&["fdb", "show", "--segment", "red"])?
-            .into_iter()
-            .filter(|entry| entry["mac"] == "02:00:00:00:01:10")
-            .map(|entry| entry["port"].clone())
-            .collect();
-        assert_eq!(ports, ["lan0.10"]);
+        one.wait_fdb_port([2, 0, 0, 0, 1, 0x30 + 10], "lan0.10")?;
+        one.wait_fdb_port([2, 0, 0, 0, 1, 0x30 + 20], "lan0.20")?;
         for reason in ["too_big", "headroom", "malformed", "internal"] {
             assert_eq!((one.drops(reason)?, two.drops(reason)?), (0, 0), "{reason}");
         }
@@ -132,7 +159,8 @@ fn segments_of_one_cable_stay_apart() -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let spokes = trunk(Family::V4)?;
+    let trunk = Trunk::new(Family::V4)?;
+    let spokes = &trunk.spokes;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     let at_one = Capture::start(&one.host, "eth0")?;
     let at_two = Capture::start(&two.host, "eth0")?;
@@ -179,8 +207,8 @@ fn what_cannot_be_is_refused() -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let spokes = trunk(Family::V4)?;
-    let daemon = &spokes.spoke(1).daemon;
+    let trunk = Trunk::new(Family::V4)?;
+    let daemon = &trunk.spokes.spoke(1).daemon;
     let before = daemon.mgre(&["export"])?;
     let cases: [(&[&str], &str); 4] = [
         (&["port", "add", "blue", "lan0", "--vlan", "10"], "lan0.10"),
