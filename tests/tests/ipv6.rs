@@ -245,7 +245,7 @@ fn strangers_are_not_let_in() -> Result<()> {
     assert_eq!(at_two.arrived(&inner), 0);
     assert_eq!(two.fdb(UNKNOWN)?, None, "nothing is learned from them");
     // The same in proper form, and with bits that are to be ignored (RFC 2784 2.3).
-    for outer in [peer.clone(), with(&|outer| outer.flags = 0x00f8), with(&|outer| outer.sequence = Some(9))]
+    for outer in [peer.clone(), with(&|outer| outer.flags = 0x03f8), with(&|outer| outer.sequence = Some(9))]
     {
         let before = at_two.arrived(&inner);
         spokes.send_to(2, &[outer.frame(&inner)?])?;
