@@ -160,22 +160,11 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     /// Fills in what options ask for.
     #[inline(always)]
     fn touch(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
-        let mut gre_at = behind_ip(template);
-        let header_len = u32::from(template.header_len);
         if template.options & template_option::UDP != 0 {
-            self.store(gre_at, &udp_header(template, packet_len, stamp.flow))?;
-            gre_at += UDP_LEN as u32;
+            self.store(behind_ip(template), &udp_header(template, packet_len, stamp.flow))?;
         }
         if template.options & template_option::FLOW_ID != 0 {
-            self.store(header_len - 1, &(stamp.flow as u8))?;
-        }
-        if template.options & template_option::SEQUENCE != 0 {
-            self.store(header_len - 4, &stamp.sequence.to_be())?;
-        }
-        if template.options & template_option::CHECKSUM != 0 {
-            // RFC 2784 2.3: over header and payload, the field itself zero.
-            let sum = self.sum(gre_at, packet_len - gre_at).ok_or(DropReason::Headroom)?;
-            self.store(gre_at + 4, &(!sum).to_be())?;
+            self.store(u32::from(template.header_len) - 1, &(stamp.flow as u8))?;
         }
         Ok(())
     }
