@@ -146,10 +146,7 @@ fn inner_len<F: Frame>(frame: &F, out_of: Option<OutOf>) -> u32 {
 #[inline(always)]
 pub(crate) fn take_out<F: Resize>(frame: &mut F, out_of: OutOf) -> Result<(), DropReason> {
     frame.strip(out_of.strip)?;
-    match out_of.remark {
-        Some((inner, tos)) => frame.remark(inner, tos),
-        None => Ok(()),
-    }
+    if out_of.remarks() { frame.remark(out_of.inner, out_of.tos) } else { Ok(()) }
 }
 
 #[inline(always)]

@@ -7,16 +7,16 @@
 
 use core::sync::atomic::Ordering;
 
+use mgre_common::endpoint::Owner;
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::endpoint::Owner;
 use mgre_common::table::{Indexed, PORT_BY_VLAN, VlanKey, adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::GRE_FIELD_LEN;
 
 use crate::frame::{Ethernet, Frame, Strip, Whole};
-use crate::inner::{ECN, Inner, combine_ecn};
+use crate::inner::{ECN, Inner, Version, combine_ecn};
 use crate::outer::{self, Claims, Outer, Packet};
 use crate::tables::{Now, Tables};
 use crate::verify;
@@ -64,8 +64,37 @@ pub enum Verdict {
 pub struct OutOf {
     /// Outer headers to take off.
     pub strip: Strip,
-    /// The traffic class octet to give the packet inside then, if it is to have another.
-    pub remark: Option<(Inner, u8)>,
+    /// The packet inside that is to have another traffic class octet then, if there is one.
+    pub inner: Inner,
+    /// That octet: the packet's own if nothing is to be done.
+    pub tos: u8,
+}
+
+impl OutOf {
+    /// No tunnel at all.
+    pub const NOTHING: Self = Self::new(Strip { outer_len: 0, inner_len: 0, hops: 0, tos: 0 });
+
+    /// Only headers to take off.
+    #[inline(always)]
+    pub const fn new(strip: Strip) -> Self {
+        Self { strip, inner: Inner { version: Version::V4, l3: 0, tos: 0 }, tos: 0 }
+    }
+
+    /// The same, blurred ([`Frame::blur`]).
+    #[inline(always)]
+    pub fn blur<F: Frame>(self, frame: &F) -> Self {
+        Self {
+            strip: self.strip.blur(frame),
+            inner: self.inner.blur(frame),
+            tos: frame.blur(self.tos.into()) as u8,
+        }
+    }
+
+    /// Whether the packet inside is to be changed.
+    #[inline(always)]
+    pub const fn remarks(&self) -> bool {
+        self.tos != self.inner.tos
+    }
 }
 
 /// Which hook decides.
@@ -207,6 +236,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
     };
     let Packet { owner, strip, claims } = packet;
+    let strip = strip.blur(frame);
     let source = Target::adjacency(owner.adjacency);
     let (segment, flags) = match owner {
         Owner { segment: 0, adjacency, .. } => {
@@ -227,23 +257,22 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
     if !S::EARLY {
         tables.count_received(source, strip.inner_len, now);
     }
-    let mut remark = None;
+    let mut out_of = OutOf::new(strip);
     // Most packets have nothing that needs a closer look.
     if claims.any() || flags != 0 || strip.tos & ECN != 0 {
         if S::EARLY && claims.any() {
             return Verdict::Defer;
         }
-        let looked = admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now);
-        match looked {
-            Ok(tos) => remark = tos,
+        match admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now) {
+            Ok((inner, tos)) => out_of = OutOf { strip, inner, tos }.blur(frame),
             Err(reason) => return Verdict::refuse(source, reason),
         }
     }
-    let arrival = Arrival { source, segment, out_of: Some(OutOf { strip, remark }), now };
+    let arrival = Arrival { source, segment, out_of: Some(out_of), now };
     arrival.decide::<S, T>(tables, &ethernet)
 }
 
-/// Checks what a packet claims; says which traffic class the packet inside gets, if another.
+/// Checks what a packet claims; says what the packet inside is, and its new traffic class.
 #[inline(always)]
 fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
     frame: &F,
@@ -252,7 +281,7 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
     flags: u32,
     ethernet: &Ethernet,
     now: Now,
-) -> Result<Option<(Inner, u8)>, DropReason> {
+) -> Result<(Inner, u8), DropReason> {
     let Packet { owner, strip, claims } = *packet;
     if flags & adjacency_flag::NVGRE != 0 {
         // RFC 7637 3.2: the C and S bits must be zero. 3.3: no tag inside.
@@ -273,11 +302,14 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
             return Err(DropReason::SequenceOld);
         }
     }
-    let Some(inner) = Inner::read(frame, strip.outer_len) else { return Ok(None) };
+    let Some(inner) = Inner::read(frame, strip.outer_len) else {
+        let OutOf { inner, tos, .. } = OutOf::NOTHING;
+        return Ok((inner, tos));
+    };
     let ecn = combine_ecn(inner.tos, strip.tos)?;
     let uniform = flags & adjacency_flag::UNIFORM != 0;
-    let tos = if uniform { strip.tos } else { inner.tos } & !ECN | ecn;
-    Ok((tos != inner.tos).then_some((inner, tos)))
+    let dscp = if uniform { strip.tos } else { inner.tos } & !ECN;
+    Ok((inner, dscp | ecn))
 }
 
 /// Whether a segment is one in which frames go from tunnel to tunnel.

@@ -8,14 +8,14 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::DropReason;
-use mgre_common::table::{Port, Template, port_flag, template_flag};
-use mgre_common::target::{Target, TargetKind};
+use mgre_common::table::{port_flag, template_flag};
+use mgre_common::target::TargetKind;
 
 use crate::act::{blame, take_out};
 use crate::decide::{self, Early, Interface, OutOf, Verdict};
-use crate::frame::{Egress, Frame, Resize, Side};
+use crate::frame::{Egress, Resize, Side};
 use crate::tables::{Now, Tables};
-use crate::tunnel;
+use crate::tunnel::{self, Journey};
 
 /// The way of a frame from a local interface.
 #[inline(always)]
@@ -47,14 +47,19 @@ fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: N
         }
         Verdict::Forward { source, to, out_of } => {
             let bytes = out_of.map_or_else(|| frame.len(), |out_of| out_of.strip.inner_len);
-            let Some(way) = way(frame, tables, to, bytes, out_of, now) else { return frame.pass() };
-            tables.count_received(source, bytes, now);
-            match send(frame, tables, &way, to, out_of) {
+            let journey = Journey { source, to, bytes };
+            let sent = match to.kind() {
+                TargetKind::Port(id) => to_port(frame, tables, id, journey, out_of, now),
+                TargetKind::Adjacency(id) => to_peer(frame, tables, id, journey, out_of, now),
+                TargetKind::None => Err(None),
+            };
+            match sent {
                 Ok(action) => {
                     tables.count_sent(to, bytes);
                     action
                 }
-                Err(reason) => {
+                Err(None) => frame.pass(),
+                Err(Some(reason)) => {
                     let (target, direction) = blame(source, to);
                     tables.count_drop(target, direction, reason);
                     frame.drop()
@@ -70,70 +75,59 @@ fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: N
     }
 }
 
-/// How a frame reaches its target.
-enum Way<'a> {
-    Port(Egress),
-    Adjacency(&'a Template),
-}
-
-/// The way to a target, if a frame of this length can take it from here.
+/// Delivers a frame, if it can be done from here; nothing is touched otherwise.
+///
+/// # Errors
+/// It cannot, or it was begun and a reason says what went wrong.
 #[inline(always)]
-fn way<'a, F: Frame, T: Tables>(
-    frame: &F,
-    tables: &'a T,
-    to: Target,
-    bytes: u32,
-    out_of: Option<OutOf>,
-    now: Now,
-) -> Option<Way<'a>> {
-    match to.kind() {
-        TargetKind::Port(id) => port_way(tables.port(id)?, bytes),
-        TargetKind::Adjacency(id) => {
-            let template = tables.adjacency(id)?.template();
-            let needed = template_flag::RESOLVED | template_flag::EXPRESS;
-            let fits =
-                template.flags & needed == needed && bytes <= template.max_frame && tables.has_lease(now);
-            if !fits {
-                return None;
-            }
-            let outer_len = out_of.map_or(0, |out_of| out_of.strip.outer_len);
-            tunnel::carries(frame, template, outer_len).ok()?;
-            Some(Way::Adjacency(template))
-        }
-        TargetKind::None => None,
-    }
-}
-
-#[inline(always)]
-fn port_way<'a>(port: &Port, bytes: u32) -> Option<Way<'a>> {
-    let needed = port_flag::VALID | port_flag::UP | port_flag::EXPRESS;
-    let fits = port.flags.load(Ordering::Relaxed) & needed == needed
-        && bytes <= port.max_frame.load(Ordering::Relaxed);
-    let ifindex = port.ifindex.load(Ordering::Relaxed);
-    fits.then_some(Way::Port(Egress::new(ifindex, Side::Out)))
-}
-
-#[inline(always)]
-fn send<F: Resize, T: Tables>(
+fn to_port<F: Resize, T: Tables>(
     frame: &mut F,
     tables: &T,
-    way: &Way<'_>,
-    to: Target,
+    id: u32,
+    journey: Journey,
     out_of: Option<OutOf>,
-) -> Result<F::Action, DropReason> {
-    match way {
-        Way::Port(egress) => {
-            if let Some(out_of) = out_of {
-                take_out(frame, out_of)?;
-            }
-            frame.redirect(*egress)
-        }
-        Way::Adjacency(template) => {
-            tunnel::wrap(frame, tables, template, to, out_of)?;
-            let egress = Egress::new(template.ifindex, Side::Out);
-            // What came out of a tunnel may go back where it came from.
-            let back = out_of.is_some() && template.flags & template_flag::SENDS_BACK != 0;
-            if back { frame.redirect_back(egress) } else { frame.redirect(egress) }
-        }
+    now: Now,
+) -> Result<F::Action, Option<DropReason>> {
+    let port = tables.port(id).ok_or(None)?;
+    let needed = port_flag::VALID | port_flag::UP | port_flag::EXPRESS;
+    if port.flags.load(Ordering::Relaxed) & needed != needed
+        || journey.bytes > port.max_frame.load(Ordering::Relaxed)
+    {
+        return Err(None);
     }
+    tables.count_received(journey.source, journey.bytes, now);
+    if let Some(out_of) = out_of {
+        take_out(frame, out_of)?;
+    }
+    Ok(frame.redirect(Egress::new(port.ifindex.load(Ordering::Relaxed), Side::Out))?)
+}
+
+/// The same into a tunnel.
+///
+/// # Errors
+/// As [`to_port`].
+#[inline(always)]
+fn to_peer<F: Resize, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    id: u32,
+    journey: Journey,
+    out_of: Option<OutOf>,
+    now: Now,
+) -> Result<F::Action, Option<DropReason>> {
+    let template = tables.adjacency(id).ok_or(None)?.template();
+    let needed = template_flag::RESOLVED | template_flag::EXPRESS;
+    if template.flags & needed != needed || journey.bytes > template.max_frame || !tables.has_lease(now) {
+        return Err(None);
+    }
+    let outer_len = out_of.map_or(0, |out_of| out_of.strip.outer_len);
+    if tunnel::carries(frame, template, outer_len).is_err() {
+        return Err(None);
+    }
+    tables.count_received(journey.source, journey.bytes, now);
+    tunnel::wrap(frame, tables, template, journey.to, out_of)?;
+    let egress = Egress::new(template.ifindex, Side::Out);
+    // What came out of a tunnel may go back where it came from.
+    let back = out_of.is_some() && template.flags & template_flag::SENDS_BACK != 0;
+    Ok(if back { frame.redirect_back(egress)? } else { frame.redirect(egress)? })
 }

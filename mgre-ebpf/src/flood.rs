@@ -39,20 +39,30 @@ struct Flood<'a, F, T> {
     hops: u8,
     /// What their outer headers take over from the frame.
     traits: Traits,
-    /// The target that the frame is ready for and was not sent to yet.
-    pending: Target,
-    egress: Egress,
-    /// It is counted as sent when it comes back from the slow interface.
-    counted_later: bool,
+    /// The target that the frame is ready for and was not sent to yet ([`Target`] bits).
+    pending: u32,
+    /// Where that is: the interface, and [`Egress::how`].
+    ifindex: u32,
+    how: u32,
     copies: u32,
-    /// The outer headers that it came with and still has.
-    received: Option<OutOf>,
+    /// The outer headers that it came with.
+    out_of: OutOf,
     /// Length of the outer header that we put on it, if any.
-    outer_len: u16,
+    outer_len: u32,
+    /// [`state`] bits.
+    state: u32,
+}
+
+/// What has become of a frame so far.
+mod state {
+    /// It still has the outer headers that it came with.
+    pub(super) const RECEIVED: u32 = 1 << 0;
     /// It could not be resized, and is no longer what it was.
-    damaged: bool,
-    /// Whether there was anyone to send to.
-    tried: bool,
+    pub(super) const DAMAGED: u32 = 1 << 1;
+    /// There was someone to send to.
+    pub(super) const TRIED: u32 = 1 << 2;
+    /// What is pending is counted as sent when it comes back from the slow interface.
+    pub(super) const COUNTED_LATER: u32 = 1 << 3;
 }
 
 /// Sends a frame to all of a segment; each copy counts for so many bytes.
@@ -99,15 +109,22 @@ pub fn flood<F: Replicate, T: Tables>(
         first: if relayed.is_some() { ports } else { 0 },
         hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
         traits,
-        pending: Target::NONE,
-        egress: Egress::new(0, Side::Out),
-        counted_later: false,
+        pending: 0,
+        ifindex: 0,
+        how: 0,
         copies: 0,
-        received: relayed,
+        out_of: relayed.unwrap_or(OutOf::NOTHING),
         outer_len: 0,
-        damaged: false,
-        tried: false,
+        state: if relayed.is_some() { state::RECEIVED } else { 0 },
     };
+    flood.traits = flood.traits.blur(flood.frame);
+    flood.out_of = flood.out_of.blur(flood.frame);
+    flood.source = Target::from_bits(flood.frame.blur(flood.source.to_bits()));
+    for number in [&mut flood.count, &mut flood.first, &mut flood.frame_len, &mut flood.bytes] {
+        *number = flood.frame.blur(*number);
+    }
+    flood.hops = flood.frame.blur(flood.hops.into()) as u8;
+    flood.blur();
     F::repeat(flood.count, &mut flood);
     flood.finish(segment)
 }
@@ -122,11 +139,12 @@ impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
         if to == self.source {
             return true;
         }
-        self.tried = true;
+        self.state |= state::TRIED;
         if let Err(reason) = self.send(to) {
             let (target, direction) = blame(self.source, to);
             self.tables.count_drop(target, direction, reason);
         }
+        self.blur();
         true
     }
 }
@@ -141,8 +159,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 let egress = port_egress(port, self.frame.segment_size(), self.bytes)?;
                 self.copy_to_pending();
                 self.bare()?;
-                self.egress = egress;
-                self.counted_later = false;
+                self.is_ready(to, egress, false);
             }
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
@@ -155,22 +172,64 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 } else {
                     self.encapsulate(template, to)?;
                 }
-                self.egress = egress;
-                self.counted_later = needs_finishing(template);
+                self.is_ready(to, egress, needs_finishing(template));
             }
             TargetKind::None => return Err(DropReason::Internal),
         }
-        self.pending = to;
         Ok(())
+    }
+
+    /// Notes that the frame is what a target is to have.
+    #[inline(always)]
+    fn is_ready(&mut self, to: Target, egress: Egress, counted_later: bool) {
+        self.pending = to.to_bits();
+        self.ifindex = egress.ifindex;
+        self.how = egress.how();
+        self.state &= !state::COUNTED_LATER;
+        if counted_later {
+            self.state |= state::COUNTED_LATER;
+        }
+    }
+
+    /// What is pending, and where it goes; then nothing is.
+    #[inline(always)]
+    fn take_pending(&mut self) -> Option<(Target, Egress)> {
+        let to = Target::from_bits(self.pending);
+        self.pending = 0;
+        if to.is_none() {
+            return None;
+        }
+        Some((to, Egress::from_parts(self.ifindex, self.how)))
+    }
+
+    #[inline(always)]
+    fn has(&self, bit: u32) -> bool {
+        self.state & bit != 0
+    }
+
+    /// Whether the frame has the outer headers that it came with, of which it is now relieved.
+    #[inline(always)]
+    fn take_received(&mut self) -> bool {
+        let had = self.has(state::RECEIVED);
+        self.state &= !state::RECEIVED;
+        had
+    }
+
+    /// However it came to be so, what is so is all that matters.
+    #[inline(always)]
+    fn blur(&mut self) {
+        self.pending = self.frame.blur(self.pending);
+        self.ifindex = self.frame.blur(self.ifindex);
+        self.how = self.frame.blur(self.how);
+        self.outer_len = self.frame.blur(self.outer_len);
+        self.state = self.frame.blur(self.state);
+        self.copies = self.frame.blur(self.copies);
     }
 
     /// Where the next copy goes through a template.
     #[inline(always)]
     fn tunnel_egress(&self, template: &Template) -> Result<Egress, DropReason> {
-        let behind = match self.received {
-            Some(out_of) => out_of.strip.outer_len,
-            None => u32::from(self.outer_len),
-        };
+        let behind = if self.has(state::RECEIVED) { self.out_of.strip.outer_len } else { self.outer_len };
         if template.options != 0 {
             carries(self.frame, template, behind)?;
         }
@@ -185,13 +244,14 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     /// Takes off what outer headers there are.
     #[inline(always)]
     fn bare(&mut self) -> Result<(), DropReason> {
-        if let Some(out_of) = self.received.take() {
+        if self.take_received() {
+            let out_of = self.out_of;
             return self.resized(|frame| take_out(frame, out_of));
         }
         if self.outer_len == 0 {
             return Ok(());
         }
-        let outer_len = u32::from(self.outer_len);
+        let outer_len = self.outer_len;
         // A tag that was beside it is in it now.
         let inner_len = self.frame.len() - outer_len;
         let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
@@ -203,35 +263,34 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     #[inline(always)]
     fn encapsulate(&mut self, template: &Template, to: Target) -> Result<(), DropReason> {
         let stamp = self.traits.stamp(self.tables, template, to, self.hops);
-        let outer_len = u32::from(self.outer_len);
-        self.outer_len = template.header_len;
+        let outer_len = self.outer_len;
+        self.outer_len = template.header_len.into();
         if outer_len != 0 {
             return self.resized(|frame| frame.readdress(template, stamp, outer_len));
         }
-        match self.received.take() {
-            None => self.resized(|frame| frame.encapsulate(template, stamp)),
-            Some(out_of) => self.resized(|frame| frame.relay(template, stamp, out_of.strip)),
+        if self.take_received() {
+            let strip = self.out_of.strip;
+            return self.resized(|frame| frame.relay(template, stamp, strip));
         }
+        self.resized(|frame| frame.encapsulate(template, stamp))
     }
 
     #[inline(always)]
     fn resized(&mut self, resize: impl FnOnce(&mut F) -> Result<(), DropReason>) -> Result<(), DropReason> {
-        if self.damaged {
+        if self.has(state::DAMAGED) {
             return Err(DropReason::Headroom);
         }
         let done = resize(self.frame);
-        self.damaged = done.is_err();
+        if done.is_err() {
+            self.state |= state::DAMAGED;
+        }
         done
     }
 
     #[inline(always)]
     fn copy_to_pending(&mut self) {
-        let to = self.pending;
-        if to.is_none() {
-            return;
-        }
-        self.pending = Target::NONE;
-        match self.frame.copy_to(self.egress) {
+        let Some((to, egress)) = self.take_pending() else { return };
+        match self.frame.copy_to(egress) {
             Ok(()) => self.sent(to),
             Err(reason) => {
                 let (target, direction) = blame(self.source, to);
@@ -242,7 +301,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
 
     #[inline(always)]
     fn sent(&mut self, to: Target) {
-        if !self.counted_later {
+        if !self.has(state::COUNTED_LATER) {
             self.tables.count_sent(to, self.bytes);
         }
         self.copies += 1;
@@ -250,15 +309,14 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
 
     #[inline(always)]
     fn finish(mut self, segment: u32) -> F::Action {
-        let to = self.pending;
-        if to.is_none() {
-            if !self.tried {
+        let Some((to, egress)) = self.take_pending() else {
+            if !self.has(state::TRIED) {
                 self.tables.count_drop(self.source, Direction::Receive, DropReason::NoTarget);
             }
             self.tables.count_flood(segment, self.copies);
             return self.frame.drop();
-        }
-        let sent = self.frame.redirect(self.egress);
+        };
+        let sent = self.frame.redirect(egress);
         match &sent {
             Ok(_) => self.sent(to),
             Err(reason) => {

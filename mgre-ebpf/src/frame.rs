@@ -7,7 +7,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 
-use crate::inner::{Inner, Version};
+use crate::inner::Inner;
 
 /// What [`Frame::read_behind`] is asked for is before this: the longest outer headers (78 bytes:
 /// IPv6, UDP, GRE with every field), Ethernet with two tags, IPv6, and the start of TCP.
@@ -121,11 +121,45 @@ pub struct Egress {
     pub vlan: u16,
 }
 
+impl Strip {
+    /// The same, blurred ([`Frame::blur`]).
+    #[inline(always)]
+    pub fn blur<F: Frame>(self, frame: &F) -> Self {
+        Self {
+            outer_len: frame.blur(self.outer_len),
+            inner_len: frame.blur(self.inner_len),
+            hops: frame.blur(self.hops.into()) as u8,
+            tos: frame.blur(self.tos.into()) as u8,
+        }
+    }
+}
+
 impl Egress {
     /// Without a tag.
     #[inline(always)]
     pub const fn new(ifindex: u32, side: Side) -> Self {
         Self { ifindex, side, vlan: 0 }
+    }
+
+    /// Side and VLAN id as one word.
+    #[inline(always)]
+    pub const fn how(self) -> u32 {
+        (self.side as u32) << 16 | self.vlan as u32
+    }
+
+    /// From an interface and such a word.
+    #[inline(always)]
+    pub const fn from_parts(ifindex: u32, how: u32) -> Self {
+        const RECEIVE: u32 = Side::Receive as u32;
+        const PEER: u32 = Side::Peer as u32;
+        const NEIGHBOR: u32 = Side::Neighbor as u32;
+        let side = match how >> 16 {
+            RECEIVE => Side::Receive,
+            PEER => Side::Peer,
+            NEIGHBOR => Side::Neighbor,
+            _ => Side::Out,
+        };
+        Self { ifindex, side, vlan: how as u16 }
     }
 }
 
@@ -151,18 +185,15 @@ pub struct Stamp {
     pub hops: u8,
     /// Bits of the traffic class octet beside the template's.
     pub tos: u8,
-    /// The IPv4 don't-fragment bit, where the template does not have it.
-    pub dont_fragment: bool,
+    /// The IPv4 don't-fragment bit, where the template does not have it: 1 or 0.
+    pub dont_fragment: u8,
     /// What the flow id (its low 8 bits) or the UDP source port (14 bits) is made of.
     pub flow: u32,
-    /// The sequence number.
-    pub sequence: u32,
 }
 
 impl Stamp {
     /// That of a packet of our own that has nothing special.
-    pub const PLAIN: Self =
-        Self { id: 0, hops: u8::MAX, tos: 0, dont_fragment: false, flow: 0, sequence: 0 };
+    pub const PLAIN: Self = Self { id: 0, hops: u8::MAX, tos: 0, dont_fragment: 0, flow: 0 };
 }
 
 /// A frame that can be read. All offsets are from the Ethernet header's first byte.
@@ -202,6 +233,13 @@ pub trait Frame {
         Some([self.read_behind(outer_len, first)?, self.read_behind(outer_len, second)?])
     }
 
+    /// The number as it is, but not what a verifier knows of it: ways through a program that
+    /// differ by that alone become one. It is asked for where many ways meet.
+    #[inline(always)]
+    fn blur(&self, number: u32) -> u32 {
+        number
+    }
+
     /// Payload bytes of each segment that a GSO or GRO superframe stands for; 0 for any other frame.
     fn segment_size(&self) -> u32;
 
@@ -229,6 +267,13 @@ pub trait Whole: Frame {
     ///
     /// [`Target`]: mgre_common::target::Target
     fn set_mark(&mut self, mark: u32);
+
+    /// Fills in the sequence number and the GRE checksum that a template's options ask for, of
+    /// a packet that has its header.
+    ///
+    /// # Errors
+    /// The kernel could not; the frame must then be dropped.
+    fn seal(&mut self, template: &Template, sequence: u32) -> Result<(), DropReason>;
 
     /// Takes off the outermost tag, which the kernel keeps beside the frame.
     ///
@@ -325,7 +370,7 @@ pub fn wire_len<F: Frame>(frame: &F) -> u32 {
     let tag = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
     match frame.segment_size() {
         0 => frame.len() + tag,
-        segment => superframe_headers_len(frame, 0) + segment + tag,
+        segment => frame.blur(superframe_headers_len(frame, 0)) + segment + tag,
     }
 }
 
@@ -334,7 +379,7 @@ pub fn wire_len<F: Frame>(frame: &F) -> u32 {
 pub fn inner_wire_len<F: Frame>(frame: &F, strip: Strip) -> u32 {
     match frame.segment_size() {
         0 => strip.inner_len,
-        segment => superframe_headers_len(frame, strip.outer_len) + segment,
+        segment => frame.blur(superframe_headers_len(frame, strip.outer_len)) + segment,
     }
 }
 
@@ -346,12 +391,10 @@ fn superframe_headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     let Some(inner) = Inner::read(frame, outer_len) else { return ETHERNET_LEN as u32 };
     let l3 = inner.l3 as usize;
     let byte = |at: usize| frame.read_behind::<u8>(outer_len, l3 + at);
-    let (ip_len, protocol) = match inner.version {
-        Version::V4 => (
-            u32::from(byte(0).unwrap_or(0) & 0xf) * 4,
-            byte(9).unwrap_or(0),
-        ),
-        Version::V6 => (40, byte(6).unwrap_or(0)),
+    let (ip_len, protocol) = if inner.version.is_v6() {
+        (40, byte(6).unwrap_or(0))
+    } else {
+        (u32::from(byte(0).unwrap_or(0) & 0xf) * 4, byte(9).unwrap_or(0))
     };
     let transport_len = if protocol == TCP {
         // Only headers without options have a fixed place for what follows them;

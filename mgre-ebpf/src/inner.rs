@@ -15,13 +15,21 @@ const ECT_1: u8 = 1;
 /// ECN-capable transport, codepoint 0.
 const ECT_0: u8 = 2;
 
-/// An IP version.
+/// Whether an IP packet is one of IPv6. (A number, so that it can be blurred.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub struct Version(u8);
+
+impl Version {
     /// IPv4.
-    V4,
+    pub const V4: Self = Self(4);
     /// IPv6.
-    V6,
+    pub const V6: Self = Self(6);
+
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub const fn is_v6(self) -> bool {
+        self.0 == Self::V6.0
+    }
 }
 
 /// Where a frame's IP packet starts, and what it is.
@@ -36,6 +44,16 @@ pub struct Inner {
 }
 
 impl Inner {
+    /// The same, blurred ([`Frame::blur`]).
+    #[inline(always)]
+    pub fn blur<F: Frame>(self, frame: &F) -> Self {
+        Self {
+            version: Version(frame.blur(self.version.0.into()) as u8),
+            l3: frame.blur(self.l3),
+            tos: frame.blur(self.tos.into()) as u8,
+        }
+    }
+
     /// The IP packet in the frame that begins behind so many bytes of outer headers, if there
     /// is one, behind no more than two tags in the frame.
     #[inline(always)]
@@ -63,12 +81,10 @@ impl Inner {
     pub fn dont_fragment<F: Frame>(&self, frame: &F, outer_len: u32) -> bool {
         const FLAGS_AT: usize = 6;
         const DONT_FRAGMENT: u8 = 0x40;
-        match self.version {
-            Version::V6 => true,
-            Version::V4 => frame
+        self.version.is_v6()
+            || frame
                 .read_behind::<u8>(outer_len, self.l3 as usize + FLAGS_AT)
-                .is_some_and(|flags| flags & DONT_FRAGMENT != 0),
-        }
+                .is_some_and(|flags| flags & DONT_FRAGMENT != 0)
     }
 }
 
@@ -106,8 +122,8 @@ pub const fn combine_ecn(inside: u8, outside: u8) -> Result<u8, DropReason> {
 pub fn flow<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     let macs = frame.read_behind::<[u32; 3]>(outer_len, 0).unwrap_or([0; 3]);
     let sum = match Inner::read(frame, outer_len) {
-        Some(Inner { version: Version::V4, l3, .. }) => ipv4_flow(frame, outer_len, l3 as usize),
-        Some(Inner { version: Version::V6, l3, .. }) => ipv6_flow(frame, outer_len, l3 as usize),
+        Some(Inner { version, l3, .. }) if version.is_v6() => ipv6_flow(frame, outer_len, l3 as usize),
+        Some(Inner { l3, .. }) => ipv4_flow(frame, outer_len, l3 as usize),
         None => mix(u64::from(macs[0]) << 32 | u64::from(macs[1]), u64::from(macs[2])),
     };
     (sum ^ sum >> 32) as u32

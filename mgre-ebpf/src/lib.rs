@@ -32,7 +32,7 @@ pub mod inner;
 pub mod outer;
 pub mod stamp;
 pub mod tables;
-mod tunnel;
-pub mod verify;
 #[cfg(test)]
 mod tests;
+mod tunnel;
+pub mod verify;

@@ -1,8 +1,9 @@
 //! The headers outside: whether a packet from the underlay is ours, whose it
 //! is, and where the inner frame starts.
 
+use bytemuck::Zeroable;
 use mgre_common::checksum;
-use mgre_common::endpoint::{EndpointKey, Owner, endpoint_kind, mapped_v4};
+use mgre_common::endpoint::{EndpointKey, EndpointWords, Owner, endpoint_kind, mapped_v4};
 use mgre_common::reason::DropReason;
 use mgre_common::table::adjacency_flag;
 use mgre_common::wire::{
@@ -77,6 +78,12 @@ type Ipv4Words = [u32; 5];
 /// An IPv6 header.
 type Ipv6Words = [u32; 10];
 
+/// The address that a packet is for, and whose it is or what else it is.
+type Judged = ([u32; 4], Result<Packet, Outer>);
+
+/// Of a packet whose address does not matter.
+const FOREIGN: Judged = ([0; 4], Err(Outer::Foreign));
+
 /// Parses the outer headers.
 ///
 /// A packet that is not for one of our local addresses is never judged, however
@@ -87,20 +94,32 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
     if frame.has_tag_beside() {
         return Outer::Foreign;
     }
-    match frame.read::<EtherType>(12) {
-        Some(EtherType::IPV4) => parse_v4(frame, tables),
-        Some(EtherType::IPV6) => parse_v6(frame, tables),
-        _ => Outer::Foreign,
+    // One for all that is looked up in a map: a program has little stack.
+    let mut slot = EndpointWords::zeroed();
+    let (local, judged) = match frame.read::<EtherType>(12) {
+        Some(EtherType::IPV4) => parse_v4(frame, tables, &mut slot),
+        Some(EtherType::IPV6) => parse_v6(frame, tables, &mut slot),
+        _ => return Outer::Foreign,
+    };
+    match judged {
+        Ok(packet) => Outer::From(packet),
+        Err(Outer::Foreign) => Outer::Foreign,
+        // Only what is for one of our addresses is judged.
+        Err(outer) => {
+            let kind = endpoint_kind::LOCAL;
+            slot = EndpointKey { remote: [0; 4], local, key: 0, kind }.words();
+            if tables.any_endpoint(&slot).is_some() { outer } else { Outer::Foreign }
+        }
     }
 }
 
 #[inline(always)]
-fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
-    let Some(ip) = frame.read::<Ipv4Words>(L3) else { return Outer::Foreign };
+fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut EndpointWords) -> Judged {
+    let Some(ip) = frame.read::<Ipv4Words>(L3) else { return FOREIGN };
     let [version_ihl, tos, length_high, length_low] = ip[0].to_ne_bytes();
     let [hops, protocol, ..] = ip[2].to_ne_bytes();
     if version_ihl >> 4 != 4 {
-        return Outer::Foreign;
+        return FOREIGN;
     }
     let addresses = Addresses { remote: mapped_v4(ip[3]), local: mapped_v4(ip[4]) };
     let [_, _, fragment_high, fragment_low] = ip[1].to_ne_bytes();
@@ -112,56 +131,60 @@ fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
         tos,
         hops,
     };
-    match IpProtocol(protocol) {
+    let judged = match IpProtocol(protocol) {
         IpProtocol::GRE if whole => {
             let header_ok = checksum::ipv4_header_ok(ip);
-            addresses.judge::<BEHIND_V4, F, T>(frame, tables, packet, header_ok, None)
+            addresses.judge::<BEHIND_V4, F, T>(frame, tables, slot, packet, header_ok, None)
         }
-        IpProtocol::GRE => addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment)),
+        IpProtocol::GRE => Err(Outer::Kernel(DropReason::OuterFragment)),
         // Only a packet's first fragment says whose it is, and with options it is elsewhere.
         IpProtocol::UDP if version_ihl & 0xf == 5 && fragment & 0x1fff == 0 => {
-            let Some(udp) = Udp::read(frame, BEHIND_V4) else { return Outer::Foreign };
-            if fragment != 0 {
-                return addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment));
+            match Udp::read(frame, BEHIND_V4) {
+                None => Err(Outer::Foreign),
+                Some(_) if fragment != 0 => Err(Outer::Kernel(DropReason::OuterFragment)),
+                udp => {
+                    let header_ok = checksum::ipv4_header_ok(ip);
+                    addresses
+                        .judge::<{ BEHIND_V4 + UDP_LEN }, F, T>(frame, tables, slot, packet, header_ok, udp)
+                }
             }
-            let header_ok = checksum::ipv4_header_ok(ip);
-            addresses.judge::<{ BEHIND_V4 + UDP_LEN }, F, T>(frame, tables, packet, header_ok, Some(udp))
         }
-        _ => Outer::Foreign,
-    }
+        _ => Err(Outer::Foreign),
+    };
+    (addresses.local, judged)
 }
 
 #[inline(always)]
-fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
-    let Some(ip) = frame.read::<Ipv6Words>(L3) else { return Outer::Foreign };
+fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut EndpointWords) -> Judged {
+    let Some(ip) = frame.read::<Ipv6Words>(L3) else { return FOREIGN };
     let [first, second, ..] = ip[0].to_ne_bytes();
     let [length_high, length_low, next_header, hops] = ip[1].to_ne_bytes();
     if first >> 4 != 6 {
-        return Outer::Foreign;
+        return FOREIGN;
     }
-    let addresses =
-        Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
+    let addresses = Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
     let packet = Ip {
         payload_len: u32::from(u16::from_be_bytes([length_high, length_low])),
         tos: first << 4 | second >> 4,
         hops,
     };
-    match IpProtocol(next_header) {
-        IpProtocol::GRE => addresses.judge::<BEHIND_V6, F, T>(frame, tables, packet, true, None),
-        IpProtocol::UDP => {
-            let Some(udp) = Udp::read(frame, BEHIND_V6) else { return Outer::Foreign };
-            addresses.judge::<{ BEHIND_V6 + UDP_LEN }, F, T>(frame, tables, packet, true, Some(udp))
-        }
+    let judged = match IpProtocol(next_header) {
+        IpProtocol::GRE => addresses.judge::<BEHIND_V6, F, T>(frame, tables, slot, packet, true, None),
+        IpProtocol::UDP => match Udp::read(frame, BEHIND_V6) {
+            None => Err(Outer::Foreign),
+            udp => addresses.judge::<{ BEHIND_V6 + UDP_LEN }, F, T>(frame, tables, slot, packet, true, udp),
+        },
         IpProtocol::HOP_BY_HOP
         | IpProtocol::ROUTING
         | IpProtocol::FRAGMENT
         | IpProtocol::DESTINATION_OPTIONS
             if frame.read::<u8>(BEHIND_V6) == Some(IpProtocol::GRE.0) =>
         {
-            addresses.ours_or_foreign(tables, Outer::Kernel(DropReason::OuterFragment))
+            Err(Outer::Kernel(DropReason::OuterFragment))
         }
-        _ => Outer::Foreign,
-    }
+        _ => Err(Outer::Foreign),
+    };
+    (addresses.local, judged)
 }
 
 /// What is wanted of an IP header.
@@ -244,9 +267,8 @@ fn parse_gre<const AT: usize, F: Frame>(
         // What the IP header says, less a UDP header.
         ip.payload_len.wrapping_sub(if udp.is_some() { UDP_LEN as u32 } else { 0 })
     };
-    let udp_ok = udp.is_none_or(|udp| {
-        frame.segment_size() != 0 || udp.len.wrapping_sub(UDP_LEN as u32) == payload_len
-    });
+    let udp_ok = udp
+        .is_none_or(|udp| frame.segment_size() != 0 || udp.len.wrapping_sub(UDP_LEN as u32) == payload_len);
     if payload_len > there || payload_len < gre_len + ETHERNET_LEN as u32 || !udp_ok {
         return Err(Outer::Refused(DropReason::Malformed));
     }
@@ -300,64 +322,58 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// What to make of a packet with these addresses whose GRE header starts at `AT`.
+    /// Whose a packet with these addresses is whose GRE header starts at `AT`.
     #[inline(always)]
     fn judge<const AT: usize, F: Frame, T: Tables>(
         self,
         frame: &F,
         tables: &T,
+        slot: &mut EndpointWords,
         ip: Ip,
         header_ok: bool,
         udp: Option<Udp>,
-    ) -> Outer {
-        match parse_gre::<AT, F>(frame, ip, header_ok, udp) {
-            Ok(gre) => self.find(tables, gre),
-            Err(outer) => self.ours_or_foreign(tables, outer),
-        }
+    ) -> Result<Packet, Outer> {
+        let Gre { key, kind, strip, claims } = parse_gre::<AT, F>(frame, ip, header_ok, udp)?;
+        let owner = self.owner(tables, slot, key, kind)?;
+        Ok(Packet { owner, strip, claims })
     }
 
     #[inline(always)]
-    fn find<T: Tables>(self, tables: &T, gre: Gre) -> Outer {
-        let Gre { key, kind, strip, claims } = gre;
+    fn owner<T: Tables>(
+        self,
+        tables: &T,
+        slot: &mut EndpointWords,
+        key: u32,
+        kind: u32,
+    ) -> Result<Owner, Outer> {
         let words = self.key(key, kind).words();
         if let Some(owner) = tables.indexed_endpoint(&words) {
-            return Outer::From(Packet { owner, strip, claims });
+            return Ok(owner);
         }
         let vsid = self.key(key & VSID_MASK, endpoint_kind::VSID).words();
         let keyed = kind == endpoint_kind::KEYED;
         if keyed && let Some(owner) = tables.indexed_endpoint(&vsid) {
-            return Outer::From(Packet { owner, strip, claims });
+            return Ok(owner);
         }
-        let mut found = tables.any_endpoint(&words);
+        *slot = words;
+        let mut found = tables.any_endpoint(slot);
         if found.is_none() && keyed {
-            found = tables.any_endpoint(&vsid);
+            *slot = vsid;
+            found = tables.any_endpoint(slot);
         }
-        match found {
-            Some(adjacency) => {
-                Outer::From(Packet { owner: Owner { adjacency, segment: 0, flags: 0 }, strip, claims })
-            }
-            None => self.unmatched(tables),
+        if let Some(adjacency) = found {
+            return Ok(Owner { adjacency, segment: 0, flags: 0 });
         }
+        // Nobody's packet: why.
+        *slot = self.key(0, endpoint_kind::KNOWN).words();
+        let known = tables.any_endpoint(slot).is_some();
+        let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
+        Err(Outer::Refused(reason))
     }
 
     #[inline(always)]
     fn key(self, key: u32, kind: u32) -> EndpointKey {
         EndpointKey { remote: self.remote, local: self.local, key, kind }
-    }
-
-    /// Nobody's packet: why.
-    #[inline(always)]
-    fn unmatched<T: Tables>(self, tables: &T) -> Outer {
-        let known = tables.any_endpoint(&self.key(0, endpoint_kind::KNOWN).words()).is_some();
-        let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
-        self.ours_or_foreign(tables, Outer::Refused(reason))
-    }
-
-    /// `outer`, if the packet is for one of our addresses.
-    #[inline(always)]
-    fn ours_or_foreign<T: Tables>(self, tables: &T, outer: Outer) -> Outer {
-        let local = EndpointKey { remote: [0; 4], local: self.local, key: 0, kind: endpoint_kind::LOCAL };
-        if tables.any_endpoint(&local.words()).is_some() { outer } else { Outer::Foreign }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::kernel::{self, Maps, Skb, Xdp};
 
 /// A frame from a port: TCX ingress of an interface, or egress of one that the host uses.
 #[classifier]
+#[inline(always)]
 fn mgre_port(context: TcContext) -> i32 {
     // The hook may be an egress one.
     let mut frame = Skb::<false>::new(&context);
@@ -21,12 +22,14 @@ fn mgre_port(context: TcContext) -> i32 {
 
 /// A packet from the underlay: TCX ingress of its interface.
 #[classifier]
+#[inline(always)]
 fn mgre_underlay(context: TcContext) -> i32 {
     act::process_underlay(&mut Skb::<true>::new(&context), &Maps)
 }
 
 /// What the slow interface gives back, at either of its ends: TCX ingress.
 #[classifier]
+#[inline(always)]
 fn mgre_slow(context: TcContext) -> i32 {
     let mut frame = Skb::<true>::new(&context);
     let mark = frame.mark();
@@ -35,6 +38,7 @@ fn mgre_slow(context: TcContext) -> i32 {
 
 /// A frame from a port that is a physical interface: known unicast, before a socket buffer is made.
 #[xdp]
+#[inline(always)]
 fn mgre_xport(context: XdpContext) -> u32 {
     let mut frame = Xdp::<false>::new(&context);
     let ifindex = frame.ifindex();
@@ -43,6 +47,7 @@ fn mgre_xport(context: XdpContext) -> u32 {
 
 /// The same where frames may be longer than a page (multi-buffer XDP).
 #[xdp(frags)]
+#[inline(always)]
 fn mgre_xport_mb(context: XdpContext) -> u32 {
     let mut frame = Xdp::<true>::new(&context);
     let ifindex = frame.ifindex();
@@ -51,12 +56,14 @@ fn mgre_xport_mb(context: XdpContext) -> u32 {
 
 /// A packet from the underlay, before a socket buffer is made.
 #[xdp]
+#[inline(always)]
 fn mgre_xunder(context: XdpContext) -> u32 {
     express::process_underlay(&mut Xdp::<false>::new(&context), &Maps)
 }
 
 /// The same where packets may be longer than a page.
 #[xdp(frags)]
+#[inline(always)]
 fn mgre_xunder_mb(context: XdpContext) -> u32 {
     express::process_underlay(&mut Xdp::<true>::new(&context), &Maps)
 }

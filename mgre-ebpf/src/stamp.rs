@@ -12,31 +12,42 @@ use crate::tables::Tables;
 pub struct Traits {
     /// The traffic class octet; zero if there is no IP packet.
     pub tos: u8,
-    /// Whether nobody may fragment the packet.
-    pub dont_fragment: bool,
+    /// Whether nobody may fragment the packet: 1 or 0. (A number, so that it can be blurred.)
+    pub dont_fragment: u8,
     /// Which flow it is of, if that was asked for.
     pub flow: u32,
 }
 
 impl Traits {
     /// None at all.
-    pub const NONE: Self = Self { tos: 0, dont_fragment: false, flow: 0 };
+    pub const NONE: Self = Self { tos: 0, dont_fragment: 0, flow: 0 };
 
     /// Those of the frame that begins behind so many bytes of outer headers, as far as a
     /// template with these options ([`template_option`] bits) asks for them.
     #[inline(always)]
     pub fn read<F: Frame>(frame: &F, outer_len: u32, options: u8) -> Self {
         let inner = Inner::read(frame, outer_len);
+        let tos = frame.blur(inner.map_or(0, |inner| inner.tos.into())) as u8;
         let asks = |option: u8| options & option != 0;
+        let mut dont_fragment = 0;
+        if asks(template_option::INHERIT_DF) {
+            let set = inner.is_some_and(|inner| inner.dont_fragment(frame, outer_len));
+            dont_fragment = frame.blur(set.into());
+        }
+        let mut number = 0;
+        if asks(template_option::FLOW_ID | template_option::UDP) {
+            number = frame.blur(flow(frame, outer_len));
+        }
+        Self { tos, dont_fragment: dont_fragment as u8, flow: number }
+    }
+
+    /// The same, blurred ([`Frame::blur`]).
+    #[inline(always)]
+    pub fn blur<F: Frame>(self, frame: &F) -> Self {
         Self {
-            tos: inner.map_or(0, |inner| inner.tos),
-            dont_fragment: asks(template_option::INHERIT_DF)
-                && inner.is_some_and(|inner| inner.dont_fragment(frame, outer_len)),
-            flow: if asks(template_option::FLOW_ID | template_option::UDP) {
-                flow(frame, outer_len)
-            } else {
-                0
-            },
+            tos: frame.blur(self.tos.into()) as u8,
+            dont_fragment: frame.blur(self.dont_fragment.into()) as u8,
+            flow: frame.blur(self.flow),
         }
     }
 
@@ -44,19 +55,15 @@ impl Traits {
     #[inline(always)]
     pub fn stamp<T: Tables>(self, tables: &T, template: &Template, to: Target, hops: u8) -> Stamp {
         let inherits = template.options & template_option::INHERIT_TOS != 0;
-        let dont_fragment = self.dont_fragment && template.options & template_option::INHERIT_DF != 0;
+        let inherits_df = template.options & template_option::INHERIT_DF != 0;
+        let dont_fragment = if inherits_df { self.dont_fragment } else { 0 };
         Stamp {
-            id: if dont_fragment { 0 } else { packet_id(tables, template, to) },
+            id: if dont_fragment != 0 { 0 } else { packet_id(tables, template, to) },
             hops,
             // The normal mode of RFC 6040 4.1: ECN is always copied.
             tos: if inherits { self.tos } else { self.tos & ECN },
             dont_fragment,
             flow: self.flow,
-            sequence: if template.options & template_option::SEQUENCE == 0 {
-                0
-            } else {
-                next_sequence(tables, to)
-            },
         }
     }
 }
@@ -69,7 +76,7 @@ fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
 
 /// The first packet has number 0 (RFC 2890 2.2).
 #[inline(always)]
-fn next_sequence<T: Tables>(tables: &T, to: Target) -> u32 {
+pub fn next_sequence<T: Tables>(tables: &T, to: Target) -> u32 {
     let TargetKind::Adjacency(id) = to.kind() else { return 0 };
     tables.sequence(id).map_or(0, |sequence| tables.next_sequence(sequence))
 }

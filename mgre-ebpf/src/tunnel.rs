@@ -14,8 +14,8 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 use crate::act::take_out;
 use crate::decide::OutOf;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, inner_wire_len, wire_len};
-use crate::inner::{ECN, Inner, Version};
-use crate::stamp::Traits;
+use crate::inner::{ECN, Inner};
+use crate::stamp::{Traits, next_sequence};
 use crate::tables::{Now, Tables};
 
 /// Where a frame came from, where it goes, and the bytes that it counts for.
@@ -63,11 +63,8 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if needs_finishing(template) {
         return to_be_finished(frame, tables, journey, out_of);
     }
-    let egress = if frame_len > template.max_frame {
-        slow(tables)?
-    } else {
-        egress(frame, tables, template, now)?
-    };
+    let egress =
+        if frame_len > template.max_frame { slow(tables)? } else { egress(frame, tables, template, now)? };
     wrap(frame, tables, template, journey.to, out_of)?;
     finish(frame, tables, journey, egress)
 }
@@ -92,6 +89,10 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     };
     let traits = Traits::read(frame, 0, template.options);
     frame.encapsulate(template, traits.stamp(tables, template, mark.target, mark.hops))?;
+    if needs_finishing(template) {
+        let numbered = template.options & template_option::SEQUENCE != 0;
+        frame.seal(template, if numbered { next_sequence(tables, mark.target) } else { 0 })?;
+    }
     finish(frame, tables, journey, egress)
 }
 
@@ -161,10 +162,7 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
 #[inline(always)]
 pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) -> Traits {
     let traits = Traits::read(frame, out_of.strip.outer_len, options);
-    match out_of.remark {
-        Some((_, tos)) => Traits { tos: traits.tos & !ECN | tos & ECN, ..traits },
-        None => traits,
-    }
+    if out_of.remarks() { Traits { tos: traits.tos & !ECN | out_of.tos & ECN, ..traits } } else { traits }
 }
 
 /// Where a frame goes through a template: to the next hop in it as long as the daemon answers
@@ -259,11 +257,12 @@ fn fate<F: Frame>(
     outer_len: u32,
     frame_len: u32,
 ) -> TooLong {
-    let may_fragment = if template.flags & template_flag::FRAGMENTS != 0 { TooLong::Fragment } else { TooLong::Drop };
+    let may_fragment =
+        if template.flags & template_flag::FRAGMENTS != 0 { TooLong::Fragment } else { TooLong::Drop };
     let Some(inner) = inner else { return may_fragment };
     let tags = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
     // RFC 7676 3.2: such a packet must pass, whatever the path takes.
-    if inner.version == Version::V6 && frame_len - inner.l3 - tags <= IPV6_MIN_MTU {
+    if inner.version.is_v6() && frame_len - inner.l3 - tags <= IPV6_MIN_MTU {
         return TooLong::Fragment;
     }
     if inner.dont_fragment(frame, outer_len) { TooLong::Tell } else { may_fragment }
@@ -287,5 +286,9 @@ fn tell<F: Replicate, T: Tables>(
     let mtu = if template.max_frame > l3 { template.max_frame - l3 } else { 0 };
     let tag = beside.map_or(0, |(protocol, control)| u32::from(protocol.number()) << 16 | u32::from(control));
     let source = journey.source.to_bits();
-    tables.report_too_big(frame, outer_len, TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag });
+    tables.report_too_big(
+        frame,
+        outer_len,
+        TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag },
+    );
 }

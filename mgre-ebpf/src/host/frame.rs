@@ -149,6 +149,22 @@ impl Whole for HostFrame {
         self.mark = mark;
     }
 
+    fn seal(&mut self, template: &Template, sequence: u32) -> Result<(), DropReason> {
+        assert_eq!(self.outer_len, usize::from(template.header_len), "not encapsulated");
+        if template.options & template_option::SEQUENCE != 0 {
+            self.bytes[self.outer_len - 4..self.outer_len].copy_from_slice(&sequence.to_be_bytes());
+        }
+        if template.options & template_option::CHECKSUM != 0 {
+            let mut gre_at = ETHERNET_LEN + if self.bytes[12] == 8 { IPV4_LEN } else { IPV6_LEN };
+            if template.options & template_option::UDP != 0 {
+                gre_at += UDP_LEN;
+            }
+            let sum = checksum::checksum(&self.bytes[gre_at..]);
+            self.bytes[gre_at + 4..gre_at + 6].copy_from_slice(&sum.to_be_bytes());
+        }
+        Ok(())
+    }
+
     fn untag(&mut self) -> Result<(), DropReason> {
         assert!(self.tag.is_some(), "there is no tag");
         self.tag = None;
@@ -268,7 +284,7 @@ fn outer_packet(template: &Template, inner: &[u8], stamp: Stamp) -> Vec<u8> {
         ip[1] |= stamp.tos;
         ip[2..4].copy_from_slice(&length(len));
         ip[4..6].copy_from_slice(&stamp.id.to_be_bytes());
-        ip[6] |= if stamp.dont_fragment { 0x40 } else { 0 };
+        ip[6] |= stamp.dont_fragment << 6;
         ip[8] = ip[8].min(stamp.hops);
         ip[10..12].fill(0);
         let sum = checksum::checksum(&ip[..IPV4_LEN]);
@@ -281,23 +297,14 @@ fn outer_packet(template: &Template, inner: &[u8], stamp: Stamp) -> Vec<u8> {
         ip[7] = ip[7].min(stamp.hops);
         IPV6_LEN
     };
-    let mut gre_at = ETHERNET_LEN + ip_len;
     if has(template_option::UDP) {
-        let udp = &mut packet[gre_at..];
+        let udp = &mut packet[ETHERNET_LEN + ip_len..];
         let udp_len = udp.len();
         udp[..2].copy_from_slice(&(0xc000 | stamp.flow as u16 & 0x3fff).to_be_bytes());
         udp[4..6].copy_from_slice(&length(udp_len));
-        gre_at += UDP_LEN;
     }
     if has(template_option::FLOW_ID) {
         packet[header_len - 1] = stamp.flow as u8;
-    }
-    if has(template_option::SEQUENCE) {
-        packet[header_len - 4..header_len].copy_from_slice(&stamp.sequence.to_be_bytes());
-    }
-    if has(template_option::CHECKSUM) {
-        let sum = checksum::checksum(&packet[gre_at..]);
-        packet[gre_at + 4..gre_at + 6].copy_from_slice(&sum.to_be_bytes());
     }
     packet
 }

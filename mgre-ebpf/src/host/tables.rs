@@ -10,7 +10,8 @@ use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_BY_VLAN, PORT_SLOTS, Port, PortSlot, Segment, Sequence, Template, VlanKey,
+    Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_BY_VLAN, PORT_SLOTS, Port, PortSlot, Segment,
+    Sequence, Template, VlanKey,
 };
 use mgre_common::target::Target;
 

@@ -3,9 +3,7 @@
 use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
-use mgre_common::endpoint::{
-    EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4,
-};
+use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::table::{
     Adjacency, FloodList, FloodSlot, Port, Segment, Template, VlanKey, adjacency_flag, port_flag,

@@ -18,10 +18,10 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
-use mgre_ebpf::inner::{Inner, Version};
+use mgre_ebpf::inner::Inner;
 
 use super::maps::config;
-use super::wire::behind;
+use super::wire::{behind, blur};
 
 mod encap;
 mod whole;
@@ -253,6 +253,11 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     }
 
     #[inline(always)]
+    fn blur(&self, number: u32) -> u32 {
+        blur(number, field!(self.len))
+    }
+
+    #[inline(always)]
     fn segment_size(&self) -> u32 {
         field!(self.gso_size)
     }
@@ -330,16 +335,13 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
         const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
         let class = self.read_behind::<u16>(inner.l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
-        let (new, ipv4) = match inner.version {
-            Version::V4 => (class & 0xff00 | u16::from(tos), true),
-            Version::V6 => (class & 0xf00f | u16::from(tos) << 4, false),
-        };
-        if ipv4 {
+        let ipv6 = inner.version.is_v6();
+        let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
+        if !ipv6 {
             let at = inner.l3 + 10;
             // SAFETY: the pointer is the program's context.
-            let done = unsafe {
-                bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2)
-            };
+            let done =
+                unsafe { bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2) };
             check(done)?;
         }
         let from = ptr::from_ref(&new.to_be()).cast::<c_void>();

@@ -49,10 +49,7 @@ pub(super) fn is_v6(template: &Template) -> bool {
 }
 
 /// Options for which a header must be touched after it is written.
-pub(super) const TOUCHED: u8 = template_option::CHECKSUM
-    | template_option::SEQUENCE
-    | template_option::FLOW_ID
-    | template_option::UDP;
+pub(super) const TOUCHED: u8 = template_option::FLOW_ID | template_option::UDP;
 
 /// What an outer IP header has beside its template's bytes, as words ready to be stored.
 #[derive(Clone, Copy)]
@@ -84,9 +81,16 @@ pub(super) fn fields<const V6: bool>(template: &Template, packet_len: u32, stamp
         let class = u16::from_be_bytes([header[ETHERNET_LEN], header[ETHERNET_LEN + 1]]) | tos << 4;
         let limit = header[HOP_LIMIT];
         let hops = if stamp.hops < limit { stamp.hops } else { limit };
-        return Fields { class: class.to_be(), length: length.to_be(), id: 0, fragment: 0, hops, checksum: 0 };
+        return Fields {
+            class: class.to_be(),
+            length: length.to_be(),
+            id: 0,
+            fragment: 0,
+            hops,
+            checksum: 0,
+        };
     }
-    let dont_fragment = if stamp.dont_fragment { u16::from(DONT_FRAGMENT) << 8 } else { 0 };
+    let dont_fragment = u16::from(stamp.dont_fragment) << (DONT_FRAGMENT.trailing_zeros() + 8);
     // The template has neither where the packet may have its own.
     let own = u32::from(tos) + u32::from(dont_fragment) + u32::from(length) + u32::from(stamp.id);
     let ttl = header[TTL];
@@ -167,4 +171,19 @@ pub(super) fn opaque(number: usize) -> usize {
     // SAFETY: the instruction does nothing.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
     number
+}
+
+/// The number as it is, of which the verifier knows nothing any more: it does not see that
+/// adding the bits of another one twice adds nothing.
+#[inline(always)]
+pub(super) fn blur(number: u32, by: u32) -> u32 {
+    let mut number = u64::from(number);
+    // SAFETY: the instructions change nothing but the number.
+    unsafe {
+        core::arch::asm!(
+            "{0} ^= {1}", "{0} ^= {1}",
+            inout(reg) number, in(reg) u64::from(by), options(pure, nomem, nostack)
+        );
+    }
+    number as u32
 }

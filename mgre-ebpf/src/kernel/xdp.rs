@@ -13,11 +13,12 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option};
 use mgre_common::wire::{EtherType, IPV4_LEN};
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
-use mgre_ebpf::inner::{Inner, Version};
+use mgre_ebpf::inner::Inner;
 
 use super::maps::DEVICES;
 use super::wire::{
-    TOUCHED, behind, behind_ip, fields, header_at, is_v6, opaque, plain, udp_header, words, write_fields,
+    TOUCHED, behind, behind_ip, blur, fields, header_at, is_v6, opaque, plain, udp_header, words,
+    write_fields,
 };
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
@@ -85,7 +86,9 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         const V6_KEYED: usize = plain::V6_KEYED as usize;
         match (is_v6(template), template.header_len) {
             (false, plain::V4) => self.write_outer_of::<V4, false>(template, packet_len, stamp)?,
-            (false, plain::V4_KEYED) => self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?,
+            (false, plain::V4_KEYED) => {
+                self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?
+            }
             (true, plain::V6) => self.write_outer_of::<V6, true>(template, packet_len, stamp)?,
             (true, plain::V6_KEYED) => self.write_outer_of::<V6_KEYED, true>(template, packet_len, stamp)?,
             (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp)?,
@@ -229,6 +232,11 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     }
 
     #[inline(always)]
+    fn blur(&self, number: u32) -> u32 {
+        blur(number, self.ifindex())
+    }
+
+    #[inline(always)]
     fn segment_size(&self) -> u32 {
         0
     }
@@ -278,34 +286,26 @@ impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
     #[inline(always)]
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
         let start = behind(self.data(), inner.l3, 0);
-        match inner.version {
-            Version::V4 => {
-                if start + IPV4_LEN > self.data_end() {
-                    return Err(DropReason::Malformed);
-                }
-                let ip = start as *mut u8;
-                // SAFETY: an IPv4 header is within the packet, as just checked.
-                unsafe {
-                    let class = ip.cast::<u16>();
-                    let old = u16::from_be(class.read());
-                    let new = old & 0xff00 | u16::from(tos);
-                    let sum = ip.add(10).cast::<u16>();
-                    let base = !u16::from_be(sum.read());
-                    class.write(new.to_be());
-                    sum.write((!checksum::replace(base, old, new)).to_be());
-                }
+        let class = start as *mut u16;
+        if inner.version.is_v6() {
+            if start + 2 > self.data_end() {
+                return Err(DropReason::Malformed);
             }
-            Version::V6 => {
-                if start + 2 > self.data_end() {
-                    return Err(DropReason::Malformed);
-                }
-                let class = start as *mut u16;
-                // SAFETY: two bytes are within the packet, as just checked.
-                unsafe {
-                    let word = u16::from_be(class.read()) & 0xf00f | u16::from(tos) << 4;
-                    class.write(word.to_be());
-                }
-            }
+            // SAFETY: two bytes are within the packet, as just checked.
+            unsafe { class.write((u16::from_be(class.read()) & 0xf00f | u16::from(tos) << 4).to_be()) };
+            return Ok(());
+        }
+        if start + IPV4_LEN > self.data_end() {
+            return Err(DropReason::Malformed);
+        }
+        // SAFETY: an IPv4 header is within the packet, as just checked.
+        unsafe {
+            let old = u16::from_be(class.read());
+            let new = old & 0xff00 | u16::from(tos);
+            let sum = class.add(5);
+            let base = !u16::from_be(sum.read());
+            class.write(new.to_be());
+            sum.write((!checksum::replace(base, old, new)).to_be());
         }
         Ok(())
     }

@@ -197,10 +197,10 @@ pub struct SegmentSettings {
     #[arg(long, value_name = "N")]
     pub max_macs: Option<u32>,
     /// Whether frames go from peer to peer through this host
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub hub: Option<bool>,
     /// Whether TCP's maximum segment size is lowered to what fits through the tunnel
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub clamp_mss: Option<bool>,
 }
 
@@ -304,10 +304,10 @@ pub struct PeerSettings {
     #[arg(long, value_name = "N")]
     pub max_macs: Option<u32>,
     /// Send checksums; those received are verified in any case
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub csum: Option<bool>,
     /// Send sequence numbers, and drop packets that come late
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub seq: Option<bool>,
     /// What GRE is put into: IP, or UDP port 4754 (RFC 8086) [default: gre]
     #[arg(long, value_enum, value_name = "gre|gre-udp", hide_possible_values = true)]

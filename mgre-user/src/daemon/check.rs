@@ -157,3 +157,64 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, Ids, SegmentSettings};
+
+    fn link(index: u32, name: &str) -> Link {
+        Link { index, name: name.to_owned(), ethernet: true, mtu: 1500, ..Link::default() }
+    }
+
+    /// eth0 with an address of each IP version, eth1, and a VLAN interface on it.
+    fn host() -> (Observed, [Address; 2]) {
+        let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth1.5")];
+        let links = links.into_iter().map(|link| (link.index, link)).collect();
+        let address =
+            |text: &str| Address { ifindex: 2, address: text.parse().expect("an address"), prefix_len: 24 };
+        (Observed { links, ..Observed::default() }, [address("192.0.2.1"), address("2001:db8::1")])
+    }
+
+    fn refusal(state: &State, change: Change) -> Option<String> {
+        let (observed, addresses) = host();
+        let next = state.apply(change, &Ids::default()).expect("a state");
+        check(state, &next, &observed, &addresses, |_| false).err().map(|problem| problem.detail)
+    }
+
+    fn underlay(local: &str) -> Change {
+        let locals = local.parse::<IpAddr>().expect("an address").into();
+        Change::AddUnderlay { interface: "eth0".into(), locals, mode: None }
+    }
+
+    #[test]
+    fn an_endpoint_is_an_address_of_this_host() {
+        let empty = State::default();
+        for there in ["192.0.2.1", "2001:db8::1"] {
+            assert_eq!(refusal(&empty, underlay(there)), None);
+        }
+        for missing in ["192.0.2.9", "2001:db8::9"] {
+            let why = format!("{missing} is not an address of this host: ip address add it first");
+            assert_eq!(refusal(&empty, underlay(missing)), Some(why));
+        }
+        // One that was fine once is not asked about again.
+        let gone = empty.apply(underlay("192.0.2.9"), &Ids::default()).expect("a state");
+        assert_eq!(refusal(&gone, underlay("2001:db8::1")), None);
+    }
+
+    #[test]
+    fn a_port_by_vlan_is_on_an_interface_and_has_a_name_of_its_own() {
+        let segment = Change::AddSegment { name: "lan".into(), settings: SegmentSettings::default() };
+        let state = State::default().apply(segment, &Ids::default()).expect("a state");
+        let port = |interface: &str, vlan| {
+            let (segment, interface) = ("lan".to_owned(), interface.to_owned());
+            refusal(&state, Change::AddPort { segment, interface, vlan, mode: Mode::Auto })
+        };
+        assert_eq!(port("eth1", Some(6)), None);
+        assert_eq!(port("eth1.5", None), None);
+        assert!(
+            port("eth1", Some(5)).is_some_and(|why| why.starts_with("there is an interface named eth1.5"))
+        );
+        assert_eq!(port("eth9", Some(5)), Some("there is no interface named eth9".into()));
+    }
+}

@@ -6,6 +6,7 @@
 //! so they mean the same.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapData, MapInfo};
@@ -14,7 +15,7 @@ use aya::programs::{links::FdLink, loaded_programs};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic};
 use mgre_common::fdb::{Bucket, FdbKey};
 use mgre_common::map_name;
-use mgre_common::table::Clock;
+use mgre_common::table::{Clock, Sequence};
 
 use super::attach::Attachments;
 use super::fdb::{Entry, slot_entry};
@@ -62,7 +63,7 @@ impl Predecessor {
 
     /// Its clock.
     pub fn now(&self) -> u32 {
-        self.clock.get(0).map_or(0, |clock| clock.seconds.load(std::sync::atomic::Ordering::Relaxed))
+        self.clock.get(0).map_or(0, |clock| clock.seconds.load(Ordering::Relaxed))
     }
 
     /// What it had learned.
@@ -74,6 +75,36 @@ impl Predecessor {
             .map(slot_entry)
             .filter(|entry| entry.seen.is_some() && !entry.target.is_none())
     }
+}
+
+/// More packets than are sent between the copy of a sequence number and the swap of the programs.
+/// Numbers may be left out, but none may be used again: the peer would take it for an old one.
+const SENT_MEANWHILE: u64 = 1 << 20;
+
+/// The sequence numbers of an earlier daemon, if a program of its knows of them.
+///
+/// # Errors
+/// There are programs, but they cannot be looked at.
+pub(super) fn sequences(pins: &Path) -> Result<Option<SharedArray<Sequence>>> {
+    for (ifindex, hook) in Attachments::left_behind(pins)? {
+        let link = FdLink::from(PinnedLink::from_pin(Attachments::pin_in(pins, ifindex, hook))?);
+        let id = link.info()?.program_id();
+        let mut programs = loaded_programs().flatten();
+        let Some(program) = programs.find(|program| program.id() == id) else { continue };
+        // Programs for XDP leave numbered packets to others.
+        if let Ok(data) = open(&program.map_ids()?.unwrap_or_default(), map_name::SEQUENCES) {
+            return open_as(data).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Goes on with the sequence numbers of an adjacency.
+pub(super) fn inherit_sequence(from: &Sequence, to: &Sequence) {
+    let sent = from.sent.load(Ordering::Relaxed);
+    // The first number of all is zero (RFC 2890 2.2).
+    to.sent.store(if sent == 0 { 0 } else { sent + SENT_MEANWHILE }, Ordering::Relaxed);
+    to.received.store(from.received.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 fn open(ids: &[u32], name: &str) -> Result<MapData> {
@@ -91,4 +122,21 @@ fn open_as<T: Shared>(data: MapData) -> Result<SharedArray<T>> {
     let array = SharedArray::map(&data)?;
     ensure!(!array.is_empty(), "an empty table");
     Ok(array)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sequence_number_is_used_twice() {
+        let (old, new) = (Sequence::default(), Sequence::default());
+        inherit_sequence(&old, &new);
+        assert_eq!(new.sent.load(Ordering::Relaxed), 0, "the first one of all");
+        old.sent.store(7, Ordering::Relaxed);
+        old.received.store(5 << 32 | 9, Ordering::Relaxed);
+        inherit_sequence(&old, &new);
+        assert_eq!(new.sent.load(Ordering::Relaxed), 7 + SENT_MEANWHILE);
+        assert_eq!(new.received.load(Ordering::Relaxed), 5 << 32 | 9);
+    }
 }

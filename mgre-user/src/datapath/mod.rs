@@ -27,7 +27,7 @@ use self::counters::Counters;
 use self::endpoints::Endpoints;
 use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
-use self::handover::Predecessor;
+use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
 use crate::plan::{AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord};
 
@@ -316,6 +316,13 @@ impl Datapath {
             counters.inherit(&from, target);
         }
         plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment));
+        if let Some(sequences) = handover::sequences(pins)? {
+            for id in plan.adjacencies.keys() {
+                if let (Some(from), Some(to)) = (sequences.get(*id), self.tables.sequences.get(*id)) {
+                    inherit_sequence(from, to);
+                }
+            }
+        }
         Ok(())
     }
 

@@ -125,6 +125,10 @@ impl<'a> Draft<'a> {
         }
         let underlay = match self.state.underlays.get(&interface) {
             None => Underlay { locals: added, mode: mode.unwrap_or_default() },
+            Some(underlay) if added.iter().any(|local| underlay.locals.contains(local)) => {
+                let hint = "; to change it, remove it first (mgre underlay del)";
+                return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
+            }
             Some(underlay) if mode.is_some_and(|mode| mode != underlay.mode) => {
                 return Err(ModelError::UnderlayMode { interface, mode: underlay.mode });
             }

@@ -244,6 +244,24 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_remote_on_the_link_and_behind_a_gateway() {
+        let mut world = World::new();
+        world.remote = address("2001:db8::9");
+        let there = Neighbor { mac: Some(THEIRS), usable: true };
+        assert_eq!(world.obstacle(), "2001:db8::9 does not answer on eth0");
+        world.neighbors.insert((UNDERLAY, world.remote), there);
+        assert_eq!(world.resolve().expect("resolved").destination_mac, THEIRS);
+        // A link-local gateway is one on this link.
+        world.route().gateway = Some(address("fe80::1"));
+        world.route().mtu = Some(1280);
+        assert_eq!(world.obstacle(), "fe80::1 does not answer on eth0");
+        world.neighbors.insert((7, address("fe80::1")), there);
+        assert_eq!(world.obstacle(), "fe80::1 does not answer on eth0");
+        world.neighbors.insert((UNDERLAY, address("fe80::1")), there);
+        assert_eq!(world.resolve().expect("resolved").mtu, 1280);
+    }
+
+    #[test]
     fn the_smaller_mtu_counts() {
         for (route, expected) in [(None, 1500), (Some(1400), 1400), (Some(9000), 1500)] {
             let mut world = World::new();

@@ -74,6 +74,43 @@ async fn nouns_are_resources() {
 }
 
 #[tokio::test]
+async fn addresses_of_both_versions_options_and_vlans() {
+    let (daemon, client) = Daemon::start().await;
+    let send = |method: Method, path: &'static str, body: Value| {
+        let client = client.clone();
+        async move { client.send::<Applied>(method, path, Some(&body)).await.expect("changes").changed }
+    };
+    send(Method::PUT, "/v1/underlays/eth0", json!({"local": "2001:db8::1", "mode": "tc"})).await;
+    let changed = send(Method::PUT, "/v1/underlays/eth0", json!({"local": "192.0.2.1"})).await;
+    assert_eq!(changed, ["underlay eth0 changed"]);
+    send(Method::PUT, "/v1/underlays/eth1", json!({"local": ["192.0.2.9", "2001:db8::9"]})).await;
+    send(Method::DELETE, "/v1/underlays/eth1?local=192.0.2.9", json!({})).await;
+    send(Method::PUT, "/v1/segments/virtual", json!({"vsid": 5000, "clamp_mss": true})).await;
+    send(Method::PUT, "/v1/segments/lan", json!({})).await;
+    send(Method::PUT, "/v1/ports/eth2", json!({"segment": "virtual", "vlan": 10})).await;
+    send(Method::PUT, "/v1/ports/eth2", json!({"segment": "lan", "vlan": 20})).await;
+    send(Method::DELETE, "/v1/ports/eth2.20", json!({})).await;
+    let options = json!({"remote": "2001:db8::2", "segments": ["lan"], "tos": "inherit", "df": "inherit",
+                         "csum": true, "seq": true, "encap": "gre-udp"});
+    send(Method::PUT, "/v1/peers/b", options).await;
+    let config: Value = client.get("/v1/config").await.expect("exports");
+    assert_eq!(
+        config,
+        json!({
+            "underlay": [
+                {"interface": "eth0", "local": ["192.0.2.1", "2001:db8::1"], "mode": "tc"},
+                {"interface": "eth1", "local": "2001:db8::9"},
+            ],
+            "segment": [{"name": "lan"}, {"name": "virtual", "vsid": 5000, "clamp_mss": true}],
+            "port": [{"interface": "eth2", "segment": "virtual", "vlan": 10}],
+            "peer": [{"name": "b", "remote": "2001:db8::2", "segments": ["lan"], "tos": "inherit",
+                      "df": "inherit", "csum": true, "seq": true, "encap": "gre-udp"}],
+        })
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn errors_are_problems() {
     let (daemon, client) = Daemon::start().await;
     let cases = [
@@ -84,6 +121,13 @@ async fn errors_are_problems() {
         (Method::PUT, "/v1/segments/x", json!([1]), 400),
         (Method::PUT, "/v1/segments/x", json!({"mtu": 1}), 422),
         (Method::PUT, "/v1/segments/a%20b", json!({}), 422),
+        (Method::PUT, "/v1/segments/x", json!({"vsid": 4095}), 422),
+        (Method::PUT, "/v1/segments/x", json!({"vsid": 5000, "key": 1}), 422),
+        (Method::PUT, "/v1/underlays/x", json!({"local": ["192.0.2.1", "192.0.2.2"]}), 400),
+        (Method::PUT, "/v1/underlays/x", json!({"local": "fe80::1"}), 422),
+        (Method::DELETE, "/v1/underlays/x?local=192.0.2.1", json!({}), 404),
+        (Method::PUT, "/v1/peers/x", json!({"remote": "192.0.2.2", "segments": [], "tos": "high"}), 400),
+        (Method::PUT, "/v1/ports/p", json!({"segment": "x", "create": true, "vlan": 5}), 422),
         (Method::DELETE, "/v1/peers/x", json!(null), 404),
         (Method::PUT, "/v1/fdb/x/zz", json!({"peer": "a"}), 422),
         (Method::PUT, "/v1/fdb/x/02:00:00:00:00:01", json!({}), 422),

@@ -66,10 +66,13 @@ fn by_buckets(hash: FdbHash) -> BTreeMap<[u32; 2], Vec<MacAddr>> {
 }
 
 /// Which address the readers send frames to.
+#[derive(Default)]
 struct Turn {
     address: AtomicUsize,
     /// Which one a reader was last at.
     read: AtomicUsize,
+    /// Calls whose last frame was sent somewhere.
+    sent: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -110,14 +113,17 @@ fn hammer(
 
     let program: &SchedClassifier = classifier(&mut kernel.loaded.programs, PORT_PROGRAM).unwrap();
     let frames: Vec<Vec<u8>> = addresses.iter().map(|mac| tcp_v4(*mac, station(1), 10)).collect();
-    let turn = Turn { address: AtomicUsize::new(0), read: AtomicUsize::new(0), stop: AtomicBool::new(false) };
+    let turn = Turn::default();
     let read = || {
         let mut out = vec![0; 512];
         while !turn.stop.load(Ordering::Relaxed) {
             let address = turn.address.load(Ordering::Relaxed);
             turn.read.store(address, Ordering::Relaxed);
             let frame = &frames[address];
-            test_run(program, PORT, 0, frame, &mut out, REPEAT).unwrap();
+            let result = test_run(program, PORT, 0, frame, &mut out, REPEAT).unwrap();
+            if result.return_value.cast_signed() == REDIRECT {
+                turn.sent.fetch_add(1, Ordering::Relaxed);
+            }
             assert_eq!(out[..frame.len()], frame[..], "the frame has changed");
         }
     };
@@ -154,7 +160,8 @@ fn no_program_takes_a_target_of_another_address() {
                 let start = Instant::now();
                 fdb.remove(keys[0]).unwrap();
                 for pair in (0..keys.len() / 2).cycle() {
-                    if start.elapsed() > ENOUGH && (inserted > LEAST || start.elapsed() > TOO_LONG) {
+                    let met = inserted > LEAST && turn.sent.load(Ordering::Relaxed) > 20;
+                    if start.elapsed() > ENOUGH && (met || start.elapsed() > TOO_LONG) {
                         break;
                     }
                     fdb.wake(start.elapsed().as_secs() as u32);
@@ -174,7 +181,7 @@ fn no_program_takes_a_target_of_another_address() {
         );
         println!("{frames:?}; {inserted} times inserted and removed, {moved} times pointed elsewhere");
         assert_eq!((frames.sent[3], frames.sent[4]), (0, 0), "a target of another address");
-        assert!(frames.sent[1] > 1000 && frames.sent[2] > 1000, "{frames:?}");
+        assert!(frames.sent[1] > 100 && frames.sent[2] > 100, "{frames:?}");
         assert!(frames.sent[1] + frames.sent[2] + 1000 < frames.all, "{frames:?}");
         assert!(inserted >= LEAST, "{inserted}");
     });

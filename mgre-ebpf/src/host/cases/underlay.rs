@@ -101,7 +101,6 @@ fn flag_bits() -> Vec<Case> {
             cases.push(refused(format!("{keys}: bit {bit} set"), bytes, reason));
         }
     };
-    reject(0, DropReason::Checksum);
     reject(1, DropReason::RoutingPresent);
     reject(4, DropReason::ReservedBits);
     reject(5, DropReason::ReservedBits);

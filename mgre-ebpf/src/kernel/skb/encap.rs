@@ -30,7 +30,8 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
         if self.is_ip() {
             let inner_l2 = (ETHERNET_LEN as u64 + u64::from(tags_len)) << 56;
-            let l3 = if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+            let l3 =
+                if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
             let udp = template.options & template_option::UDP != 0;
             let l4 = if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { BPF_F_ADJ_ROOM_ENCAP_L4_GRE };
             let encap = u64::from(l3 | l4 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);
@@ -159,22 +160,11 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     /// Fills in what options ask for.
     #[inline(always)]
     fn touch(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
-        let mut gre_at = behind_ip(template);
-        let header_len = u32::from(template.header_len);
         if template.options & template_option::UDP != 0 {
-            self.store(gre_at, &udp_header(template, packet_len, stamp.flow))?;
-            gre_at += UDP_LEN as u32;
+            self.store(behind_ip(template), &udp_header(template, packet_len, stamp.flow))?;
         }
         if template.options & template_option::FLOW_ID != 0 {
-            self.store(header_len - 1, &(stamp.flow as u8))?;
-        }
-        if template.options & template_option::SEQUENCE != 0 {
-            self.store(header_len - 4, &stamp.sequence.to_be())?;
-        }
-        if template.options & template_option::CHECKSUM != 0 {
-            // RFC 2784 2.3: over header and payload, the field itself zero.
-            let sum = self.sum(gre_at, packet_len - gre_at).ok_or(DropReason::Headroom)?;
-            self.store(gre_at + 4, &(!sum).to_be())?;
+            self.store(u32::from(template.header_len) - 1, &(stamp.flow as u8))?;
         }
         Ok(())
     }

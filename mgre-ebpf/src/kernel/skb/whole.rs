@@ -7,11 +7,13 @@ use aya_ebpf::helpers::{bpf_csum_diff, bpf_skb_load_bytes, bpf_skb_vlan_pop};
 use mgre_common::checksum::fold;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
+use mgre_common::table::{Template, template_option};
+use mgre_common::wire::{GRE_FIELD_LEN, GRE_LEN, UDP_LEN};
 use mgre_ebpf::frame::{Frame, Replicate, Step, Whole};
 
 use super::{Skb, check};
 use crate::kernel::maps::{SCRATCH, SUM_CHUNK};
-use crate::kernel::wire::opaque;
+use crate::kernel::wire::{behind_ip, opaque};
 
 impl<const INGRESS: bool> Whole for Skb<INGRESS> {
     #[inline(always)]
@@ -48,6 +50,22 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
     }
 
     #[inline(always)]
+    fn seal(&mut self, template: &Template, sequence: u32) -> Result<(), DropReason> {
+        if template.options & template_option::SEQUENCE != 0 {
+            // The last field (RFC 2890 2).
+            self.store(u32::from(template.header_len) - GRE_FIELD_LEN as u32, &sequence.to_be())?;
+        }
+        if template.options & template_option::CHECKSUM != 0 {
+            let udp = template.options & template_option::UDP != 0;
+            let gre_at = behind_ip(template) + if udp { UDP_LEN as u32 } else { 0 };
+            // RFC 2784 2.3: over header and payload, the field itself zero.
+            let sum = self.sum(gre_at, self.len() - gre_at).ok_or(DropReason::Headroom)?;
+            self.store(gre_at + GRE_LEN as u32, &(!sum).to_be())?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
     fn untag(&mut self) -> Result<(), DropReason> {
         // SAFETY: the pointer is the program's context.
         check(unsafe { bpf_skb_vlan_pop(self.skb) })
@@ -66,19 +84,20 @@ impl Step for Sum {
     #[inline(always)]
     fn step(&mut self, _: u32) -> bool {
         let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
-        // SAFETY: the memory is this CPU's.
-        let bytes = unsafe { &mut *scratch };
         let mut len = opaque(self.left as usize);
         if len > SUM_CHUNK {
             len = SUM_CHUNK;
         } else {
-            // What is left from the chunk before would count.
-            *bytes = [0; SUM_CHUNK];
+            // What is left from the chunk before would count. (One by one: there is no `memset`.)
+            for at in 0..SUM_CHUNK / 8 {
+                // SAFETY: the memory is this CPU's, as long as this, and aligned to words.
+                unsafe { scratch.cast::<u64>().add(at).write_volatile(0) };
+            }
         }
         if len == 0 {
             return false;
         }
-        let to = bytes.as_mut_ptr();
+        let to = scratch.cast::<u8>();
         // SAFETY: the pointer is the program's context, and there is room for the bytes.
         if unsafe { bpf_skb_load_bytes(self.skb.cast(), self.offset, to.cast(), len as u32) } != 0 {
             return false;

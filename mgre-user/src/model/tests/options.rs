@@ -116,6 +116,8 @@ fn an_underlay_has_an_address_of_each_version() {
         "underlay eth1: an underlay has one local address for each IP version, not both 192.0.2.9 and \
          192.0.2.10; to change it, remove it first (mgre underlay del)"
     );
+    let error = both.apply(add("192.0.2.9", None), &ids).expect_err("the same again");
+    assert!(error.to_string().starts_with("underlay \"eth1\" exists already"), "{error}");
     let error = one.apply(add("192.0.2.9", Some(Mode::Native)), &ids).expect_err("another mode");
     assert!(error.to_string().starts_with("underlay eth1 has mode tc"), "{error}");
     assert_eq!(both.apply(del("192.0.2.9"), &ids).expect("applies"), one);
