@@ -19,7 +19,7 @@ use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use mgre_common::bench::{LOOKUPS, OUTER_LEN, Settings, Step};
+use mgre_common::bench::{LOOKUPS, OUTER_LEN_V4, OUTER_LEN_V6, Settings, Step};
 use mgre_common::fdb::FdbKey;
 use mgre_ebpf::express;
 use mgre_ebpf::tables::Tables;
@@ -167,14 +167,32 @@ fn address(context: *mut xdp_md, step: &Step) -> bool {
     write(context, 0, step.key as u32) && write(context, 4, (step.key >> 32) as u16)
 }
 
+/// Bytes of the outer headers of this underlay.
+#[inline(always)]
+fn outer_len() -> i32 {
+    if is_v6() { OUTER_LEN_V6 } else { OUTER_LEN_V4 }
+}
+
+#[inline(always)]
+fn is_v6() -> bool {
+    settings().is_some_and(|settings| settings.v6 != 0)
+}
+
 /// Makes the packet one from the step's peer and address.
 #[inline(always)]
 fn send_from(context: *mut xdp_md, step: &Step) -> bool {
-    const SOURCE: usize = OUTER_LEN as usize + 6;
+    const SOURCE_V4: usize = OUTER_LEN_V4 as usize + 6;
+    const SOURCE_V6: usize = OUTER_LEN_V6 as usize + 6;
+    let (low, high) = (step.key as u32, (step.key >> 32) as u16);
+    if is_v6() {
+        return write(context, 14 + 8 + 12, step.remote)
+            && write(context, SOURCE_V6, low)
+            && write(context, SOURCE_V6 + 4, high);
+    }
     write(context, 14 + 10, step.checksum)
         && write(context, 14 + 12, step.remote)
-        && write(context, SOURCE, step.key as u32)
-        && write(context, SOURCE + 4, (step.key >> 32) as u16)
+        && write(context, SOURCE_V4, low)
+        && write(context, SOURCE_V4 + 4, high)
 }
 
 #[inline(always)]
@@ -193,8 +211,8 @@ fn bench_address(context: XdpContext) -> u32 {
 fn bench_move(context: XdpContext) -> u32 {
     done(
         next().is_some_and(|step| address(context.ctx, step))
-            && move_start(context.ctx, -OUTER_LEN)
-            && move_start(context.ctx, OUTER_LEN),
+            && move_start(context.ctx, -outer_len())
+            && move_start(context.ctx, outer_len()),
     )
 }
 
@@ -207,7 +225,7 @@ fn bench_encap(context: XdpContext) -> u32 {
     let mut frame = Xdp::<false>::new(&context);
     let ifindex = frame.ifindex();
     let action = express::process_port(&mut frame, &Maps, ifindex);
-    done(action == xdp_action::XDP_REDIRECT && move_start(context.ctx, OUTER_LEN))
+    done(action == xdp_action::XDP_REDIRECT && move_start(context.ctx, outer_len()))
 }
 
 /// Makes a packet one of a peer's, and that is all.
@@ -224,7 +242,7 @@ fn bench_decap(context: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     let action = express::process_underlay(&mut Xdp::<false>::new(&context), &Maps);
-    done(action == xdp_action::XDP_REDIRECT && move_start(context.ctx, -OUTER_LEN))
+    done(action == xdp_action::XDP_REDIRECT && move_start(context.ctx, -outer_len()))
 }
 
 /// Sends copies of a frame as it is: what no replication can beat.

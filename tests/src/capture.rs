@@ -7,7 +7,7 @@ use std::{
     ptr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -16,12 +16,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
-use crate::{netns::Netns, wait};
+use crate::{gre::Gre, netns::Netns, wait};
 
 /// The most frames that a capture keeps; it counts on after that.
 const MOST_FRAMES: usize = 200_000;
 /// A superframe, at most.
 const BUFFER: usize = 65_536 + 256;
+/// How long to wait at most for the reader of frames that never end.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Room for frames that wait to be read.
 const SOCKET_BUFFER: libc::c_int = 16 << 20;
 
@@ -41,6 +43,9 @@ pub struct Frame {
 pub struct Capture {
     frames: Arc<Mutex<Vec<Frame>>>,
     stop: Arc<AtomicBool>,
+    /// How often it was asked whether all is read that has come, and up to which of the questions it was.
+    asked: Arc<AtomicU64>,
+    caught_up: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -67,13 +72,16 @@ impl Capture {
             .with_context(|| format!("cannot capture on {interface} in {}", netns.name()))?;
         let frames = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
+        let (asked, caught_up) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let thread = thread::spawn({
             let (frames, stop) = (Arc::clone(&frames), Arc::clone(&stop));
+            let (asked, caught_up) = (Arc::clone(&asked), Arc::clone(&caught_up));
             move || {
                 let mut buffer = vec![0; BUFFER];
                 // What has come before the stop is read to its end.
                 loop {
                     let ending = stop.load(Ordering::Acquire);
+                    let question = asked.load(Ordering::Acquire);
                     match receive(&socket, &mut buffer) {
                         Ok(Some(frame)) if wanted(&frame.bytes) => {
                             let mut frames = lock(&frames);
@@ -83,7 +91,7 @@ impl Capture {
                         }
                         Ok(Some(_)) => {}
                         Ok(None) if ending => return,
-                        Ok(None) => {}
+                        Ok(None) => caught_up.store(question, Ordering::Release),
                         // The interface is gone; what came before counts.
                         Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
                             if ending {
@@ -98,16 +106,31 @@ impl Capture {
                 }
             }
         });
-        Ok(Self { frames, stop, thread: Some(thread) })
+        Ok(Self { frames, stop, asked, caught_up, thread: Some(thread) })
+    }
+
+    /// Waits until all is read that has come, so that a frame that passed is not missed because its reader was late. Not
+    /// for ever: where frames never stop to come there is always one more.
+    fn catch_up(&self) {
+        let question = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let start = Instant::now();
+        while self.caught_up.load(Ordering::Acquire) < question
+            && start.elapsed() < CATCH_UP
+            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// What was captured until now.
     pub fn frames(&self) -> Vec<Frame> {
+        self.catch_up();
         lock(&self.frames).clone()
     }
 
     /// How many of the frames until now `wanted` accepts.
     pub fn count(&self, wanted: impl Fn(&Frame) -> bool) -> usize {
+        self.catch_up();
         lock(&self.frames).iter().filter(|frame| wanted(frame)).count()
     }
 
@@ -117,6 +140,33 @@ impl Capture {
     /// There was none within `limit`.
     pub fn wait_for(&self, what: &str, limit: Duration, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
         wait::value(what, limit, || Ok(lock(&self.frames).iter().find(|frame| wanted(frame)).cloned()))
+    }
+
+    /// How often exactly this frame came in.
+    pub fn arrived(&self, frame: &[u8]) -> usize {
+        self.count(|seen| !seen.outgoing && seen.bytes == frame)
+    }
+
+    /// Waits until exactly this frame has come in.
+    ///
+    /// # Errors
+    /// It has not, soon.
+    pub fn wait_arrival(&self, what: &str, frame: &[u8]) -> Result<()> {
+        self.wait_for(what, wait::SOON, |seen| !seen.outgoing && seen.bytes == frame).map(|_| ())
+    }
+
+    /// The GRE packets until now.
+    pub fn packets(&self) -> Vec<(Frame, Gre)> {
+        self.frames()
+            .into_iter()
+            .filter_map(|frame| Gre::parse(&frame.bytes).map(|gre| (frame, gre)))
+            .collect()
+    }
+
+    /// The GRE packets until now that went out, or that came in, and carry exactly this frame.
+    pub fn carrying(&self, outgoing: bool, inner: &[u8]) -> Vec<Gre> {
+        let packets = self.packets().into_iter().filter(|(frame, _)| frame.outgoing == outgoing);
+        packets.map(|(_, gre)| gre).filter(|gre| gre.inner == inner).collect()
     }
 
     /// Ends, and returns everything.

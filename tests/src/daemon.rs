@@ -60,6 +60,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// FDB entries that it has room for, if not as many as by itself.
     pub fdb_entries: Option<u32>,
+    /// Another build of `mgre` than [`program`]'s, for the daemon and for the commands that talk to it.
+    pub program: Option<PathBuf>,
 }
 
 /// What a command of `mgre` did.
@@ -145,10 +147,14 @@ impl Daemon {
         if self.options.instance.is_empty() { "default" } else { &self.options.instance }
     }
 
+    fn program(&self) -> Result<PathBuf> {
+        self.options.program.clone().map_or_else(program, Ok)
+    }
+
     /// The command that starts it.
     pub fn daemon_command(&self) -> Result<Command> {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns.display())).arg("--").arg(program()?);
+        command.arg(format!("--net={}", self.netns.display())).arg("--").arg(self.program()?);
         command.args(["--instance", self.instance(), "--run-dir"]).arg(self.path.join("run")).arg("daemon");
         command.arg("--state-dir").arg(self.path.join("state")).arg("--bpffs").arg(self.bpffs());
         command.arg("--metrics");
@@ -193,7 +199,7 @@ impl Daemon {
     /// # Errors
     /// There is no `mgre`.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(self.program()?);
         command.args(["--instance", self.instance(), "--run-dir"]).arg(self.path.join("run")).args(arguments);
         command.env_remove("MGRE_INSTANCE").env_remove("MGRE_RUN_DIR").stdin(Stdio::null());
         Ok(command)

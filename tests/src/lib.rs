@@ -5,7 +5,9 @@
 //! - [`daemon`]: the `mgre` daemon in one of them, and its command line;
 //! - [`topology`]: spokes, hosts and an underlay between them; [`spoke`]: one of them;
 //! - [`packet`]: frames to send, and what is in frames that were captured;
+//! - [`gre`]: GRE packets, captured and made by hand; [`icmp`]: messages about packets that are too big;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
+//! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
@@ -17,6 +19,8 @@
 pub mod bench;
 pub mod capture;
 pub mod daemon;
+pub mod gre;
+pub mod icmp;
 pub mod metrics;
 pub mod netns;
 pub mod packet;
@@ -25,4 +29,5 @@ pub mod spoke;
 pub mod tcx;
 pub mod topology;
 pub mod traffic;
+pub mod vlan;
 pub mod wait;

@@ -1,9 +1,14 @@
 //! Frames to send, and what is in frames that were captured.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use etherparse::{Ethernet2Slice, Ipv4Slice, NetSlice, PacketBuilder, SlicedPacket};
+use anyhow::{Context as _, Result, bail};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, NetSlice, PacketBuilder,
+    SlicedPacket, TransportSlice,
+};
+
+pub use crate::gre::{GRE_KEY_PRESENT, Gre, IP_PROTOCOL_GRE, TRANSPARENT_ETHERNET};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -16,12 +21,6 @@ pub const MULTICAST: Mac = [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03];
 pub const UNKNOWN: Mac = [0x02, 0, 0, 0, 0xee, 0xee];
 /// IEEE's EtherType for experiments.
 pub const ETHERTYPE_EXPERIMENT: u16 = 0x88b5;
-/// GRE's protocol type of an Ethernet frame (transparent Ethernet bridging, RFC 1701).
-pub const TRANSPARENT_ETHERNET: u16 = 0x6558;
-/// IPv4's protocol number of GRE.
-pub const IP_PROTOCOL_GRE: u8 = 47;
-/// The bit of GRE's first two bytes that says there is a key (RFC 2890 2).
-pub const GRE_KEY_PRESENT: u16 = 0x2000;
 
 /// A MAC address as text.
 pub fn mac_text(mac: Mac) -> String {
@@ -65,6 +64,74 @@ pub fn udp(
     Ok(frame)
 }
 
+/// A UDP datagram in IPv4 or IPv6.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Who sends it: MAC and IP address.
+    pub source: (Mac, IpAddr),
+    /// Who is to get it; of the same family.
+    pub destination: (Mac, IpAddr),
+    /// Source and destination port.
+    pub ports: (u16, u16),
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// IPv4's don't-fragment bit.
+    pub dont_fragment: bool,
+    /// Length of the whole IP packet.
+    pub length: usize,
+}
+
+impl Datagram {
+    /// A short one.
+    pub fn new(source: (Mac, IpAddr), destination: (Mac, IpAddr)) -> Self {
+        Self { source, destination, ports: (4000, 4001), tos: 0, dont_fragment: false, length: 100 }
+    }
+
+    /// Its frame, with all checksums.
+    ///
+    /// # Errors
+    /// The addresses are of two families, or the length is none.
+    pub fn frame(&self) -> Result<Vec<u8>> {
+        let ethernet = PacketBuilder::ethernet2(self.source.0, self.destination.0);
+        let mut frame = Vec::new();
+        let mut write = |builder: etherparse::PacketBuilderStep<IpHeaders>, header: usize| -> Result<()> {
+            let length = self.length.checked_sub(header + 8).context("too short")?;
+            let payload: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            Ok(builder.udp(self.ports.0, self.ports.1).write(&mut frame, &payload)?)
+        };
+        match (self.source.1, self.destination.1) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header =
+                    Ipv4Header::new(0, 64, IpNumber::UDP, source.octets(), destination.octets())?;
+                (header.dscp, header.ecn) = ((self.tos >> 2).try_into()?, (self.tos & 3).try_into()?);
+                header.dont_fragment = self.dont_fragment;
+                write(ethernet.ip(IpHeaders::Ipv4(header, Ipv4Extensions::default())), 20)?;
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    traffic_class: self.tos,
+                    hop_limit: 64,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                write(ethernet.ip(IpHeaders::Ipv6(header, Ipv6Extensions::default())), 40)?;
+            }
+            (source, destination) => bail!("{source} and {destination} are of two families"),
+        }
+        Ok(frame)
+    }
+}
+
+/// DSCP and ECN of the IP packet in a frame; none if there is no IP in it.
+pub fn tos(frame: &[u8]) -> Option<u8> {
+    match SlicedPacket::from_ethernet(frame).ok()?.net? {
+        NetSlice::Ipv4(ip) => Some(ip.header().dcp().value() << 2 | ip.header().ecn().value()),
+        NetSlice::Ipv6(ip) => Some(ip.header().to_header().traffic_class),
+        _ => None,
+    }
+}
+
 /// A gratuitous ARP request: this address is at this MAC (RFC 5227 3).
 pub fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     let octets = address.octets();
@@ -74,140 +141,47 @@ pub fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     frame(BROADCAST, mac, 0x0806, &arp)
 }
 
-/// A GRE packet that was captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gre {
-    /// The outer Ethernet destination.
-    pub outer_destination: Mac,
-    /// The outer Ethernet source.
-    pub outer_source: Mac,
-    /// The outer IPv4 source.
-    pub source: Ipv4Addr,
-    /// The outer IPv4 destination.
-    pub destination: Ipv4Addr,
-    /// The outer TTL.
-    pub ttl: u8,
-    /// The outer DSCP and ECN.
-    pub tos: u8,
-    /// The outer don't-fragment bit.
-    pub dont_fragment: bool,
-    /// The outer IPv4 total length.
-    pub total_length: u16,
-    /// Whether the outer IPv4 header's checksum is right.
-    pub checksum_ok: bool,
-    /// GRE's flags and version.
-    pub flags: u16,
-    /// GRE's protocol type.
-    pub protocol: u16,
-    /// GRE's key.
-    pub key: Option<u32>,
-    /// The inner frame.
-    pub inner: Vec<u8>,
-}
-
-impl Gre {
-    /// Reads a GRE packet; none if it is another packet.
-    pub fn parse(frame: &[u8]) -> Option<Self> {
-        Self::read(frame).ok()
-    }
-
-    /// Reads a GRE packet.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn read(frame: &[u8]) -> Result<Self> {
-        let ethernet = Ethernet2Slice::from_slice_without_fcs(frame)?;
-        ensure!(ethernet.ether_type().0 == 0x0800, "not IPv4 but {:?}", ethernet.ether_type());
-        let payload = ethernet.payload().payload;
-        // A superframe of 64 KiB and more would say zero here; none of the tests makes one.
-        let ip = Ipv4Slice::from_slice(payload).context("the outer IPv4 packet")?;
-        let header = ip.header();
-        ensure!(header.protocol().0 == IP_PROTOCOL_GRE, "not GRE but protocol {}", header.protocol().0);
-        let gre = ip.payload().payload;
-        let [f0, f1, p0, p1, rest @ ..] = gre else { bail!("a GRE header cut short") };
-        let flags = u16::from_be_bytes([*f0, *f1]);
-        let (key, inner) = if flags & GRE_KEY_PRESENT == 0 {
-            (None, rest)
-        } else {
-            let (key, inner) = rest.split_first_chunk().context("a GRE key cut short")?;
-            (Some(u32::from_be_bytes(*key)), inner)
-        };
-        let owned = header.to_header();
-        Ok(Self {
-            outer_destination: ethernet.destination(),
-            outer_source: ethernet.source(),
-            source: header.source_addr(),
-            destination: header.destination_addr(),
-            ttl: header.ttl(),
-            tos: header.dcp().value() << 2 | header.ecn().value(),
-            dont_fragment: header.dont_fragment(),
-            total_length: header.total_len(),
-            checksum_ok: owned.calc_header_checksum() == header.header_checksum(),
-            flags,
-            protocol: u16::from_be_bytes([*p0, *p1]),
-            key,
-            inner: inner.to_vec(),
-        })
-    }
-
-    /// The inner destination.
-    pub fn inner_destination(&self) -> Option<Mac> {
-        self.inner.first_chunk().copied()
-    }
-
-    /// Whether the inner frame is for one station.
-    pub fn is_to_station(&self) -> bool {
-        self.inner.first().is_some_and(|first| first & 1 == 0)
-    }
-}
-
-/// Whether the inner UDP or TCP checksum and the IPv4 header's are right. True for other frames.
+/// Whether the UDP or TCP checksum of a frame and its IPv4 header's are right. True for other frames.
 ///
 /// # Errors
 /// The frame cannot be read.
 pub fn checksums_ok(frame: &[u8]) -> Result<bool> {
     let packet = SlicedPacket::from_ethernet(frame)?;
-    let Some(NetSlice::Ipv4(ip)) = &packet.net else { return Ok(true) };
-    let header = ip.header().to_header();
-    if header.calc_header_checksum() != header.header_checksum {
-        return Ok(false);
+    match (&packet.net, &packet.transport) {
+        (Some(NetSlice::Ipv4(ip)), transport) => {
+            let header = ip.header().to_header();
+            let transport_ok = match transport {
+                Some(TransportSlice::Udp(udp)) => {
+                    let (udp, data) = (udp.to_header(), udp.payload());
+                    udp.checksum == 0 || udp.checksum == udp.calc_checksum_ipv4(&header, data)?
+                }
+                Some(TransportSlice::Tcp(tcp)) => {
+                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?
+                }
+                _ => true,
+            };
+            Ok(transport_ok && header.calc_header_checksum() == header.header_checksum)
+        }
+        (Some(NetSlice::Ipv6(ip)), transport) => {
+            let header = ip.header().to_header();
+            Ok(match transport {
+                Some(TransportSlice::Udp(udp)) => {
+                    let (udp, data) = (udp.to_header(), udp.payload());
+                    udp.checksum == udp.calc_checksum_ipv6(&header, data)?
+                }
+                Some(TransportSlice::Tcp(tcp)) => {
+                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv6(&header, tcp.payload())?
+                }
+                _ => true,
+            })
+        }
+        _ => Ok(true),
     }
-    let Some(transport) = &packet.transport else { return Ok(true) };
-    Ok(match transport {
-        etherparse::TransportSlice::Udp(udp) => {
-            let header = udp.to_header();
-            header.checksum == 0
-                || header.checksum == header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload())?
-        }
-        etherparse::TransportSlice::Tcp(tcp) => {
-            let header = tcp.to_header();
-            header.checksum == header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload())?
-        }
-        _ => true,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gre_with_a_key_is_read() {
-        let inner = marked(BROADCAST, [2, 0, 0, 0, 1, 0x10], "inner");
-        let mut gre = [0x20, 0, 0x65, 0x58, 0, 0, 0, 7].to_vec();
-        gre.extend(&inner);
-        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
-            [192, 0, 2, 1],
-            [192, 0, 2, 2],
-            64,
-        );
-        let mut packet = Vec::new();
-        builder.write(&mut packet, etherparse::IpNumber(IP_PROTOCOL_GRE), &gre).expect("writes");
-        let read = Gre::read(&packet).expect("GRE");
-        assert_eq!((read.key, read.protocol, read.flags), (Some(7), TRANSPARENT_ETHERNET, GRE_KEY_PRESENT));
-        assert_eq!((read.inner, read.checksum_ok, read.ttl), (inner, true, 64));
-        assert_eq!(read.source, Ipv4Addr::new(192, 0, 2, 1));
-    }
 
     #[test]
     fn wrong_checksums_are_seen() {
@@ -227,5 +201,23 @@ mod tests {
         let tagged = tagged(&plain, 100);
         assert_eq!(tagged[12..18], [0x81, 0, 0, 100, 0x88, 0xb5]);
         assert_eq!(tagged.len(), plain.len() + 4);
+    }
+
+    #[test]
+    fn datagrams_of_both_families_are_right() {
+        let ends = |last: u16| {
+            let mac = [2, 0, 0, 0, last as u8, 0x10];
+            [(mac, IpAddr::from([10, 77, 0, last as u8])), (mac, crate::gre::v6(0x77, last))]
+        };
+        for (source, destination) in ends(1).into_iter().zip(ends(2)) {
+            let datagram = Datagram { tos: 0xb9, length: 500, ..Datagram::new(source, destination) };
+            let mut frame = datagram.frame().expect("one family");
+            assert_eq!((frame.len(), tos(&frame)), (514, Some(0xb9)));
+            assert!(checksums_ok(&frame).expect("reads"));
+            if let Some(last) = frame.last_mut() {
+                *last ^= 1;
+            }
+            assert!(!checksums_ok(&frame).expect("reads"));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A spoke with the host behind it.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
@@ -11,9 +11,6 @@ use crate::{
     topology::peer_name,
     wait,
 };
-
-/// How long peers may take until they are up.
-const UP_LIMIT: Duration = Duration::from_secs(5);
 
 // The last byte of a MAC address: whose it is.
 pub(crate) const WAN: u8 = 0x01;
@@ -73,7 +70,21 @@ impl Spoke {
 
     /// The host's IPv6 address.
     pub fn host_ipv6(&self) -> String {
-        format!("fd77::{}", self.number)
+        self.host_address(false).to_string()
+    }
+
+    /// The host's address of IPv4, or of IPv6.
+    pub fn host_address(&self, v4: bool) -> IpAddr {
+        if v4 {
+            self.host_ipv4().into()
+        } else {
+            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, self.number.into()).into()
+        }
+    }
+
+    /// The host, as one end of a datagram.
+    pub fn host_end(&self, v4: bool) -> (Mac, IpAddr) {
+        (self.host_mac(), self.host_address(v4))
     }
 
     /// Adds a further interface to the spoke, a host of its own behind it: `eth0`, of this MAC and without address.
@@ -113,7 +124,7 @@ impl Spoke {
     /// Waits until a MAC address is known to be behind a peer.
     ///
     /// # Errors
-    /// It is not within two seconds.
+    /// It is not soon.
     pub fn wait_fdb_peer(&self, mac: Mac, peer: &str) -> Result<()> {
         self.wait_fdb(mac, "peer", peer)
     }
@@ -121,20 +132,18 @@ impl Spoke {
     /// Waits until a MAC address is known to be behind a port.
     ///
     /// # Errors
-    /// It is not within two seconds.
+    /// It is not soon.
     pub fn wait_fdb_port(&self, mac: Mac, port: &str) -> Result<()> {
         self.wait_fdb(mac, "port", port)
     }
 
     fn wait_fdb(&self, mac: Mac, kind: &str, name: &str) -> Result<()> {
         let what = format!("spoke {} has {} at {kind} {name}", self.number, mac_text(mac));
-        wait::until(&what, Duration::from_secs(2), || {
-            Ok(self.fdb(mac)?.is_some_and(|entry| entry[kind] == name))
-        })
-        .map(|_| ())
-        .with_context(|| self.daemon.mgre(&["fdb", "show"]).unwrap_or_default())
-        .with_context(|| self.daemon.mgre(&["status"]).unwrap_or_default())
-        .with_context(|| self.daemon.mgre(&["stats"]).unwrap_or_default())
+        wait::until(&what, wait::SOON, || Ok(self.fdb(mac)?.is_some_and(|entry| entry[kind] == name)))
+            .map(|_| ())
+            .with_context(|| self.daemon.mgre(&["fdb", "show"]).unwrap_or_default())
+            .with_context(|| self.daemon.mgre(&["status"]).unwrap_or_default())
+            .with_context(|| self.daemon.mgre(&["stats"]).unwrap_or_default())
     }
 
     /// How many frames were dropped for a reason, over all peers, ports and directions.
@@ -144,6 +153,17 @@ impl Spoke {
     pub fn drops(&self, reason: &str) -> Result<u64> {
         let rows = self.daemon.list(&["stats", "--drops"])?;
         Ok(rows.iter().filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum())
+    }
+
+    /// Waits until so many frames were dropped for a reason.
+    ///
+    /// # Errors
+    /// There are fewer, or more.
+    pub fn wait_drops(&self, reason: &str, count: u64) -> Result<()> {
+        let what = format!("{count} dropped for {reason} at spoke {}", self.number);
+        wait::until(&what, wait::SOON, || Ok(self.drops(reason)? == count))
+            .map(|_| ())
+            .with_context(|| self.daemon.mgre(&["stats", "--drops"]).unwrap_or_default())
     }
 
     /// A peer, as `peer show` gives it.
@@ -161,9 +181,9 @@ impl Spoke {
     /// Waits until every peer is up.
     ///
     /// # Errors
-    /// One is not within five seconds.
+    /// One is not soon.
     pub fn wait_up(&self) -> Result<()> {
-        wait::until(&format!("the peers of spoke {} are up", self.number), UP_LIMIT, || {
+        wait::until(&format!("the peers of spoke {} are up", self.number), wait::SOON, || {
             Ok(self.daemon.list(&["peer", "show"])?.iter().all(|peer| peer["state"] == "up"))
         })
         .map(|_| ())

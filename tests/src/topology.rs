@@ -7,10 +7,10 @@
 //! ```
 //!
 //! The core is a bridge (then the spokes' addresses are 10.0.0.1, 10.0.0.2, ... of one network) or a router with a
-//! network for each spoke. MAC addresses say whose they are: `02:00:00:00:SPOKE:WHAT`.
+//! network for each spoke. Over IPv6 they are fd00::1, fd00::2, ..., and fd00:0:0:1::1, fd00:0:0:2::1, .... MAC addresses say whose they are: `02:00:00:00:SPOKE:WHAT`.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     thread,
 };
@@ -18,7 +18,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
+    capture,
     daemon::{Daemon, Options},
+    gre::{Outer, v6},
     netns::{self, Netns},
     packet::mac_text,
     spoke::{CORE, HOST, LAN, WAN, mac},
@@ -39,6 +41,17 @@ pub enum Underlay {
     Routed,
 }
 
+/// Which addresses the spokes have in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+    /// Both, but the last spoke has IPv6 alone. Those that have both use IPv4.
+    Mixed,
+}
+
 /// How to build.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -46,8 +59,14 @@ pub struct Layout {
     pub spokes: u8,
     /// What is between them.
     pub underlay: Underlay,
+    /// Its addresses.
+    pub family: Family,
     /// The segment's GRE key.
     pub key: Option<u32>,
+    /// The segment's virtual subnet id, which makes it one of NVGRE: then it has no other key.
+    pub vsid: Option<u32>,
+    /// What every peer is told besides.
+    pub options: &'static [&'static str],
     /// Whether to set the daemons up; else they have been told nothing.
     pub configure: bool,
     /// Where daemons serve metrics over TCP, each in its own namespace.
@@ -61,12 +80,38 @@ pub struct Layout {
 impl Layout {
     /// The usual.
     pub fn new(spokes: u8, underlay: Underlay) -> Self {
-        Self { spokes, underlay, key: Some(KEY), configure: true, metrics: None, prefix: None, folder: None }
+        Self {
+            spokes,
+            underlay,
+            family: Family::V4,
+            key: Some(KEY),
+            vsid: None,
+            options: &[],
+            configure: true,
+            metrics: None,
+            prefix: None,
+            folder: None,
+        }
     }
 
-    /// The largest packet of a host: 1500 bytes less IPv4, GRE, its key and the inner Ethernet header.
+    /// The largest packet of a host: 1500 bytes less IP, what is between it and GRE, GRE, and the inner Ethernet header.
     pub fn mtu(&self) -> u32 {
-        1500 - 20 - 4 - 14 - if self.key.is_some() { 4 } else { 0 }
+        let ip = if self.family == Family::V4 { 20 } else { 40 };
+        let key = if self.key.is_some() || self.vsid.is_some() { 4 } else { 0 };
+        let option = |words: &[&str], bytes| {
+            if self.options.windows(words.len()).any(|some| some == words) { bytes } else { 0 }
+        };
+        let options = option(&["--csum"], 4) + option(&["--seq"], 4) + option(&["--encap", "gre-udp"], 8);
+        1500 - ip - 4 - key - options - 14
+    }
+
+    /// Whether a spoke has addresses of IPv4, and of IPv6, in the underlay.
+    fn families(&self, number: u8) -> (bool, bool) {
+        match self.family {
+            Family::V4 => (true, false),
+            Family::V6 => (false, true),
+            Family::Mixed => (number != self.spokes, true),
+        }
     }
 
     fn netns(&self, label: &str) -> Result<Netns> {
@@ -114,11 +159,15 @@ impl Layout {
     }
 
     fn prepare_core(&self, core: &Netns) -> Result<()> {
-        core.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        let quiet = self.family == Family::V4 || self.underlay == Underlay::Switched;
+        core.sysctl("ipv6/conf/default/disable_ipv6", if quiet { "1" } else { "0" })?;
         match self.underlay {
             Underlay::Switched => core
                 .ip("link add br0 address 02:00:00:00:00:fe type bridge mcast_snooping 0\nlink set br0 up"),
-            Underlay::Routed => core.sysctl("ipv4/ip_forward", "1"),
+            Underlay::Routed => {
+                core.sysctl("ipv6/conf/all/forwarding", "1")?;
+                core.sysctl("ipv4/ip_forward", "1")
+            }
         }
     }
 
@@ -131,19 +180,21 @@ impl Layout {
             "link add wan0 netns {spoke_name} address {wan} type veth peer name s{number} address {far} netns {core_name}\n\
              link add lan0 netns {spoke_name} address {lan} type veth peer name eth0 address {eth} netns {host_name}"
         ))?;
-        let local = self.endpoint(number);
+        if self.families(number).1 {
+            spoke.sysctl("ipv6/conf/wan0/disable_ipv6", "0")?;
+        }
+        spoke.ip("link set wan0 up\nlink set lan0 up")?;
         match self.underlay {
-            Underlay::Switched => {
-                core.ip(&format!("link set s{number} master br0 up"))?;
-                spoke.ip(&format!("addr add {local}/24 dev wan0\nlink set wan0 up\nlink set lan0 up"))?;
-            }
-            Underlay::Routed => {
-                let gateway = Ipv4Addr::new(10, 0, number, 254);
-                core.ip(&format!("addr add {gateway}/24 dev s{number}\nlink set s{number} up"))?;
-                spoke.ip(&format!(
-                    "addr add {local}/24 dev wan0\nlink set wan0 up\nlink set lan0 up\n\
-                     route add default via {gateway}"
-                ))?;
+            Underlay::Switched => core.ip(&format!("link set s{number} master br0 up"))?,
+            Underlay::Routed => core.ip(&format!("link set s{number} up"))?,
+        }
+        for local in self.locals(number) {
+            let prefix = if local.is_ipv4() { "24" } else { "64 nodad" };
+            spoke.ip(&format!("addr add {local}/{prefix} dev wan0"))?;
+            if self.underlay == Underlay::Routed {
+                let gateway = gateway(number, local.is_ipv4());
+                core.ip(&format!("addr add {gateway}/{prefix} dev s{number}"))?;
+                spoke.ip(&format!("route add default via {gateway} dev wan0"))?;
             }
         }
         host.ip(&format!(
@@ -167,27 +218,55 @@ impl Layout {
 
     /// As a user would, command by command.
     fn set_up(&self, daemon: &Daemon, number: u8) -> Result<()> {
-        let local = self.endpoint(number).to_string();
-        daemon.mgre(&["underlay", "add", "wan0", "--local", &local])?;
-        match self.key {
-            Some(key) => daemon.mgre(&["segment", "add", SEGMENT, "--key", &key.to_string()])?,
-            None => daemon.mgre(&["segment", "add", SEGMENT])?,
+        for local in self.locals(number) {
+            daemon.mgre(&["underlay", "add", "wan0", "--local", &local.to_string()])?;
+        }
+        let (key, vsid) = (self.key.unwrap_or(0).to_string(), self.vsid.unwrap_or(0).to_string());
+        let told: &[&str] = match (self.key, self.vsid) {
+            (_, Some(_)) => &["--vsid", &vsid],
+            (Some(_), None) => &["--key", &key],
+            (None, None) => &[],
         };
+        daemon.mgre(&[&["segment", "add", SEGMENT], told].concat())?;
         daemon.mgre(&["port", "add", SEGMENT, "lan0"])?;
         for other in (1..=self.spokes).filter(|other| *other != number) {
-            let remote = self.endpoint(other).to_string();
-            daemon.mgre(&["peer", "add", &peer_name(other), &remote, "--segment", SEGMENT])?;
+            let remote = self.remote(number, other).to_string();
+            let (name, add) = (peer_name(other), ["peer", "add"]);
+            let words: [&[&str]; 3] = [&add, &[&name, &remote, "--segment", SEGMENT], self.options];
+            daemon.mgre(&words.concat())?;
         }
         Ok(())
     }
 
-    /// The underlay address of a spoke.
-    pub fn endpoint(&self, number: u8) -> Ipv4Addr {
-        match self.underlay {
-            Underlay::Switched => Ipv4Addr::new(10, 0, 0, number),
-            Underlay::Routed => Ipv4Addr::new(10, 0, number, 1),
+    /// The underlay address of a spoke; of two, the IPv4 one.
+    pub fn endpoint(&self, number: u8) -> IpAddr {
+        let v4 = self.families(number).0;
+        match (self.underlay, v4) {
+            (Underlay::Switched, true) => Ipv4Addr::new(10, 0, 0, number).into(),
+            (Underlay::Routed, true) => Ipv4Addr::new(10, 0, number, 1).into(),
+            (Underlay::Switched, false) => v6(0, number.into()),
+            (Underlay::Routed, false) => v6(number.into(), 1),
         }
     }
+
+    /// All its underlay addresses.
+    pub fn locals(&self, number: u8) -> Vec<IpAddr> {
+        let only_v6 = Self { family: Family::V6, ..self.clone() };
+        let first = self.endpoint(number);
+        let second = only_v6.endpoint(number);
+        if first.is_ipv4() && self.families(number).1 { vec![first, second] } else { vec![first] }
+    }
+
+    /// The underlay address by which one spoke knows another.
+    pub fn remote(&self, number: u8, other: u8) -> IpAddr {
+        let has_v4 = self.families(number).0;
+        self.locals(other).into_iter().find(|local| local.is_ipv4() == has_v4).unwrap_or(self.endpoint(other))
+    }
+}
+
+/// The core's address in a spoke's network of its own.
+fn gateway(number: u8, v4: bool) -> IpAddr {
+    if v4 { Ipv4Addr::new(10, 0, number, 254).into() } else { v6(number.into(), 0xfe) }
 }
 
 /// What other spokes call a spoke.
@@ -240,10 +319,37 @@ impl Spokes {
         (self.spokes, self.core)
     }
 
+    /// Makes the link between the core and a spoke one that carries packets up to so many bytes. A router tells who sends
+    /// larger ones.
+    ///
+    /// # Errors
+    /// `ip`'s.
+    pub fn narrow(&self, number: u8, mtu: u32) -> Result<()> {
+        self.core.ip(&format!("link set s{number} mtu {mtu}"))?;
+        self.spoke(number).netns.ip(&format!("link set wan0 mtu {mtu}"))
+    }
+
+    /// A packet as another spoke sends it to this one, by hand: what is to arrive at its `wan0`, if the core sends it out of
+    /// the interface that leads there.
+    pub fn outer(&self, from: u8, to: u8) -> Outer {
+        let spoke = self.spoke(to);
+        let (source, destination) = (self.layout.remote(to, from), self.layout.remote(from, to));
+        let key = self.layout.vsid.map_or(self.layout.key, |vsid| Some(vsid << 8));
+        Outer::new((spoke.core_mac(), spoke.wan_mac()), source, destination, key)
+    }
+
+    /// Sends frames to a spoke's `wan0`.
+    ///
+    /// # Errors
+    /// The kernel takes none, or not all of one.
+    pub fn send_to<B: AsRef<[u8]> + Sync>(&self, number: u8, frames: &[B]) -> Result<()> {
+        capture::send(&self.core, &format!("s{number}"), frames)
+    }
+
     /// Waits until every peer is up.
     ///
     /// # Errors
-    /// One is not within five seconds.
+    /// One is not soon.
     pub fn wait_up(&self) -> Result<()> {
         self.spokes.iter().try_for_each(Spoke::wait_up)
     }

@@ -1,14 +1,15 @@
 //! ping and iperf3.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     process::{Child, Stdio},
-    sync::mpsc,
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::{netns::Netns, wait};
@@ -56,12 +57,38 @@ fn parse_ping(text: &str) -> Result<Pings> {
     }
 }
 
-/// Whether one echo request has a reply within a second.
+/// Whether echo requests have a reply. Asks again where the first had none: a host asks for an address that it does not
+/// know once a second, so that the reply to one request says as much about the clock as about the path.
 ///
 /// # Errors
 /// `ping` cannot be run.
 pub fn reaches(netns: &Netns, address: &str) -> Result<bool> {
-    Ok(ping(netns, &["-c", "1", "-W", "1", address])?.all_came_back())
+    let start = Instant::now();
+    while start.elapsed() < wait::SOON {
+        if ping(netns, &["-c", "1", "-W", "1", address])?.all_came_back() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether an echo request has no reply within a second.
+///
+/// # Errors
+/// `ping` cannot be run.
+pub fn cut_off(netns: &Netns, address: &str) -> Result<bool> {
+    Ok(ping(netns, &["-c", "1", "-W", "1", address])?.received == 0)
+}
+
+/// Whether an echo request of so many bytes, that nobody may cut, has a reply. The one who sends it must know the other's
+/// address: no other request is sent.
+///
+/// # Errors
+/// `ping` cannot be run.
+pub fn fits(netns: &Netns, address: &str, packet_len: u32) -> Result<bool> {
+    let headers = if address.contains(':') { 40 + 8 } else { 20 + 8 };
+    let data = (packet_len - headers).to_string();
+    Ok(ping(netns, &["-M", "do", "-c", "1", "-W", "1.5", "-s", &data, address])?.all_came_back())
 }
 
 /// Sends echo requests until one has a reply, and says how long that took.
@@ -70,13 +97,18 @@ pub fn reaches(netns: &Netns, address: &str) -> Result<bool> {
 /// None has within `limit`.
 pub fn wait_reachable(netns: &Netns, address: &str, limit: Duration) -> Result<Duration> {
     wait::until(&format!("{address} answers {}", netns.name()), limit, || {
-        Ok(ping(netns, &["-c", "1", "-W", "0.1", address])?.all_came_back())
+        Ok(ping(netns, &["-c", "1", "-W", "0.3", address])?.all_came_back())
     })
 }
 
 /// A `ping` that runs beside the test. Killed when dropped.
 #[derive(Debug)]
-pub struct Background(Child);
+pub struct Background {
+    child: Child,
+    /// The sequence numbers of the replies.
+    replies: Arc<Mutex<BTreeSet<u32>>>,
+    reader: Option<JoinHandle<()>>,
+}
 
 impl Background {
     /// Starts `ping` with these arguments, the address last.
@@ -86,35 +118,54 @@ impl Background {
     pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Self> {
         let mut command = netns.command("ping");
         command.arg("-n").args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
-        Ok(Self(command.spawn().context("cannot start ping")?))
+        let mut child = command.spawn().context("cannot start ping")?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        let replies = Arc::new(Mutex::new(BTreeSet::new()));
+        let reader = thread::spawn({
+            let replies = Arc::clone(&replies);
+            move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    replies.lock().unwrap_or_else(PoisonError::into_inner).extend(reply_number(&line));
+                }
+            }
+        });
+        Ok(Self { child, replies, reader: Some(reader) })
     }
 
-    /// Waits for its end and returns what came of it.
-    ///
-    /// # Errors
-    /// It said nothing.
-    pub fn finish(mut self) -> Result<Pings> {
-        let stdout = self.0.stdout.take().context("no standard output")?;
-        let text = std::io::read_to_string(stdout)?;
-        self.0.wait()?;
-        parse_ping(&text)
+    fn last(&self) -> u32 {
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner).last().copied().unwrap_or(0)
     }
 
-    /// Interrupts it and returns what came of it.
+    /// Waits for one more reply, then interrupts it and returns what came of the requests up to that one. (What is under
+    /// way when it is interrupted is not lost.)
     ///
     /// # Errors
-    /// It has ended, or said nothing.
-    pub fn interrupt(self) -> Result<Pings> {
-        let process = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+    /// There is no reply any more, or it has ended.
+    pub fn interrupt(mut self) -> Result<Pings> {
+        let before = self.last();
+        wait::until("one more reply", wait::SOON, || Ok(self.last() > before))?;
+        let process = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT)?;
-        self.finish()
+        self.child.wait()?;
+        if let Some(reader) = self.reader.take() {
+            reader.join().map_err(|_| anyhow!("the thread that reads ping panicked"))?;
+        }
+        let replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = replies.last().copied().unwrap_or(0);
+        Ok(Pings { sent, received: u32::try_from(replies.len())?, round_trip_ms: None })
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        end(&mut self.0);
+        end(&mut self.child);
     }
+}
+
+/// `64 bytes from 10.77.0.2: icmp_seq=7 ttl=64 time=0.05 ms`: 7.
+fn reply_number(line: &str) -> Option<u32> {
+    let (_, rest) = line.split_once("bytes from")?.1.split_once("icmp_seq=")?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// Kills a process that may have ended already, and waits for it.
@@ -151,6 +202,31 @@ pub fn iperf3(from: &Netns, to: &Netns, address: &str, seconds: u32, arguments: 
     result
 }
 
+/// Runs `iperf3` until a run moves at least so many bits a second, three times at most. A machine that does something else
+/// for a while is no path that does not work, and that one is as slow the third time.
+///
+/// # Errors
+/// No run does, or the last one fails.
+pub fn iperf3_at_least(
+    bits_per_second: f64,
+    (from, to): (&Netns, &Netns),
+    address: &str,
+    seconds: u32,
+    arguments: &[&str],
+) -> Result<Iperf> {
+    let run = || {
+        let iperf = iperf3(from, to, address, seconds, arguments)?;
+        if iperf.bits_per_second < bits_per_second {
+            bail!(
+                "{:.0} bit/s to {address}, and {bits_per_second:.0} at least were to be",
+                iperf.bits_per_second
+            );
+        }
+        Ok(iperf)
+    };
+    run().or_else(|_| run()).or_else(|_| run())
+}
+
 fn wait_listening(server: &mut Child) -> Result<()> {
     let stdout = server.stdout.take().context("no standard output")?;
     let (sender, receiver) = mpsc::channel();
@@ -161,14 +237,14 @@ fn wait_listening(server: &mut Child) -> Result<()> {
             }
         }
     });
-    receiver.recv_timeout(Duration::from_secs(5)).context("iperf3 does not listen")
+    receiver.recv_timeout(wait::SOON).context("iperf3 does not listen")
 }
 
 fn client(from: &Netns, address: &str, seconds: u32, arguments: &[&str]) -> Result<Iperf> {
     let seconds_text = seconds.to_string();
-    let limit = (seconds + 10).to_string();
+    let limit = (seconds + 15).to_string();
     let mut command = from.command("timeout");
-    command.args([&limit, "iperf3", "--json", "--connect-timeout", "2000", "--time", &seconds_text]);
+    command.args([&limit, "iperf3", "--json", "--connect-timeout", "5000", "--time", &seconds_text]);
     command.args(["--client", address]).args(arguments);
     let output = command.output().context("cannot start iperf3")?;
     let report: Value = serde_json::from_slice(&output.stdout)
@@ -200,5 +276,12 @@ mod tests {
         let text = "1 packets transmitted, 0 received, +1 errors, 100% packet loss, time 0ms";
         assert_eq!(parse_ping(text).expect("reads"), Pings { sent: 1, received: 0, round_trip_ms: None });
         assert!(parse_ping("connect: Network is unreachable").is_err());
+    }
+
+    #[test]
+    fn replies_have_numbers() {
+        assert_eq!(reply_number("64 bytes from 10.77.0.2: icmp_seq=17 ttl=64 time=0.05 ms"), Some(17));
+        assert_eq!(reply_number("From 10.77.0.1 icmp_seq=3 Destination Host Unreachable"), None);
+        assert_eq!(reply_number("PING 10.77.0.2 (10.77.0.2) 56(84) bytes of data."), None);
     }
 }

@@ -7,6 +7,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
+/// How long something may take that is done at once where the machine has nothing else to do, and within the second that
+/// a host waits between two questions for an address.
+pub const SOON: Duration = Duration::from_secs(10);
 /// How often to look.
 const INTERVAL: Duration = Duration::from_millis(20);
 

@@ -2,7 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::{self, Capture},
     packet::{BROADCAST, Mac, UNKNOWN, mac_text, marked},
@@ -10,8 +10,6 @@ use mgre_tests::{
     topology::{SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
-
-const SOON: Duration = Duration::from_secs(2);
 
 #[test]
 fn entries_say_where_a_host_is() -> Result<()> {
@@ -29,7 +27,7 @@ fn entries_say_where_a_host_is() -> Result<()> {
         (&SEGMENT.into(), &"spoke2".into(), &().into())
     );
     assert_eq!((&far["endpoint"], &far["flags"]), (&"10.0.2.1".into(), &vec!["learned"].into()));
-    assert!(far["age_seconds"].as_u64() <= Some(3), "{far}");
+    assert!(far["age_seconds"].as_u64() <= Some(10), "{far}");
     let near = one.fdb(one.host_mac())?.unwrap_or_default();
     assert_eq!((&near["port"], &near["endpoint"]), (&"lan0".into(), &().into()));
 
@@ -44,7 +42,7 @@ fn entries_say_where_a_host_is() -> Result<()> {
     assert_eq!(one.daemon.list(&["fdb", "show", "--peer", "spoke2"])?.len(), 0);
     assert!(one.fdb(one.host_mac())?.is_some(), "not behind that peer");
     // It is learned again; an address is reported five times a second at most.
-    assert!(traffic::ping(&one.host, &["-c", "3", "-i", "0.15", "-W", "1", &two.host_ip()])?.all_came_back());
+    assert!(traffic::ping(&one.host, &["-c", "3", "-i", "0.15", "-W", "5", &two.host_ip()])?.all_came_back());
     one.wait_fdb_peer(two.host_mac(), "spoke2")
 }
 
@@ -65,14 +63,14 @@ fn static_entries_send_without_flooding_and_never_move() -> Result<()> {
     let (at_two, at_three) = (Capture::start(&two.host, "eth0")?, Capture::start(&three.host, "eth0")?);
     let frame = marked(SERVER, one.host_mac(), "to the server");
     capture::send(&one.host, "eth0", &[&frame])?;
-    at_two.wait_for("the frame", SOON, |seen| seen.bytes == frame)?;
+    at_two.wait_for("the frame", wait::SOON, |seen| seen.bytes == frame)?;
     // Someone else says to be the server.
     let claim = marked(BROADCAST, SERVER, "a false claim");
     capture::send(&three.host, "eth0", &[&claim])?;
-    wait::until("the claim is counted", SOON, || Ok(one.drops("static_mac_moved")? == 1))?;
-    wait::until("the claim is counted", SOON, || Ok(two.drops("static_mac_moved")? == 1))?;
+    wait::until("the claim is counted", wait::SOON, || Ok(one.drops("static_mac_moved")? == 1))?;
+    wait::until("the claim is counted", wait::SOON, || Ok(two.drops("static_mac_moved")? == 1))?;
     capture::send(&one.host, "eth0", &[&frame])?;
-    wait::until("the second frame", SOON, || Ok(at_two.count(|seen| seen.bytes == frame) == 2))?;
+    wait::until("the second frame", wait::SOON, || Ok(at_two.count(|seen| seen.bytes == frame) == 2))?;
     assert_eq!(at_three.count(|seen| seen.bytes == frame), 0, "it is known, not flooded");
     assert_eq!(at_two.count(|seen| seen.bytes == claim), 0);
 
@@ -82,7 +80,7 @@ fn static_entries_send_without_flooding_and_never_move() -> Result<()> {
     one.daemon.mgre(&["fdb", "del", SEGMENT, &mac])?;
     assert_eq!(one.fdb(SERVER)?, None);
     capture::send(&one.host, "eth0", &[&frame])?;
-    at_three.wait_for("it is flooded now", SOON, |seen| seen.bytes == frame)?;
+    at_three.wait_for("it is flooded now", wait::SOON, |seen| seen.bytes == frame)?;
     Ok(())
 }
 
@@ -103,8 +101,7 @@ fn entries_are_forgotten_when_they_are_old() -> Result<()> {
         sleep(Duration::from_millis(500));
         assert!(one.fdb(two.host_mac())?.is_some(), "it speaks and is forgotten");
     }
-    assert_eq!(one.fdb(silent)?, None, "silent for four seconds and still there");
-    Ok(())
+    wait::until("the silent one is forgotten", wait::SOON, || Ok(one.fdb(silent)?.is_none())).map(|_| ())
 }
 
 #[test]
@@ -119,19 +116,24 @@ fn a_peer_cannot_fill_the_table() -> Result<()> {
     one.wait_fdb_peer(two.host_mac(), "spoke2")?;
     one.daemon.mgre(&["peer", "set", "spoke2", "--max-macs", &LIMIT.to_string()])?;
     let at_one = Capture::start(&one.host, "eth0")?;
-    let frames: Vec<_> = (0..50_u8)
-        .map(|number| marked(BROADCAST, [0x02, 0, 0, 0, 0xbb, number], &format!("number {number}")))
-        .collect();
-    // Slowly, so that each finds the table as the one before left it.
-    for frame in &frames {
-        capture::send(&two.host, "eth0", &[frame])?;
-        sleep(Duration::from_millis(5));
-    }
-    wait::until("they are counted", SOON, || Ok(one.drops("mac_limit")? >= 30))?;
+    // New stations, until one is too many.
+    let station = |number: u8| marked(BROADCAST, [0x02, 0, 0, 0, 0xbb, number], &format!("number {number}"));
+    let mut numbers = 0_u8..=255;
+    wait::until("the table is full", wait::SOON, || {
+        let number = numbers.next().context("256 stations, and none is too many")?;
+        capture::send(&two.host, "eth0", &[station(number)])?;
+        Ok(one.drops("mac_limit")? > 0)
+    })?;
     let learned = one.daemon.list(&["fdb", "show", "--peer", "spoke2"])?.len();
     assert_eq!(learned as u64, LIMIT);
-    let passed = at_one.count(|seen| frames.contains(&seen.bytes)) as u64;
-    assert!(passed < 20, "{passed} of 50 passed");
+    // And then every one.
+    let before = one.drops("mac_limit")?;
+    let frames: Vec<_> =
+        (0..30).map(|number| marked(BROADCAST, [0x02, 0, 0, 0, 0xbc, number], "late")).collect();
+    capture::send(&two.host, "eth0", &frames)?;
+    wait::until("they are counted", wait::SOON, || Ok(one.drops("mac_limit")? == before + 30))?;
+    assert_eq!(at_one.count(|seen| frames.contains(&seen.bytes)), 0);
+    assert_eq!(one.daemon.list(&["fdb", "show", "--peer", "spoke2"])?.len() as u64, LIMIT);
     // Who is known is not concerned, here and there.
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     let rows = one.daemon.list(&["stats", "--drops"])?;
@@ -141,7 +143,7 @@ fn a_peer_cannot_fill_the_table() -> Result<()> {
     one.daemon.mgre(&["fdb", "flush", "--peer", "spoke2"])?;
     let late = marked(BROADCAST, UNKNOWN, "late");
     capture::send(&two.host, "eth0", &[&late])?;
-    at_one.wait_for("the late one", SOON, |seen| seen.bytes == late)?;
+    at_one.wait_for("the late one", wait::SOON, |seen| seen.bytes == late)?;
     one.wait_fdb_peer(UNKNOWN, "spoke2")
 }
 
@@ -160,7 +162,7 @@ fn a_frame_is_not_sent_back_where_it_came_from() -> Result<()> {
     let frame = marked(neighbor, one.host_mac(), "to the neighbour");
     let before = one.drops("no_target")?;
     capture::send(&one.host, "eth0", &[&frame])?;
-    wait::until("it is counted", SOON, || Ok(one.drops("no_target")? == before + 1))?;
+    wait::until("it is counted", wait::SOON, || Ok(one.drops("no_target")? == before + 1))?;
     sleep(Duration::from_millis(100));
     assert_eq!(at_one.count(|seen| !seen.outgoing && seen.bytes == frame), 0);
     assert_eq!(at_two.count(|seen| seen.bytes == frame), 0);

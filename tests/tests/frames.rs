@@ -1,18 +1,13 @@
 //! Frames arrive as they were sent: of every type, up to the MTU, in GRE with a key and without.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use mgre_tests::{
     capture::{self, Capture, Frame},
     packet::{self, BROADCAST, Gre, MULTICAST, Mac},
     skip::skipped,
     topology::{KEY, Layout, SEGMENT, Spokes, Underlay},
-    traffic,
+    traffic, wait,
 };
-
-/// How long a frame that must come is waited for.
-const SOON: Duration = Duration::from_secs(2);
 
 #[test]
 fn frames_of_every_type_arrive_unchanged() -> Result<()> {
@@ -55,7 +50,7 @@ fn frames_of_every_type_arrive_unchanged() -> Result<()> {
     for (what, frame) in &frames {
         capture::send(&one.host, "eth0", &[frame])?;
         let same = |seen: &Frame| !seen.outgoing && seen.bytes == *frame;
-        if at_two.wait_for(what, SOON, same).is_err() {
+        if at_two.wait_for(what, wait::SOON, same).is_err() {
             let seen: Vec<_> = at_two.stop().into_iter().map(|seen| seen.bytes).collect();
             panic!(
                 "{what} did not arrive as it was\n{frame:02x?}\n{seen:02x?}\n{}",
@@ -66,7 +61,7 @@ fn frames_of_every_type_arrive_unchanged() -> Result<()> {
     // A group address as a source is nobody's.
     let invalid = packet::frame(to, MULTICAST, 0x88b5, &bytes[..60]);
     capture::send(&one.host, "eth0", &[&invalid])?;
-    mgre_tests::wait::until("it is counted", SOON, || Ok(one.drops("source_mac_invalid")? == 1))?;
+    wait::until("it is counted", wait::SOON, || Ok(one.drops("source_mac_invalid")? == 1))?;
     assert_eq!(at_two.count(|seen| seen.bytes == invalid), 0);
     Ok(())
 }
@@ -82,19 +77,17 @@ fn packets_up_to_the_mtu_pass_and_no_others() -> Result<()> {
         let spokes = layout.build()?;
         let (one, two) = (spokes.spoke(1), spokes.spoke(2));
         assert_eq!(one.peer("spoke2")?["mtu"], mtu, "key {key:?}");
-        let ping = |packet: u32| {
-            let data = (packet - 28).to_string();
-            traffic::ping(&one.host, &["-M", "do", "-c", "1", "-W", "0.5", "-s", &data, &two.host_ip()])
-        };
-        assert!(ping(mtu)?.all_came_back(), "an MTU-sized packet, key {key:?}");
+        let fits = |packet: u32| traffic::fits(&one.host, &two.host_ip(), packet);
+        assert!(traffic::reaches(&one.host, &two.host_ip())?);
+        assert!(fits(mtu)?, "an MTU-sized packet, key {key:?}");
         assert_eq!(one.drops("too_big")?, 0);
         // The host thinks that more fits.
         one.host.ip("link set eth0 mtu 1500")?;
-        assert!(ping(mtu)?.all_came_back());
-        assert!(!ping(mtu + 1)?.all_came_back(), "one byte more, key {key:?}");
+        assert!(fits(mtu)?);
+        assert!(!fits(mtu + 1)?, "one byte more, key {key:?}");
         assert_eq!(one.drops("too_big")?, 1);
         one.host.ip(&format!("link set eth0 mtu {mtu}"))?;
-        let fragments = ["-M", "dont", "-c", "2", "-i", "0.1", "-W", "1", "-s", "4000", &two.host_ip()];
+        let fragments = ["-M", "dont", "-c", "2", "-i", "0.1", "-W", "5", "-s", "4000", &two.host_ip()];
         assert!(traffic::ping(&one.host, &fragments)?.all_came_back(), "fragments inside, key {key:?}");
     }
     Ok(())
@@ -119,9 +112,9 @@ fn gre_without_a_key_works() -> Result<()> {
     let keyed =
         |spoke: &mgre_tests::topology::Spoke| spoke.daemon.mgre(&["segment", "set", SEGMENT, "--key", "0"]);
     keyed(one)?;
-    assert!(!traffic::reaches(&one.host, &two.host_ip())?, "key 0 is not the same as none");
+    assert!(traffic::cut_off(&one.host, &two.host_ip())?, "key 0 is not the same as none");
     assert!(two.drops("key_mismatch")? > 0);
     keyed(two)?;
-    traffic::wait_reachable(&one.host, &two.host_ip(), SOON)?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), wait::SOON)?;
     Ok(())
 }

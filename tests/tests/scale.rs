@@ -35,7 +35,7 @@ const PROMISED: [&str; 18] = [
 ];
 
 /// The reasons for which a frame can be dropped.
-const REASONS: [&str; 23] = [
+const REASONS: [&str; 24] = [
     "malformed",
     "bad_version",
     "routing_present",
@@ -59,6 +59,7 @@ const REASONS: [&str; 23] = [
     "headroom",
     "redirect_failed",
     "internal",
+    "inner_tag",
 ];
 
 fn is_mac(text: &str) -> bool {
@@ -153,7 +154,7 @@ fn each_of_many_peers_has_one_copy() -> Result<()> {
         let packets = frames.iter().filter_map(|packet| Gre::parse(&packet.bytes));
         packets.filter(|gre| gre.inner == frame).map(|gre| gre.destination).collect::<Vec<_>>()
     };
-    wait::until("every peer has its copy", Duration::from_secs(5), || Ok(copies().len() >= PEERS))?;
+    wait::until("every peer has its copy", wait::SOON, || Ok(copies().len() >= PEERS))?;
     std::thread::sleep(Duration::from_millis(200));
     let mut destinations = copies();
     assert_eq!(destinations.len(), PEERS);
@@ -210,7 +211,7 @@ fn a_segment_has_thousands_of_peers() -> Result<()> {
     let frame = marked(BROADCAST, one.host_mac(), "to thousands");
     let before = counts(one)?;
     capture::send(&one.host, "eth0", &[&frame])?;
-    wait::until("the last peer has its copy", Duration::from_secs(5), || {
+    wait::until("the last peer has its copy", wait::SOON, || {
         Ok(counts(one)?.values().sum::<u64>() >= before.values().sum::<u64>() + PEERS as u64)
     })?;
     let after = counts(one)?;

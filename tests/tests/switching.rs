@@ -10,17 +10,15 @@ use mgre_tests::{
     packet::{self, BROADCAST, Gre, MULTICAST, Mac, UNKNOWN, mac_text, marked},
     skip::skipped,
     topology::{KEY, SEGMENT, Spokes, Underlay},
-    traffic,
+    traffic, wait,
 };
 
 /// How long a frame that must not come is waited for.
 const QUIET: Duration = Duration::from_millis(200);
-/// How long a frame that must come is waited for.
-const SOON: Duration = Duration::from_secs(2);
 
 /// How often exactly this frame came in.
 fn arrived(capture: &Capture, frame: &[u8]) -> usize {
-    capture.count(|seen| !seen.outgoing && seen.bytes == frame)
+    capture.arrived(frame)
 }
 
 /// Whether a packet of the underlay carries this frame.
@@ -30,10 +28,7 @@ fn carries(packet: &Frame, frame: &[u8]) -> bool {
 
 /// Waits until the frame has come.
 fn wait_arrival(capture: &Capture, frame: &[u8], whom: &str) -> Result<()> {
-    capture.wait_for(&format!("a frame arrives at {whom}"), SOON, |seen| {
-        !seen.outgoing && seen.bytes == frame
-    })?;
-    Ok(())
+    capture.wait_arrival(&format!("a frame arrives at {whom}"), frame)
 }
 
 #[test]
@@ -69,7 +64,7 @@ fn known_unicast_goes_to_its_spoke_alone() -> Result<()> {
     let frame = marked(two.host_mac(), one.host_mac(), "for host 2 alone");
     capture::send(&one.host, "eth0", &vec![&frame; FRAMES])?;
     let all = || arrived(&at_two, &frame) == FRAMES;
-    mgre_tests::wait::until("all frames arrive", SOON, || Ok(all()))?;
+    wait::until("all frames arrive", wait::SOON, || Ok(all()))?;
     sleep(QUIET);
 
     assert_eq!(arrived(&at_two, &frame), FRAMES);
@@ -202,7 +197,7 @@ fn segments_stay_apart_and_may_hold_the_same_address() -> Result<()> {
     );
 
     for (frame, key) in [(&in_lan, KEY), (&in_blue, BLUE_KEY), (&twin_in_blue, BLUE_KEY)] {
-        let packet = at_wan.wait_for("the frame on the wire", SOON, |packet| carries(packet, frame))?;
+        let packet = at_wan.wait_for("the frame on the wire", wait::SOON, |packet| carries(packet, frame))?;
         assert_eq!(Gre::read(&packet.bytes)?.key, Some(key));
     }
     let twins: Vec<_> = one
@@ -230,7 +225,7 @@ fn a_host_that_moves_is_followed() -> Result<()> {
     let roamer = one.add_host("vm0", ROAMER)?;
     one.daemon.mgre(&["port", "add", SEGMENT, "vm0"])?;
     roamer.ip("addr add 10.77.0.100/24 dev eth0")?;
-    traffic::wait_reachable(&two.host, "10.77.0.100", SOON)?;
+    traffic::wait_reachable(&two.host, "10.77.0.100", wait::SOON)?;
     two.wait_fdb_peer(ROAMER, "spoke1")?;
     one.wait_fdb_port(ROAMER, "vm0")?;
 
@@ -239,9 +234,12 @@ fn a_host_that_moves_is_followed() -> Result<()> {
     three.attach(&roamer, "vm0", ROAMER)?;
     three.daemon.mgre(&["port", "add", SEGMENT, "vm0"])?;
     roamer.ip("addr add 10.77.0.100/24 dev eth0")?;
+    wait::until("the link is up", wait::SOON, || {
+        Ok(three.netns.run(&["ip", "link", "show", "vm0"])?.contains("state UP"))
+    })?;
     capture::send(&roamer, "eth0", &[packet::announcement(ROAMER, address)])?;
-    let took = traffic::wait_reachable(&two.host, "10.77.0.100", SOON)?;
-    assert!(took < Duration::from_secs(1), "reachable after {took:?}");
+    let took = traffic::wait_reachable(&two.host, "10.77.0.100", wait::SOON)?;
+    assert!(took < Duration::from_secs(3), "reachable after {took:?}");
     assert!(traffic::reaches(&one.host, "10.77.0.100")?);
     two.wait_fdb_peer(ROAMER, "spoke3")?;
     one.wait_fdb_peer(ROAMER, "spoke3")?;

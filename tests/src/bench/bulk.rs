@@ -12,7 +12,7 @@ use super::{
 use crate::{netns::Netns, traffic};
 
 /// No header around a host's packet is longer.
-const MAX_OVERHEAD: f64 = 64.0;
+const MAX_OVERHEAD: f64 = 84.0;
 
 /// One round of `seconds`.
 ///

@@ -7,17 +7,22 @@
 //!
 //! For `direct`, the two eth0 are the ends of one veth pair.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::ValueEnum;
 use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 
 use super::{
     assemble,
     bpf::{self, DeviceMap, Hook, Link, Program},
-    ovs::{self, Ovs},
+    kind::Kind,
+    ovs::Ovs,
 };
 use crate::{
     daemon::{Daemon, Options},
@@ -27,103 +32,12 @@ use crate::{
     traffic, wait,
 };
 
-/// The hosts' largest packet, the same for all: what VXLAN leaves of 1500 bytes.
-pub const HOST_MTU: u32 = 1450;
+/// The hosts' largest packet, the same for all: what VXLAN over IPv6 leaves of 1500 bytes.
+pub const HOST_MTU: u32 = 1430;
 /// How long a path may take until it carries something.
 const REACHABLE_LIMIT: Duration = Duration::from_secs(10);
 /// How long addresses may take until they are learned.
 const LEARN_LIMIT: Duration = Duration::from_secs(2);
-
-/// What takes frames from one host to the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Kind {
-    /// mgre: GRE with a key, TCX at both ends.
-    Mgre,
-    /// The same with native XDP, and TCX behind it for what XDP passes. For frames alone: beside XDP a veth carries no
-    /// superframes and no unfinished checksums.
-    MgreXdp,
-    /// A bridge at each end and no tunnel between them.
-    Bridges,
-    /// A bridge at each end, and the kernel's VXLAN.
-    Vxlan,
-    /// The bridges as the kernel makes them, going through netfilter where it has that built in.
-    #[value(name = "bridges-nf")]
-    BridgesDefault,
-    /// The same for bridges and VXLAN.
-    #[value(name = "vxlan-nf")]
-    VxlanDefault,
-    /// A TCX program at each end that redirects whatever comes, unread: the limit of TCX.
-    Redirect,
-    /// An XDP program at each end that redirects whatever comes, unread: the limit of XDP.
-    RedirectXdp,
-    /// Open vSwitch's userspace datapath: GRE with a key.
-    Ovs,
-    /// A veth pair and nothing else: the limit of the generator, the sink and TCP.
-    Direct,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 10] = [
-        Self::Mgre,
-        Self::MgreXdp,
-        Self::Bridges,
-        Self::Vxlan,
-        Self::BridgesDefault,
-        Self::VxlanDefault,
-        Self::Redirect,
-        Self::RedirectXdp,
-        Self::Ovs,
-        Self::Direct,
-    ];
-
-    /// Its name in tables.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Mgre => "mgre (TCX)",
-            Self::MgreXdp => "mgre (XDP)",
-            Self::Bridges => "two bridges, no tunnel",
-            Self::Vxlan => "vxlan + bridge",
-            Self::BridgesDefault => "two bridges, netfilter",
-            Self::VxlanDefault => "vxlan + bridge, netfilter",
-            Self::Redirect => "bare TCX redirect",
-            Self::RedirectXdp => "bare XDP redirect",
-            Self::Ovs => "Open vSwitch, userspace",
-            Self::Direct => "direct veth",
-        }
-    }
-
-    /// Its name in JSON and on the command line.
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::Mgre => "mgre",
-            Self::MgreXdp => "mgre-xdp",
-            Self::Bridges => "bridges",
-            Self::Vxlan => "vxlan",
-            Self::BridgesDefault => "bridges-nf",
-            Self::VxlanDefault => "vxlan-nf",
-            Self::Redirect => "redirect",
-            Self::RedirectXdp => "redirect-xdp",
-            Self::Ovs => "ovs",
-            Self::Direct => "direct",
-        }
-    }
-
-    /// Whether it is one of the others with a setting that is less in its favour.
-    pub const fn is_variant(self) -> bool {
-        matches!(self, Self::BridgesDefault | Self::VxlanDefault)
-    }
-
-    /// Why it cannot take part here, if so.
-    pub fn missing(self) -> Option<String> {
-        if self == Self::Ovs { ovs::missing() } else { None }
-    }
-
-    /// Whether what carries frames is XDP programs.
-    pub const fn is_xdp(self) -> bool {
-        matches!(self, Self::MgreXdp | Self::RedirectXdp)
-    }
-}
 
 /// A contestant, ready to carry frames.
 #[derive(Debug)]
@@ -139,11 +53,11 @@ pub struct Contestant {
 }
 
 impl Contestant {
-    /// Builds it.
+    /// Builds it, with this program as the other build of mgre.
     ///
     /// # Errors
     /// Whatever could not be made.
-    pub fn build(kind: Kind) -> Result<Self> {
+    pub fn build(kind: Kind, old: Option<&Path>) -> Result<Self> {
         let label = |what: &str| format!("{}-{what}", kind.key());
         let hosts = [Netns::new(&label("h1"))?, Netns::new(&label("h2"))?];
         let (daemons, ovs, links, switches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -153,12 +67,14 @@ impl Contestant {
         }
         this.wire()?;
         match kind {
-            Kind::Mgre => this.start_mgre("tc", "tcx")?,
-            Kind::MgreXdp => this.start_mgre("native", "xdp+tcx")?,
+            Kind::Mgre | Kind::MgreV6 | Kind::MgreXdp | Kind::MgreXdpV6 => this.start_mgre(None)?,
+            Kind::OldMgre | Kind::OldMgreXdp => {
+                this.start_mgre(Some(old.context("--old names no build")?))?
+            }
             Kind::Bridges | Kind::BridgesDefault => {
                 this.make_bridges("link set wan0 master br0\nlink set wan0 type bridge_slave flood off")?
             }
-            Kind::Vxlan | Kind::VxlanDefault => this.make_vxlan()?,
+            Kind::Vxlan | Kind::VxlanV6 | Kind::VxlanDefault => this.make_vxlan()?,
             Kind::Redirect | Kind::RedirectXdp => this.attach_redirects()?,
             Kind::Ovs => this.start_ovs()?,
             Kind::Direct => {}
@@ -210,7 +126,7 @@ impl Contestant {
         let switches = if self.kind == Kind::Ovs { &[][..] } else { &self.switches };
         for netns in switches {
             interfaces.extend([(netns, "lan0"), (netns, "wan0")]);
-            if matches!(self.kind, Kind::Vxlan | Kind::VxlanDefault) {
+            if self.kind.is_vxlan() {
                 interfaces.push((netns, "vxlan0"));
             }
         }
@@ -238,10 +154,13 @@ impl Contestant {
                     eth0(2)
                 ))?;
                 for (number, netns) in [(1, s1), (2, s2)] {
-                    netns.ip(&format!(
-                        "addr add {}/24 dev wan0\nlink set wan0 up\nlink set lan0 up",
-                        endpoint(number)
-                    ))?;
+                    let local = self.endpoint(number);
+                    let network =
+                        if local.is_ipv4() { format!("{local}/24") } else { format!("{local}/64 nodad") };
+                    if self.kind.is_v6() {
+                        netns.sysctl("ipv6/conf/wan0/disable_ipv6", "0")?;
+                    }
+                    netns.ip(&format!("addr add {network} dev wan0\nlink set wan0 up\nlink set lan0 up"))?;
                 }
             }
             _ => netns::ip(&format!("link add {} type veth peer name {}", eth0(1), eth0(2)))?,
@@ -254,12 +173,14 @@ impl Contestant {
         Ok(())
     }
 
-    /// In a mode, which must end at these hooks.
-    fn start_mgre(&mut self, mode: &str, hook: &str) -> Result<()> {
+    /// Of this build, or of another one.
+    fn start_mgre(&mut self, program: Option<&Path>) -> Result<()> {
+        let (mode, hook) = if self.kind.is_xdp() { ("native", "xdp+tcx") } else { ("tc", "tcx") };
         for (netns, number) in self.switches.iter().zip([1, 2]) {
-            let mut daemon = Daemon::start(netns, Options::default())?;
+            let options = Options { program: program.map(Path::to_owned), ..Options::default() };
+            let mut daemon = Daemon::start(netns, options)?;
             daemon.hide_log();
-            let (local, remote) = (endpoint(number).to_string(), endpoint(3 - number).to_string());
+            let (local, remote) = (self.endpoint(number).to_string(), self.endpoint(3 - number).to_string());
             let commands: [&[&str]; 4] = [
                 &["underlay", "add", "wan0", "--local", &local, "--mode", mode],
                 &["segment", "add", "bench", "--key", "7"],
@@ -289,7 +210,7 @@ impl Contestant {
     fn make_bridges(&self, uplink: &str) -> Result<()> {
         for netns in &self.switches {
             // Bridges without netfilter are faster. Not there is as good as off.
-            let bare = matches!(self.kind, Kind::Bridges | Kind::Vxlan);
+            let bare = !matches!(self.kind, Kind::BridgesDefault | Kind::VxlanDefault);
             let families: &[&str] = if bare { &["iptables", "ip6tables", "arptables"] } else { &[] };
             for family in families {
                 netns.sysctl(&format!("bridge/bridge-nf-call-{family}"), "0").or_else(absent)?;
@@ -305,8 +226,8 @@ impl Contestant {
         for (netns, number) in self.switches.iter().zip([1, 2]) {
             netns.ip(&format!(
                 "link add vxlan0 type vxlan id 7 local {} remote {} dstport 4789 dev wan0\nlink set vxlan0 up",
-                endpoint(number),
-                endpoint(3 - number)
+                self.endpoint(number),
+                self.endpoint(3 - number)
             ))?;
         }
         self.make_bridges("link set vxlan0 master br0\nlink set vxlan0 type bridge_slave flood off")
@@ -317,7 +238,7 @@ impl Contestant {
             // It takes frames as they are: with their checksums, and none longer than the MTU.
             let host = &self.hosts[usize::from(number) - 1];
             host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off"])?;
-            self.ovs.push(Ovs::start(netns, endpoint(number), endpoint(3 - number))?);
+            self.ovs.push(Ovs::start(netns, endpoint_v4(number), endpoint_v4(3 - number))?);
         }
         Ok(())
     }
@@ -348,30 +269,32 @@ impl Contestant {
         let macs = [1, 2].map(|number| mac_text(host_mac(number)));
         let knows =
             |list: &[Value]| macs.iter().all(|mac| list.iter().any(|entry| entry["mac"] == mac.as_str()));
-        match self.kind {
-            Kind::Mgre | Kind::MgreXdp => {
-                let tables = self.daemons.iter().map(|daemon| daemon.list(&["fdb", "show"]));
-                Ok(tables.collect::<Result<Vec<_>>>()?.iter().all(|table| knows(table)))
+        for daemon in &self.daemons {
+            if !knows(&daemon.list(&["fdb", "show"])?) {
+                return Ok(false);
             }
-            Kind::Bridges | Kind::Vxlan | Kind::BridgesDefault | Kind::VxlanDefault => {
-                for netns in &self.switches {
-                    let table: Vec<Value> =
-                        serde_json::from_str(&netns.run(&["bridge", "-json", "fdb", "show", "br", "br0"])?)?;
-                    if !knows(&table) {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+        }
+        for ovs in &self.ovs {
+            if !ovs.knows(&macs)? {
+                return Ok(false);
             }
-            Kind::Ovs => {
-                for ovs in &self.ovs {
-                    if !ovs.knows(&macs)? {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+        }
+        let bridges = if self.kind.is_bridged() { &self.switches[..] } else { &[] };
+        for netns in bridges {
+            let table = netns.run(&["bridge", "-json", "fdb", "show", "br", "br0"])?;
+            if !knows(&serde_json::from_str::<Vec<Value>>(&table)?) {
+                return Ok(false);
             }
-            Kind::Redirect | Kind::RedirectXdp | Kind::Direct => Ok(true),
+        }
+        Ok(true)
+    }
+
+    /// A switch's address in the underlay.
+    fn endpoint(&self, number: u8) -> IpAddr {
+        if self.kind.is_v6() {
+            Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into()
+        } else {
+            endpoint_v4(number).into()
         }
     }
 
@@ -428,20 +351,6 @@ pub fn host_ip(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, number)
 }
 
-/// A switch's address in the underlay.
-fn endpoint(number: u8) -> Ipv4Addr {
+fn endpoint_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_contestant_has_one_short_name() {
-        for kind in Kind::ALL {
-            let value = kind.to_possible_value().expect("none is hidden");
-            assert_eq!(value.get_name(), kind.key());
-        }
-    }
 }

@@ -1,26 +1,28 @@
 //! Who takes part.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
-use super::{
-    contestant::{Contestant, Kind},
-    race::Race,
-    stop,
-};
+use super::{contestant::Contestant, kind::Kind, race::Race, stop};
 
 /// The contestants that were asked for, each built when the first part needs it.
 #[derive(Debug)]
 pub struct Field {
     wanted: Vec<Kind>,
+    quick: bool,
+    /// The other build of mgre.
+    old: Option<PathBuf>,
     built: Vec<Contestant>,
 }
 
 impl Field {
     /// Of these kinds; of all if there are none, or of the most telling ones if it must be quick.
-    pub fn new(wanted: &[Kind], quick: bool) -> Self {
+    pub fn new(wanted: &[Kind], quick: bool, old: Option<PathBuf>) -> Self {
         let default = |kind: &Kind| wanted.is_empty() && !(quick && kind.is_variant());
         let chosen = |kind: &Kind| default(kind) || wanted.contains(kind);
-        Self { wanted: Kind::ALL.into_iter().filter(chosen).collect(), built: Vec::new() }
+        let wanted = Kind::ALL.into_iter().filter(chosen).collect();
+        Self { wanted, quick, old, built: Vec::new() }
     }
 
     /// Those of a race, in the order of [`Kind::ALL`].
@@ -28,9 +30,20 @@ impl Field {
     /// # Errors
     /// One cannot be built.
     pub fn on_start(&mut self, race: Race) -> Result<Vec<&Contestant>> {
-        let takes_part = |kind: &Kind| race.admits(*kind) && kind.missing().is_none();
+        let short = self.quick;
+        // Who looks in a hurry sees of IPv6 what the bars are most about.
+        let too_long = |kind: Kind| short && kind.is_v6() && race.entrance().is_none();
+        let takes_part = |kind: &Kind| race.admits(*kind) && kind.missing().is_none() && !too_long(*kind);
         let kinds: Vec<Kind> = self.wanted.iter().copied().filter(takes_part).collect();
-        for kind in &kinds {
+        self.these(&kinds)
+    }
+
+    /// These, whatever was asked for.
+    ///
+    /// # Errors
+    /// One cannot be built.
+    pub fn these(&mut self, kinds: &[Kind]) -> Result<Vec<&Contestant>> {
+        for kind in kinds {
             self.build(*kind)?;
         }
         let find = |kind: &Kind| self.built.iter().find(|one| one.kind == *kind);
@@ -58,7 +71,7 @@ impl Field {
         stop::check()?;
         if self.built.iter().all(|one| one.kind != kind) {
             eprintln!("building {}", kind.title());
-            self.built.push(Contestant::build(kind)?);
+            self.built.push(Contestant::build(kind, self.old.as_deref())?);
         }
         Ok(())
     }
@@ -70,10 +83,10 @@ mod tests {
 
     #[test]
     fn who_takes_part() {
-        assert_eq!(Field::new(&[], false).wanted, Kind::ALL);
-        assert!(!Field::new(&[], true).wanted.contains(&Kind::VxlanDefault));
+        assert_eq!(Field::new(&[], false, None).wanted, Kind::ALL);
+        assert!(!Field::new(&[], true, None).wanted.contains(&Kind::VxlanDefault));
         let asked = [Kind::Direct, Kind::VxlanDefault];
-        assert_eq!(Field::new(&asked, true).wanted, [Kind::VxlanDefault, Kind::Direct]);
+        assert_eq!(Field::new(&asked, true, None).wanted, [Kind::VxlanDefault, Kind::Direct]);
     }
 
     #[test]

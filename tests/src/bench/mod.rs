@@ -1,8 +1,10 @@
 //! mgre beside what the kernel offers, on one machine in one run.
 //!
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
-//! - [`contestant`]: who competes, and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a run;
+//! - [`contestant`]: who competes ([`kind`]), and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a
+//!   run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
+//! - [`old`]: another build of mgre;
 //! - [`micro`]: what programs cost by themselves;
 //! - [`control`]: the daemon with many peers;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
@@ -17,9 +19,11 @@ pub mod control;
 pub mod cpu;
 pub mod field;
 pub mod frame;
+pub mod kind;
 pub mod latency;
 pub mod machine;
 pub mod micro;
+pub mod old;
 pub mod ovs;
 pub mod part;
 pub mod plot;

@@ -9,6 +9,7 @@ use super::{
     control,
     field::Field,
     micro::{flood, program, scaling},
+    old,
     race::Race,
     report::Report,
 };
@@ -36,6 +37,8 @@ pub enum Part {
     Flood,
     /// The daemon with many peers: changes, scrapes, learning, memory
     Control,
+    /// 64-byte frames, by this build and by the one that --old names
+    Old,
 }
 
 impl Part {
@@ -56,6 +59,7 @@ impl Part {
             Self::Scaling => scaling::run(object()?, plan),
             Self::Flood => flood::run(object()?, plan),
             Self::Control => control::run(plan),
+            Self::Old => old::run(field, plan),
         }
     }
 }

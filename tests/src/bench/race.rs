@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     bulk::{self, WireMode},
-    contestant::{Contestant, Kind},
+    contestant::Contestant,
     field::Field,
+    kind::Kind,
     latency,
     part::Plan,
     plot::Plot,
@@ -96,7 +97,7 @@ impl Race {
     }
 
     /// Where 64-byte frames go in, of races that are about them.
-    const fn entrance(self) -> Option<Entrance> {
+    pub const fn entrance(self) -> Option<Entrance> {
         match self {
             Self::Xdp => Some(Entrance::Driver),
             Self::Frames => Some(Entrance::Stack),
@@ -114,7 +115,11 @@ impl Race {
         Ok(Report { remarks: absent, ..self.measure(&contestants, plan)?.report() })
     }
 
-    fn measure(self, contestants: &[&Contestant], plan: Plan) -> Result<Outcome> {
+    /// All its rounds.
+    ///
+    /// # Errors
+    /// A measurement failed.
+    pub fn measure(self, contestants: &[&Contestant], plan: Plan) -> Result<Outcome> {
         let entrance = self.entrance();
         let probe = |one: &&Contestant| entrance.map(|entrance| Probe::new(one, entrance));
         let probes = contestants.iter().filter_map(probe).collect::<Result<Vec<_>>>()?;
@@ -124,10 +129,8 @@ impl Race {
             contestants.iter().map(|one| (one.kind, Vec::new())).collect();
         let rounds = if matches!(self, Self::Bulk | Self::Wire) { plan.tcp_rounds } else { plan.rounds };
         for round in 0..rounds {
-            // Another one begins each time, so that no one always has the same one before it.
-            for turn in 0..contestants.len() {
+            for index in order(round, contestants.len()) {
                 stop::check()?;
-                let index = (round + turn) % contestants.len();
                 let contestant = contestants[index];
                 let sample = match self {
                     Self::Xdp | Self::Frames => probes[index].measure(contestant, plan.time),
@@ -150,6 +153,15 @@ impl Race {
         }
         Ok(Outcome { race: self, samples })
     }
+}
+
+/// Who comes when in a round: another one begins each time and every other round goes the other way, so that no one
+/// always has the same one before it.
+fn order(round: usize, contestants: usize) -> impl Iterator<Item = usize> {
+    (0..contestants).map(move |turn| {
+        let index = (round / 2 + turn) % contestants;
+        if round.is_multiple_of(2) { index } else { contestants - 1 - index }
+    })
 }
 
 /// One measurement.
@@ -175,13 +187,18 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of which race.
+    pub const fn race(&self) -> Race {
+        self.race
+    }
+
     /// What one contestant did, by round.
     fn of(&self, kind: Kind) -> Option<&[Sample]> {
         self.samples.iter().find(|(other, _)| *other == kind).map(|(_, samples)| &samples[..])
     }
 
     /// One's figure over another's of the same round.
-    fn ratio(&self, one: Kind, other: Kind) -> Option<Spread> {
+    pub fn ratio(&self, one: Kind, other: Kind) -> Option<Spread> {
         let pairs = self.of(one)?.iter().zip(self.of(other)?);
         Spread::of(pairs.map(|(one, other)| one.value / other.value))
     }
@@ -208,7 +225,8 @@ impl Outcome {
         }
     }
 
-    fn figures(&self) -> Table {
+    /// What each contestant did.
+    pub fn figures(&self) -> Table {
         let mut table = Table::new(
             self.race.unit(),
             &[
@@ -274,10 +292,15 @@ impl Outcome {
     }
 
     fn bars(&self) -> Vec<Bar> {
-        let bar = |what, one, other, target, stretch| {
+        let bar = |what: &str, one, other, target, stretch| {
             Bar::ratio_at_least(what, target, stretch, self.ratio(one, other))
         };
-        match self.race {
+        // A bar for what was not there would say no more than that.
+        let v6 = |what: &str, one, other| {
+            self.of(one).map(|_| bar(&format!("{what}, IPv6 / IPv4"), one, other, 0.9, 1.0))
+        };
+        let tcx_v6 = |what| v6(what, Kind::MgreV6, Kind::Mgre);
+        let mut bars = match self.race {
             Race::Xdp => vec![
                 bar("64 B, XDP / bare XDP redirect", Kind::MgreXdp, Kind::RedirectXdp, 0.85, 0.95),
                 bar("64 B, XDP / vxlan + bridge", Kind::MgreXdp, Kind::Vxlan, 11.0, 14.0),
@@ -291,11 +314,24 @@ impl Outcome {
                 bar("TCP wire mode, TCX / vxlan + bridge", Kind::Mgre, Kind::Vxlan, 1.25, 1.4),
             ],
             Race::Udp | Race::Bulk | Race::Latency => Vec::new(),
-        }
+        };
+        bars.extend(match self.race {
+            Race::Xdp => v6("64 B, XDP", Kind::MgreXdpV6, Kind::MgreXdp),
+            _ => None,
+        });
+        bars.extend(tcx_v6(match self.race {
+            Race::Xdp => "64 B, TCX",
+            Race::Frames => "64 B as socket buffers, TCX",
+            Race::Udp => "UDP, TCX",
+            Race::Bulk => "TCP bulk, TCX",
+            Race::Wire => "TCP wire mode, TCX",
+            Race::Latency => "TCP back and forth, TCX",
+        }));
+        bars
     }
 
     /// Every round.
-    fn details(&self) -> Value {
+    pub fn details(&self) -> Value {
         let round = |sample: &Sample| -> Value {
             let figures = [
                 ("value", Some(sample.value)),
@@ -342,6 +378,15 @@ mod tests {
             report.text()
         );
         assert_eq!(report.bars[0].measured, Some(ratio));
+    }
+
+    #[test]
+    fn nobody_always_follows_the_same_one() {
+        let orders: Vec<Vec<usize>> = (0..6).map(|round| order(round, 3).collect()).collect();
+        assert_eq!(orders[..2], [vec![0, 1, 2], vec![2, 1, 0]]);
+        for first in 0..3 {
+            assert_eq!(orders.iter().filter(|order| order[0] == first).count(), 2, "{orders:?}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum as _};
 use mgre_tests::{
     bench::{
-        contestant::Kind,
         field::Field,
+        kind::Kind,
         machine::Machine,
         part::{Part, Plan},
         plot, programs,
@@ -37,6 +37,9 @@ struct Arguments {
     /// Only the size of mgre's programs
     #[arg(long, conflicts_with_all = ["only", "contestant"])]
     programs: bool,
+    /// Another build of mgre, to be compared with this one in a part of its own
+    #[arg(long, value_name = "FILE")]
+    old: Option<PathBuf>,
     /// How many rounds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -73,7 +76,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     let machine = Machine::read()?;
     println!("{}", machine.text());
-    let mut field = Field::new(&arguments.contestant, arguments.quick);
+    let old =
+        arguments.old.as_ref().map(|file| file.canonicalize().with_context(|| file.display().to_string()));
+    let mut field = Field::new(&arguments.contestant, arguments.quick, old.transpose()?);
     let parts = parts(arguments);
     let programs = if arguments.programs || arguments.only.is_empty() {
         field.one(Kind::Mgre)?.map(programs::list).transpose()?.unwrap_or_default()
@@ -105,7 +110,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn parts(arguments: &Arguments) -> Vec<Part> {
-    let wanted = |part: &&Part| arguments.only.is_empty() || arguments.only.contains(part);
+    let wanted = |part: &&Part| match part {
+        Part::Old if arguments.only.is_empty() => arguments.old.is_some(),
+        part => arguments.only.is_empty() || arguments.only.contains(part),
+    };
     if arguments.programs {
         Vec::new()
     } else {

@@ -1,6 +1,9 @@
 //! Addresses behind peers, and sequences of them.
 
-use std::fmt;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use mgre_common::{bench::Step, fdb::FdbKey, wire::MacAddr};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
@@ -47,14 +50,33 @@ pub fn key(number: u32) -> FdbKey {
     FdbKey::new(SEGMENT, MacAddr([0x02, a ^ b ^ e, c ^ d ^ f, f ^ e, g, h]))
 }
 
-/// The endpoint of the peer with this number.
-pub fn endpoint(peer: u32) -> [u8; 4] {
+/// The endpoint of the peer with this number over IPv4; over IPv6 the end of it.
+pub fn endpoint_v4(peer: u32) -> [u8; 4] {
     let [_, b, c, d] = peer.to_be_bytes();
     [10, b, c, d]
 }
 
+/// Our own.
+pub const LOCAL_V4: [u8; 4] = [192, 0, 2, 1];
+
+/// The endpoint of the peer with this number.
+pub fn endpoint(peer: u32, v6: bool) -> IpAddr {
+    of_family(endpoint_v4(peer), v6)
+}
+
 /// Our own endpoint.
-pub const LOCAL: [u8; 4] = [192, 0, 2, 1];
+pub fn local(v6: bool) -> IpAddr {
+    of_family(LOCAL_V4, v6)
+}
+
+fn of_family([a, b, c, d]: [u8; 4], v6: bool) -> IpAddr {
+    let pair = u16::from_be_bytes;
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, pair([a, b]), pair([c, d])).into()
+    } else {
+        Ipv4Addr::new(a, b, c, d).into()
+    }
+}
 
 /// A sequence of addresses out of so many, spread over so many peers in turn.
 ///
@@ -72,9 +94,10 @@ pub fn sequence(demand: Demand, entries: u32, peers: u32, packet_len: u16) -> an
 }
 
 fn step(number: u32, peer: u32, packet_len: u16) -> Step {
-    let remote = endpoint(peer);
-    let checksum = etherparse::Ipv4Header::new(packet_len - 20, 64, etherparse::IpNumber::GRE, remote, LOCAL)
-        .map_or(0, |header| header.calc_header_checksum());
+    let remote = endpoint_v4(peer);
+    let checksum =
+        etherparse::Ipv4Header::new(packet_len - 20, 64, etherparse::IpNumber::GRE, remote, LOCAL_V4)
+            .map_or(0, |header| header.calc_header_checksum());
     Step {
         key: key(number).0,
         remote: u32::from_ne_bytes(remote),

@@ -28,6 +28,7 @@ const COUNTS: [u32; 7] = [1, 4, 16, 64, 256, 1024, 4096];
 #[derive(Clone, Copy, Debug)]
 struct Round {
     mgre: f64,
+    v6: f64,
     bare: f64,
 }
 
@@ -43,27 +44,42 @@ pub fn run(object: &Path, plan: Plan) -> Result<Report> {
         eprintln!("flood    {count} copies");
         points.push((count, laboratory.enter(|| measure(object, count, rounds))?));
     }
-    let mut table =
-        Table::new("copies", &[("mgre", "mgre ns/copy"), ("bare", "bare ns/copy"), ("ratio", "mgre / bare")]);
+    let mut table = Table::new(
+        "copies",
+        &[
+            ("mgre", "mgre ns/copy"),
+            ("v6", "mgre, IPv6 ns/copy"),
+            ("bare", "bare ns/copy"),
+            ("ratio", "mgre / bare"),
+            ("ratio_v6", "IPv6 / IPv4"),
+        ],
+    );
     for (count, rounds) in &points {
         let of = |figure: fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
         let cells = [
             Cell::spread(of(|round| round.mgre), 0),
+            Cell::spread(of(|round| round.v6), 0),
             Cell::spread(of(|round| round.bare), 0),
             Cell::spread(of(|round| round.mgre / round.bare), 2),
+            Cell::spread(of(|round| round.v6 / round.mgre), 2),
         ];
         table.row(&count.to_string(), &count.to_string(), cells);
     }
-    let bar = |count: u32| {
+    let ratio = |count: u32, figure: fn(&Round) -> f64| {
         let rounds = points.iter().find(|point| point.0 == count).map(|point| &point.1);
-        let ratio = rounds.and_then(|rounds| Spread::of(rounds.iter().map(|round| round.mgre / round.bare)));
+        rounds.and_then(|rounds| Spread::of(rounds.iter().map(figure)))
+    };
+    let bar = |count: u32| {
+        let ratio = ratio(count, |round| round.mgre / round.bare);
         Bar::ratio_at_most(&format!("flood, a copy / a bare clone, {count} copies"), 1.15, 1.05, ratio)
     };
+    let v6 = ratio(64, |round| round.v6 / round.mgre);
+    let v6 = Bar::ratio_at_most("flood, a copy, 64 copies, IPv6 / IPv4", 1.1, 1.0, v6);
     Ok(Report {
         key: "flood".into(),
         title: "a broadcast of 60 bytes to many peers, one CPU".into(),
         tables: vec![table],
-        bars: vec![bar(64), bar(1024), bar(4096)],
+        bars: vec![bar(64), bar(1024), bar(4096), v6],
         plots: vec![plot(&points)],
         remarks: vec![
             "bare: bpf_clone_redirect of one packet of the same length, again and again".into(),
@@ -78,27 +94,51 @@ fn measure(object: &Path, copies: u32, rounds: usize) -> Result<Vec<Round>> {
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&STATION.0);
     frame[12..14].copy_from_slice(&[0x08, 0x06]);
-    let packet = packet()?;
-    // The last peer gets the frame itself, which a test run does not send.
-    let mut many = Programs::load(object, Size { entries: 1, peers: copies + 1 }, SINK)?;
-    let mut one = Programs::load(object, Size { entries: 1, peers: 1 }, SINK)?;
-    many.set(copies)?;
-    one.set(0)?;
+    let packet = packet(false)?;
+    let mut v4 = Pair::load(object, copies, false)?;
+    let mut v6 = Pair::load(object, copies, true)?;
     let mut measured = Vec::new();
     for _ in 0..rounds {
-        let before = many.flooded();
-        let mgre =
-            many.time_tc(PORT_PROGRAM, &frame, REDIRECT)? - one.time_tc(PORT_PROGRAM, &frame, REDIRECT)?;
-        let after = many.flooded();
+        let (mgre, v6) = (v4.flood(&frame, copies)?, v6.flood(&frame, copies)?);
+        let bare = v4.difference("bench_clone", &packet, DROP)?;
+        let copy = |time: f64| time / f64::from(copies);
+        measured.push(Round { mgre: copy(mgre), v6: copy(v6), bare: copy(bare) });
+    }
+    Ok(measured)
+}
+
+/// Programs with many peers, and with one: what is between them is what copies cost.
+struct Pair {
+    many: Programs,
+    one: Programs,
+}
+
+impl Pair {
+    fn load(object: &Path, copies: u32, v6: bool) -> Result<Self> {
+        // The last peer gets the frame itself, which a test run does not send.
+        let mut many = Programs::load(object, Size { entries: 1, peers: copies + 1, v6 }, SINK)?;
+        let mut one = Programs::load(object, Size { entries: 1, peers: 1, v6 }, SINK)?;
+        many.set(copies)?;
+        one.set(0)?;
+        Ok(Self { many, one })
+    }
+
+    fn difference(&mut self, program: &str, packet: &[u8], wanted: u32) -> Result<f64> {
+        Ok(self.many.time_tc(program, packet, wanted)? - self.one.time_tc(program, packet, wanted)?)
+    }
+
+    /// Floods, and makes sure that it was to all.
+    fn flood(&mut self, frame: &[u8], copies: u32) -> Result<f64> {
+        let before = self.many.flooded();
+        let time = self.difference(PORT_PROGRAM, frame, REDIRECT)?;
+        let after = self.many.flooded();
         let (frames, made) = (after.0 - before.0, after.1 - before.1);
         ensure!(
             made == frames * u64::from(copies + 1),
             "{made} copies of {frames} frames for {copies} peers"
         );
-        let bare = many.time_tc("bench_clone", &packet, DROP)? - one.time_tc("bench_clone", &packet, DROP)?;
-        measured.push(Round { mgre: mgre / f64::from(copies), bare: bare / f64::from(copies) });
+        Ok(time)
     }
-    Ok(measured)
 }
 
 fn plot(points: &[(u32, Vec<Round>)]) -> Plot {
@@ -112,11 +152,15 @@ fn plot(points: &[(u32, Vec<Round>)]) -> Plot {
         title: "a copy of a flooded frame".into(),
         x: "copies".into(),
         y: "ns".into(),
-        lines: vec![line("mgre", |round| round.mgre), line("bare clone_redirect", |round| round.bare)],
+        lines: vec![
+            line("mgre", |round| round.mgre),
+            line("mgre, IPv6", |round| round.v6),
+            line("bare clone_redirect", |round| round.bare),
+        ],
     }
 }
 
 fn details((count, rounds): &(u32, Vec<Round>)) -> Value {
-    let round = |round: &Round| json!({ "mgre": round.mgre, "bare": round.bare });
+    let round = |round: &Round| json!({ "mgre": round.mgre, "v6": round.v6, "bare": round.bare });
     json!({ "copies": count, "rounds": rounds.iter().map(round).collect::<Value>() })
 }

@@ -9,14 +9,14 @@ use aya::{
 };
 use mgre_common::{
     bench::{Settings, Step},
-    endpoint::{EndpointIndex, EndpointKey, Owner, endpoint_kind, mapped_v4},
+    endpoint::{EndpointIndex, EndpointKey, Owner, endpoint_address, endpoint_kind},
     fdb::FdbKey,
     table::{
         Adjacency, FloodList, Indexed, Port, PortSlot, Template, adjacency_flag, port_flag, segment_flag,
         template_flag,
     },
     target::Target,
-    template::{Link, OuterV4},
+    template::{DontFragment, Encapsulation, Key, Link, Outer, Tos},
     wire::MacAddr,
 };
 use mgre_user::datapath::{
@@ -27,7 +27,7 @@ use mgre_user::datapath::{
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::addresses::{LOCAL, SEGMENT, STEPS, endpoint, key};
+use super::addresses::{SEGMENT, STEPS, endpoint, key, local};
 use crate::{bench::stop, netns::Netns};
 
 /// The GRE key of the segment.
@@ -53,6 +53,8 @@ pub struct Size {
     pub entries: u32,
     /// Peers.
     pub peers: u32,
+    /// Whether they are peers over IPv6.
+    pub v6: bool,
 }
 
 /// A network namespace with two pairs of interfaces.
@@ -70,6 +72,7 @@ pub struct Programs {
     steps: SharedArray<StepCell>,
     settings: Array<MapData, SettingsCell>,
     underlay: u32,
+    v6: bool,
 }
 
 /// A [`Step`] in shared memory.
@@ -137,7 +140,7 @@ impl Programs {
             Array::try_from(loaded.programs.take_map("bench_settings").context("no bench_settings")?)?;
         let table = loaded.tables.fdb.take().context("no FDB")?;
         let fdb = Fdb::new(table, loaded.fdb_hash(), capacity.fdb_entries);
-        let mut this = Self { loaded, fdb, hash, steps, settings, underlay };
+        let mut this = Self { loaded, fdb, hash, steps, settings, underlay, v6: size.v6 };
         this.fill(size)?;
         Ok(this)
     }
@@ -193,14 +196,15 @@ impl Programs {
     fn fill_peer(&mut self, peer: u32) -> Result<()> {
         let adjacency = self.loaded.tables.adjacencies.ptr(peer).context("no adjacency")?;
         // SAFETY: this is the only writer, and no program runs yet.
-        let index = unsafe { Adjacency::write_idle(adjacency.as_ptr(), template(peer, self.underlay)) };
+        let index =
+            unsafe { Adjacency::write_idle(adjacency.as_ptr(), template(peer, self.underlay, self.v6)) };
         let adjacency = self.loaded.tables.adjacencies.get(peer).context("no adjacency")?;
         adjacency.activate(index);
         adjacency.segment.store(SEGMENT.into(), Ordering::Relaxed);
         adjacency.flags.store(adjacency_flag::VALID, Ordering::Release);
         let endpoint = EndpointKey {
-            remote: mapped_v4(u32::from_ne_bytes(endpoint(peer))),
-            local: mapped_v4(u32::from_ne_bytes(LOCAL)),
+            remote: endpoint_address(endpoint(peer, self.v6)),
+            local: endpoint_address(local(self.v6)),
             key: GRE_KEY.to_be(),
             kind: endpoint_kind::KEYED,
         };
@@ -209,7 +213,7 @@ impl Programs {
         let places = EndpointIndex { shift: self.loaded.config.endpoint_shift }.slots(&words);
         if let Some(slot) = places.into_iter().filter_map(|slot| slots.get(slot)).find(|slot| slot.is_free())
         {
-            slot.insert(&words, Owner { adjacency: peer, segment: SEGMENT.into() });
+            slot.insert(&words, Owner { adjacency: peer, segment: SEGMENT, flags: 0 });
         }
         self.loaded.tables.endpoints.as_mut().context("no endpoints")?.insert(words, peer, 0)?;
         self.flood_slot(1 + peer, Target::adjacency(peer))
@@ -219,6 +223,11 @@ impl Programs {
         let slots = self.loaded.tables.flood.as_ref().context("no flood lists")?;
         slots.get(index).context("no slot")?.0.store(target.to_bits(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether the underlay is IPv6.
+    pub const fn is_v6(&self) -> bool {
+        self.v6
     }
 
     /// Sets the sequence.
@@ -233,7 +242,8 @@ impl Programs {
     /// # Errors
     /// The kernel refuses.
     pub fn set(&mut self, copies: u32) -> Result<()> {
-        let settings = Settings { mask: STEPS - 1, copies, ifindex: self.underlay, ..Settings::default() };
+        let (ifindex, v6) = (self.underlay, self.v6.into());
+        let settings = Settings { mask: STEPS - 1, copies, ifindex, v6, ..Settings::default() };
         Ok(self.settings.set(0, SettingsCell(settings), 0)?)
     }
 
@@ -310,14 +320,17 @@ fn cpu_seconds() -> Result<f64> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?).as_secs_f64())
 }
 
-fn template(peer: u32, ifindex: u32) -> Template {
-    let outer = OuterV4 {
-        source: LOCAL,
-        destination: endpoint(peer),
+fn template(peer: u32, ifindex: u32, v6: bool) -> Template {
+    let outer = Outer {
+        source: local(v6),
+        destination: endpoint(peer, v6),
         ttl: 64,
-        tos: 0,
-        key: Some(GRE_KEY),
-        dont_fragment: true,
+        tos: Tos::Fixed(0),
+        dont_fragment: DontFragment::Set,
+        key: Key::Plain(GRE_KEY),
+        checksum: false,
+        sequence: false,
+        encapsulation: Encapsulation::Gre,
     };
     let link = Link {
         ifindex,
@@ -325,7 +338,7 @@ fn template(peer: u32, ifindex: u32) -> Template {
         destination_mac: Some(MacAddr([2, 0, 0, 0, 0xee, 2])),
         mtu: 1500,
     };
-    let mut template = Template::gre_v4(&outer, Some(&link));
+    let mut template = Template::new(&outer, Some(&link));
     template.flags |= template_flag::EXPRESS;
     template
 }

@@ -6,15 +6,18 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    addresses::{Demand, LOCAL, endpoint, key, sequence},
+    addresses::{Demand, endpoint, key, local, sequence},
     laboratory::{CABLE, GRE_KEY, Laboratory, Programs, STATION, Size},
 };
-use crate::bench::{
-    part::Plan,
-    plot::Plot,
-    report::{Bar, Report},
-    statistics::Spread,
-    table::{Cell, Table},
+use crate::{
+    bench::{
+        part::Plan,
+        plot::Plot,
+        report::{Bar, Report},
+        statistics::Spread,
+        table::{Cell, Table},
+    },
+    gre::Outer,
 };
 
 const XDP_TX: u32 = 3;
@@ -29,24 +32,15 @@ pub fn frame() -> Vec<u8> {
 }
 
 /// A frame of the least size to the port's station, as a peer's packet has it.
-pub fn packet() -> Result<Vec<u8>> {
+///
+/// # Errors
+/// None: it is short.
+pub fn packet(v6: bool) -> Result<Vec<u8>> {
     let mut inner = frame();
     inner[..6].copy_from_slice(&STATION.0);
     inner[6..12].copy_from_slice(&key(0).mac().0);
-    let mut ip = etherparse::Ipv4Header::new(
-        (8 + inner.len()) as u16,
-        64,
-        etherparse::IpNumber::GRE,
-        endpoint(0),
-        LOCAL,
-    )?;
-    ip.header_checksum = ip.calc_header_checksum();
-    let mut packet = vec![2, 0, 0, 0, 0xee, 1, 2, 0, 0, 0, 0xee, 2, 0x08, 0x00];
-    packet.extend(ip.to_bytes());
-    packet.extend([0x20, 0, 0x65, 0x58]);
-    packet.extend(GRE_KEY.to_be_bytes());
-    packet.extend(inner);
-    Ok(packet)
+    let macs = ([2, 0, 0, 0, 0xee, 2], [2, 0, 0, 0, 0xee, 1]);
+    Outer::new(macs, endpoint(0, v6), local(v6), Some(GRE_KEY)).frame(&inner)
 }
 
 /// Length of the outer IP packet of [`packet`].
@@ -68,7 +62,7 @@ pub struct Costs {
 /// # Errors
 /// A program does not do what it should.
 pub fn costs(programs: &mut Programs) -> Result<Costs> {
-    let (frame, packet) = (frame(), packet()?);
+    let (frame, packet) = (frame(), packet(programs.is_v6())?);
     let empty = programs.time_xdp("bench_empty", &frame, XDP_TX)?;
     let address = programs.time_xdp("bench_address", &frame, XDP_TX)?;
     let moved = programs.time_xdp("bench_move", &frame, XDP_TX)?;
@@ -86,17 +80,27 @@ pub fn costs(programs: &mut Programs) -> Result<Costs> {
 pub fn run(object: &Path, plan: Plan) -> Result<Report> {
     let laboratory = Laboratory::new()?;
     let rounds = laboratory.enter(|| {
-        let mut programs = Programs::load(object, Size { entries: 1, peers: 1 }, CABLE)?;
-        programs.get_ready_for_xdp()?;
-        programs.go_through(&sequence(Demand::Hot, 1, 1, PACKET_LEN)?);
-        programs.set(0)?;
-        (0..plan.rounds.max(3)).map(|_| costs(&mut programs)).collect::<Result<Vec<_>>>()
+        let ready = |v6| -> Result<Programs> {
+            let mut programs = Programs::load(object, Size { entries: 1, peers: 1, v6 }, CABLE)?;
+            programs.get_ready_for_xdp()?;
+            programs.go_through(&sequence(Demand::Hot, 1, 1, PACKET_LEN)?);
+            programs.set(0)?;
+            Ok(programs)
+        };
+        // One after the other on the same interfaces, so each round is a pair all the same.
+        let rounds = plan.rounds.max(3);
+        let all =
+            |mut programs: Programs| (0..rounds).map(|_| costs(&mut programs)).collect::<Result<Vec<_>>>();
+        let (v4, v6) = (all(ready(false)?)?, all(ready(true)?)?);
+        Ok(v4.into_iter().zip(v6).collect::<Vec<_>>())
     })?;
-    let of = |figure: fn(&Costs) -> f64| Spread::of(rounds.iter().map(figure));
+    let of = |figure: fn(&(Costs, Costs)) -> f64| Spread::of(rounds.iter().map(figure));
     let rows = [
-        ("empty", "empty, XDP_TX", of(|round| round.empty), None),
-        ("encap", "mgre: encapsulate", of(|round| round.encap), of(|round| round.encap / round.empty)),
-        ("decap", "mgre: strip", of(|round| round.decap), of(|round| round.decap / round.empty)),
+        ("empty", "empty, XDP_TX", of(|(v4, _)| v4.empty), None),
+        ("encap", "mgre: encapsulate", of(|(v4, _)| v4.encap), of(|(v4, _)| v4.encap / v4.empty)),
+        ("decap", "mgre: strip", of(|(v4, _)| v4.decap), of(|(v4, _)| v4.decap / v4.empty)),
+        ("encap-v6", "mgre: encapsulate, IPv6", of(|(_, v6)| v6.encap), of(|(_, v6)| v6.encap / v6.empty)),
+        ("decap-v6", "mgre: strip, IPv6", of(|(_, v6)| v6.decap), of(|(_, v6)| v6.decap / v6.empty)),
     ];
     let mut table = Table::new("program", &[("ns", "ns/run"), ("ratio", "over empty")]);
     for (key, title, ns, ratio) in rows {
@@ -107,12 +111,31 @@ pub fn run(object: &Path, plan: Plan) -> Result<Report> {
         key: "program".into(),
         title: "XDP programs alone, one address, everything in the cache".into(),
         tables: vec![table],
-        bars: vec![Bar::ratio_at_most("XDP encapsulation / empty XDP program", 2.5, 2.0, rows[1].3)],
+        bars: vec![
+            Bar::ratio_at_most("XDP encapsulation / empty XDP program", 2.5, 2.0, rows[1].3),
+            Bar::ratio_at_most(
+                "XDP encapsulation, IPv6 / IPv4",
+                1.1,
+                1.0,
+                of(|(v4, v6)| v6.encap / v4.encap),
+            ),
+            Bar::ratio_at_most(
+                "XDP decapsulation, IPv6 / IPv4",
+                1.1,
+                1.0,
+                of(|(v4, v6)| v6.decap / v4.decap),
+            ),
+        ],
         plots: vec![Plot::Bars { title: "XDP programs alone, ns".into(), bars }],
         remarks: vec!["a run of a program includes the kernel's loop around it, in both".into()],
         details: rounds
             .iter()
-            .map(|round| json!({ "empty": round.empty, "encap": round.encap, "decap": round.decap }))
+            .map(|(v4, v6)| {
+                json!({
+                    "empty": v4.empty, "encap": v4.encap, "decap": v4.decap,
+                    "empty_v6": v6.empty, "encap_v6": v6.encap, "decap_v6": v6.decap,
+                })
+            })
             .collect(),
     })
 }

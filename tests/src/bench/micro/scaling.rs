@@ -85,14 +85,14 @@ pub fn run(object: &Path, plan: Plan) -> Result<Report> {
     let mut tables = Vec::new();
     for entries in sizes {
         eprintln!("scaling  {entries} entries");
-        let size = Size { entries: *entries, peers: PEERS };
+        let size = Size { entries: *entries, peers: PEERS, v6: false };
         tables.extend(laboratory.enter(|| measure(object, size, &Demand::ALL, rounds))?);
     }
     let mut peers = Vec::new();
     let counts = if plan.quick { &PEER_COUNTS[2..] } else { &PEER_COUNTS };
     for count in counts {
         eprintln!("scaling  {count} peers");
-        let size = Size { entries: PEER_ENTRIES, peers: *count };
+        let size = Size { entries: PEER_ENTRIES, peers: *count, v6: false };
         peers.extend(laboratory.enter(|| measure(object, size, &[Demand::Uniform], rounds))?);
     }
     Ok(Report {

@@ -16,8 +16,6 @@ use crate::show::Show;
 /// The host that moves.
 const LAPTOP: Mac = [0x02, 0, 0, 0, 0xaa, 0x01];
 const LAPTOP_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
-/// How long a frame that must come is waited for.
-const SOON: Duration = Duration::from_secs(2);
 /// How long one that must not come is waited for.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -62,8 +60,11 @@ fn reach(spokes: &Spokes) -> Result<String> {
                 matrix += "        ·";
                 continue;
             }
-            let four = traffic::ping(&from.host, &["-c", "3", "-i", "0.01", "-W", "1", &to.host_ip()])?;
-            let six = traffic::ping(&from.host, &["-c", "3", "-i", "0.01", "-W", "1", &to.host_ipv6()])?;
+            let pings = |address: String| {
+                traffic::reaches(&from.host, &address)?;
+                traffic::ping(&from.host, &["-c", "3", "-i", "0.01", "-W", "2", &address])
+            };
+            let (four, six) = (pings(to.host_ip())?, pings(to.host_ipv6())?);
             if !four.all_came_back() || !six.all_came_back() {
                 missing.push(format!("{} to {}", to_host(from.number), to_host(to.number)));
             }
@@ -90,7 +91,7 @@ fn unicast(spokes: &Spokes) -> Result<String> {
     let at_third = Capture::start(&three.netns, "wan0")?;
     let frame = packet::marked(two.host_mac(), one.host_mac(), "for host2 alone");
     capture::send(&one.host, "eth0", &vec![&frame; FRAMES])?;
-    wait::until("the frames arrive at host2", SOON, || {
+    wait::until("the frames arrive at host2", wait::SOON, || {
         Ok(at_two.count(|seen| seen.bytes == frame) >= FRAMES)
     })?;
     sleep(QUIET);
@@ -114,7 +115,7 @@ fn broadcast(spokes: &Spokes) -> Result<String> {
     capture::send(&one.host, "eth0", &frames)?;
     for (capture, spoke) in captures.iter().zip(spokes.iter()).skip(1) {
         for frame in &frames {
-            capture.wait_for(&format!("a frame at {}", to_host(spoke.number)), SOON, |seen| {
+            capture.wait_for(&format!("a frame at {}", to_host(spoke.number)), wait::SOON, |seen| {
                 seen.bytes == *frame
             })?;
         }
@@ -147,7 +148,7 @@ fn roam(spokes: &Spokes, laptop: &Netns) -> Result<String> {
     one.attach(laptop, "lan1", LAPTOP)?;
     laptop.ip(&plug_in)?;
     one.daemon.mgre(&["port", "add", SEGMENT, "lan1"])?;
-    traffic::wait_reachable(&two.host, &address, SOON)?;
+    traffic::wait_reachable(&two.host, &address, wait::SOON)?;
     two.wait_fdb_peer(LAPTOP, "spoke1")?;
 
     one.daemon.mgre(&["port", "del", "lan1"])?;
@@ -157,7 +158,7 @@ fn roam(spokes: &Spokes, laptop: &Netns) -> Result<String> {
     three.daemon.mgre(&["port", "add", SEGMENT, "lan1"])?;
     // As every system does when its link comes up.
     capture::send(laptop, "eth0", &[packet::announcement(LAPTOP, LAPTOP_IP)])?;
-    let took = traffic::wait_reachable(&two.host, &address, SOON)?;
+    let took = traffic::wait_reachable(&two.host, &address, wait::SOON)?;
     two.wait_fdb_peer(LAPTOP, "spoke3")?;
     one.wait_fdb_peer(LAPTOP, "spoke3")?;
     ensure!(traffic::reaches(&one.host, &address)?, "host1 does not reach it");
