@@ -41,8 +41,8 @@ const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
 /// An Ethernet frame without its checksum is never shorter than this on a wire.
 const MIN_FRAME_LEN: u32 = 60;
 
-/// The kernel strips only what leaves an IPv4 header's length behind Ethernet and a tag.
-const MIN_STRIP_LEN: u32 = 14 + 4 + 20;
+/// The kernel strips only what leaves the length of an outer IPv6 header behind Ethernet and a tag.
+const MIN_STRIP_LEN: u32 = 14 + 4 + 40;
 
 /// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
 pub(crate) struct Skb<const INGRESS: bool> {
