@@ -41,8 +41,9 @@ const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
 /// An Ethernet frame without its checksum is never shorter than this on a wire.
 const MIN_FRAME_LEN: u32 = 60;
 
-/// The kernel strips only what leaves the length of an outer IPv6 header behind Ethernet and a tag.
-const MIN_STRIP_LEN: u32 = 14 + 4 + 40;
+/// The kernel strips only what leaves a header of the outer IP's length behind Ethernet and a tag.
+const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
+const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
 /// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
 pub(crate) struct Skb<const INGRESS: bool> {
@@ -167,7 +168,8 @@ impl<const INGRESS: bool> Skb<INGRESS> {
             return Ok(());
         }
         self.resize(strip.outer_len + strip.inner_len)?;
-        if strip.inner_len < MIN_STRIP_LEN {
+        let is_v6 = field!(self.protocol) as u16 == EtherType::IPV6.to_word();
+        if strip.inner_len < if is_v6 { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 } {
             // With zeros: what stood behind the frame was cut off before.
             self.resize(strip.outer_len + MIN_FRAME_LEN)?;
         }
