@@ -160,6 +160,7 @@ fn run(bytes: &[u8], entrance: Entrance, segment_size: u32, tag: Option<[u8; 4]>
     let action = match entrance {
         Entrance::Port(ifindex) => act::process_port(&mut frame, &tables, ifindex),
         Entrance::Underlay => act::process_underlay(&mut frame, &tables),
+        Entrance::Slow(mark) => act::process_slow(&mut frame, &tables, mark),
     };
     conserved(&tables, &frame, action);
 }
