@@ -46,6 +46,8 @@ pub struct HostFrame {
     pub mark: u32,
     /// All that was sent, as on the wire, in order.
     pub sent: Vec<(Egress, Vec<u8>)>,
+    /// What was noted on each of those.
+    pub marks: Vec<u32>,
     /// What is to fail.
     pub failures: Failures,
 }
@@ -95,6 +97,7 @@ impl HostFrame {
             bytes.splice(12..12, [0x81, 0, high, low]);
         }
         self.sent.push((egress, bytes));
+        self.marks.push(self.mark);
     }
 
     fn damage(&mut self) {

@@ -336,19 +336,23 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     #[inline(always)]
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
         const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
-        let class = self.read_behind::<u16>(inner.l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
+        // A tag that was before the IP header is beside the frame now.
+        let beside = if self.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
+        let l3 = inner.l3 - beside;
+        let class = self.read_behind::<u16>(l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
         let ipv6 = inner.version.is_v6();
         let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
         if !ipv6 {
-            let at = inner.l3 + 10;
+            let at = l3 + 10;
             // SAFETY: the pointer is the program's context.
             let done =
                 unsafe { bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2) };
             check(done)?;
         }
-        let from = ptr::from_ref(&new.to_be()).cast::<c_void>();
+        let new = new.to_be();
+        let from = ptr::from_ref(&new).cast::<c_void>();
         // SAFETY: the pointer is the program's context, and `from` holds two bytes.
-        check(unsafe { bpf_skb_store_bytes(self.skb, inner.l3, from, 2, RECOMPUTE) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, l3, from, 2, RECOMPUTE) })
     }
 
     #[inline(always)]
