@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_skb_vlan_push,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
@@ -91,6 +91,21 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     fn is_ip(&self) -> bool {
         let protocol = field!(self.protocol) as u16;
         protocol == EtherType::IPV4.to_word() || protocol == EtherType::IPV6.to_word()
+    }
+
+    /// Has the kernel look at what type a packet without a tag beside it is, which it does when tags
+    /// come off: one that goes in, with the help of a second one, and both out again.
+    #[inline(always)]
+    fn tell_protocol(&self) -> Result<(), DropReason> {
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), 1) })?;
+        }
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        Ok(())
     }
 
     /// Whether the kernel knows what the frame carries. After headers came off it may
@@ -390,6 +405,9 @@ impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
             return Err(DropReason::Headroom);
         }
         if longer != 0 {
+            if !self.is_ip() {
+                self.tell_protocol()?;
+            }
             let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
             self.adjust_room(longer, keep)?;
         }

@@ -281,7 +281,10 @@ fn ports_by_vlan() {
 
 #[test]
 fn segments_say_whether_to_clamp() {
-    let state = state([]);
+    let state = state([
+        peer("b", "192.0.2.2", "red", PeerSettings::default()),
+        peer("c", "192.0.2.3", "virtual", PeerSettings::default()),
+    ]);
     let settings = SegmentSettings { clamp_mss: Some(true), ..SegmentSettings::default() };
     let change = Change::SetSegment { name: "red".into(), settings };
     let clamped = state.apply(change, &Ids::default()).expect("a state");
