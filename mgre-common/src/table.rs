@@ -272,6 +272,20 @@ pub mod template_flag {
     pub const FRAGMENTS: u8 = 1 << 5;
 }
 
+/// Headers that are so frequent that the datapath has code for each.
+pub mod template_shape {
+    /// Any header.
+    pub const ANY: u8 = 0;
+    /// IPv4 and GRE.
+    pub const V4: u8 = 1;
+    /// IPv4 and GRE with a key.
+    pub const V4_KEYED: u8 = 2;
+    /// IPv6 and GRE.
+    pub const V6: u8 = 3;
+    /// IPv6 and GRE with a key.
+    pub const V6_KEYED: u8 = 4;
+}
+
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
 /// or UDP and GRE (RFC 8086).
 pub const TEMPLATE_HEADER_LEN: usize = 80;
@@ -307,8 +321,10 @@ pub struct Template {
     pub flags: u8,
     /// [`template_option`] bits.
     pub options: u8,
+    /// A [`template_shape`].
+    pub shape: u8,
     /// Zero.
-    pub reserved: [u8; 33],
+    pub reserved: [u8; 32],
 }
 
 /// Sequence numbers of one adjacency (RFC 2890 2.2).

@@ -121,7 +121,7 @@ fn to_peer<F: Resize, T: Tables>(
         return Err(None);
     }
     let outer_len = out_of.map_or(0, |out_of| out_of.strip.outer_len);
-    if tunnel::carries(frame, template, outer_len).is_err() {
+    if template.options != 0 && tunnel::carries(frame, template, outer_len).is_err() {
         return Err(None);
     }
     tables.count_received(journey.source, journey.bytes, now);

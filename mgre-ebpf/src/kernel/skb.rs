@@ -43,7 +43,7 @@ const MIN_FRAME_LEN: u32 = 60;
 
 /// The kernel strips only what leaves the length of an IP header behind Ethernet and a tag: of the
 /// one inside, where it is told what that is, else of the outer one.
-const MIN_STRIP_LEN: u32 = 14 + 4 + 20;
+const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
 /// The same where the outer header is an IPv6 one.
 const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
@@ -172,7 +172,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         self.resize(strip.outer_len + strip.inner_len)?;
         let told = inner == EtherType::IPV4 || inner == EtherType::IPV6;
         let outer = EtherType::from_word(field!(self.protocol) as u16);
-        let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN };
+        let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
         if strip.inner_len < least {
             // With zeros: what stood behind the frame was cut off before.
             self.resize(strip.outer_len + MIN_FRAME_LEN)?;
