@@ -41,8 +41,10 @@ const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
 /// An Ethernet frame without its checksum is never shorter than this on a wire.
 const MIN_FRAME_LEN: u32 = 60;
 
-/// The kernel strips only what leaves a header of the outer IP's length behind Ethernet and a tag.
+/// The kernel strips only what leaves the length of an IP header behind Ethernet and a tag: of the
+/// one inside, where it is told what that is, else of the outer one.
 const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
+/// The same where the outer header is an IPv6 one.
 const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
 /// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
@@ -178,13 +180,15 @@ impl<const INGRESS: bool> Skb<INGRESS> {
 
     /// Cuts link-layer padding off, and pads what is too short for the kernel to strip.
     #[inline(always)]
-    fn fit(&self, strip: Strip) -> Result<(), DropReason> {
+    fn fit(&self, strip: Strip, inner: EtherType) -> Result<(), DropReason> {
         if self.segment_size() != 0 {
             return Ok(());
         }
         self.resize(strip.outer_len + strip.inner_len)?;
-        let is_v6 = field!(self.protocol) as u16 == EtherType::IPV6.to_word();
-        if strip.inner_len < if is_v6 { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 } {
+        let told = inner == EtherType::IPV4 || inner == EtherType::IPV6;
+        let outer = EtherType::from_word(field!(self.protocol) as u16);
+        let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
+        if strip.inner_len < least {
             // With zeros: what stood behind the frame was cut off before.
             self.resize(strip.outer_len + MIN_FRAME_LEN)?;
         }
@@ -305,7 +309,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
         let tag = self.inner_tag(strip, &inner);
-        self.fit(strip)?;
+        self.fit(strip, inner.ethertype())?;
         let mut outer_len = strip.outer_len;
         let mut payload_len = strip.inner_len - ETHERNET_LEN as u32;
         let outer_ethertype = inner.ethertype();
@@ -351,8 +355,9 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     #[inline(always)]
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
         const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
-        // A tag was in the frame when it was read.
-        let l3 = if self.has_tag_beside() { inner.l3 - VLAN_TAG_LEN as u32 } else { inner.l3 };
+        // A tag that was before the IP header is beside the frame now.
+        let beside = if self.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
+        let l3 = inner.l3 - beside;
         let class = self.read_behind::<u16>(l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
         let ipv6 = inner.version.is_v6();
         let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
