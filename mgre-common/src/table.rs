@@ -180,8 +180,6 @@ pub mod segment_flag {
     pub const HUB: u32 = 1 << 1;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
-    /// TCP's maximum segment size is lowered to what fits through the tunnel.
-    pub const CLAMP_MSS: u32 = 1 << 4;
 }
 
 /// A broadcast domain.
@@ -233,8 +231,10 @@ pub mod adjacency_flag {
     pub const SEQUENCE: u32 = 1 << 5;
     /// The rules of NVGRE hold (RFC 7637 3.2): no checksum, no sequence number, no tag inside.
     pub const NVGRE: u32 = 1 << 6;
+    /// TCP's maximum segment size is lowered to what fits through the tunnel.
+    pub const CLAMP_MSS: u32 = 1 << 7;
     /// Those that say how packets of the peer are taken, and stand in the endpoint index as well.
-    pub const RECEIVE: u32 = UNIFORM | SEQUENCE | NVGRE;
+    pub const RECEIVE: u32 = UNIFORM | SEQUENCE | NVGRE | CLAMP_MSS;
 }
 
 /// Bits of [`Template::options`]: what each packet has of its own.
@@ -251,6 +251,8 @@ pub mod template_option {
     pub const FLOW_ID: u8 = 1 << 4;
     /// A UDP header with the flow in its source port (RFC 8086 3.2).
     pub const UDP: u8 = 1 << 5;
+    /// A lowered maximum segment size in a TCP packet inside that opens a connection.
+    pub const CLAMP_MSS: u8 = 1 << 6;
     /// Those that need more than the first bytes of a packet, or a counter.
     pub const NOT_EXPRESS: u8 = CHECKSUM | SEQUENCE | INHERIT_DF;
 }

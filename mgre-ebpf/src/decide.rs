@@ -17,6 +17,7 @@ use mgre_common::wire::GRE_FIELD_LEN;
 
 use crate::frame::{Ethernet, Frame, Strip, Whole};
 use crate::inner::{ECN, Inner, Version, combine_ecn};
+use crate::mss::Opening;
 use crate::outer::{self, Claims, Outer, Packet, claim};
 use crate::tables::{Now, Tables};
 use crate::verify;
@@ -68,6 +69,8 @@ pub struct OutOf {
     pub inner: Inner,
     /// That octet: the packet's own if nothing is to be done.
     pub tos: u8,
+    /// Whether TCP's maximum segment size is to be lowered: 1 or 0.
+    pub clamps: u32,
 }
 
 impl OutOf {
@@ -77,7 +80,7 @@ impl OutOf {
     /// Only headers to take off.
     #[inline(always)]
     pub const fn new(strip: Strip) -> Self {
-        Self { strip, inner: Inner { version: Version::V4, l3: 0, tos: 0 }, tos: 0 }
+        Self { strip, inner: Inner { version: Version::V4, l3: 0, tos: 0 }, tos: 0, clamps: 0 }
     }
 
     /// The same, blurred ([`Frame::blur`]).
@@ -87,6 +90,7 @@ impl OutOf {
             strip: self.strip.blur(frame),
             inner: self.inner.blur(frame),
             tos: frame.blur(self.tos.into()) as u8,
+            clamps: frame.blur(self.clamps),
         }
     }
 
@@ -260,11 +264,14 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
     let mut out_of = OutOf::new(strip);
     // Most packets have nothing that needs a closer look.
     if u32::from(claims.bits) | flags | u32::from(strip.tos & ECN) != 0 {
-        if S::EARLY && claims.bits != 0 {
+        let clamps = flags & adjacency_flag::CLAMP_MSS != 0;
+        if S::EARLY && (claims.bits != 0 || clamps && Opening::read(frame, strip.outer_len).is_some()) {
             return Verdict::Defer;
         }
         match admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now) {
-            Ok((inner, tos)) => out_of = OutOf { strip, inner, tos }.blur(frame),
+            Ok((inner, tos)) => {
+                out_of = OutOf { strip, inner, tos, clamps: u32::from(clamps) }.blur(frame);
+            }
             Err(reason) => return Verdict::refuse(source, reason),
         }
     }

@@ -82,7 +82,8 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     let journey = Journey { source: Target::NONE, to: mark.target, bytes: frame.len() };
     carries(frame, template, 0)?;
     // Who sent what does not fit and may not be fragmented was told before it went there.
-    let egress = if wire_len(frame) > template.max_frame {
+    let routed = template.flags & template_flag::ROUTED != 0;
+    let egress = if routed && wire_len(frame) > template.max_frame {
         slow(tables)?
     } else {
         egress(frame, tables, template, now)?

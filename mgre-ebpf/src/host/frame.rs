@@ -46,6 +46,8 @@ pub struct HostFrame {
     pub mark: u32,
     /// All that was sent, as on the wire, in order.
     pub sent: Vec<(Egress, Vec<u8>)>,
+    /// What was noted on each of those.
+    pub marks: Vec<u32>,
     /// What is to fail.
     pub failures: Failures,
 }
@@ -95,6 +97,7 @@ impl HostFrame {
             bytes.splice(12..12, [0x81, 0, high, low]);
         }
         self.sent.push((egress, bytes));
+        self.marks.push(self.mark);
     }
 
     fn damage(&mut self) {
@@ -162,6 +165,25 @@ impl Whole for HostFrame {
             let sum = checksum::checksum(&self.bytes[gre_at..]);
             self.bytes[gre_at + 4..gre_at + 6].copy_from_slice(&sum.to_be_bytes());
         }
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        at: u32,
+        checksum_at: u32,
+        odd: bool,
+        old: u16,
+        new: u16,
+    ) -> Result<(), DropReason> {
+        let (at, sum_at) = (at as usize, checksum_at as usize);
+        assert_eq!(self.bytes[at..at + 2], old.to_be_bytes());
+        self.bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+        let [old, new] = [old, new].map(|word| if odd { word.swap_bytes() } else { word });
+        let sum = !u16::from_be_bytes([self.bytes[sum_at], self.bytes[sum_at + 1]]);
+        let sum = !checksum::replace(sum, old, new);
+        self.bytes[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+        self.touched = true;
         Ok(())
     }
 

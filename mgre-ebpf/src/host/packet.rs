@@ -1,9 +1,14 @@
 //! Packets, made with `etherparse` and by hand, never with the code under test.
 
-use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, PacketBuilder};
+use core::net::IpAddr;
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header,
+    PacketBuilder, UdpHeader,
+};
 use mgre_common::wire::MacAddr;
 
-use super::world::{LOCAL, NEAR_MAC, NEXT_HOP_MAC};
+use super::world::{LOCAL, LOCAL_V6, NEAR_MAC, NEXT_HOP_MAC};
 
 /// An Ethernet frame with a payload whose bytes all differ from their neighbours.
 pub fn frame(destination: MacAddr, source: MacAddr, ethertype: u16, payload_len: usize) -> Vec<u8> {
@@ -39,6 +44,27 @@ pub fn udp_v6(destination: MacAddr, source: MacAddr, payload_len: usize) -> Vec<
     bytes
 }
 
+/// A frame whose IP packet has this traffic class octet: IPv4 or IPv6, whichever it is, behind
+/// whatever tags there are.
+pub fn with_tos(frame: &[u8], tos: u8) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    let mut at = 12;
+    while matches!(bytes[at..at + 2], [0x81, 0] | [0x88, 0xa8]) {
+        at += 4;
+    }
+    let ip = &mut bytes[at + 2..];
+    if ip[0] >> 4 == 4 {
+        ip[1] = tos;
+        ip[10..12].fill(0);
+        let sum = internet_checksum(&ip[..20]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        ip[0] = 0x60 | tos >> 4;
+        ip[1] = tos << 4 | ip[1] & 0xf;
+    }
+    bytes
+}
+
 /// Puts a tag into a frame: its protocol and control information.
 pub fn tagged(frame: &[u8], protocol: u16, control: u16) -> Vec<u8> {
     let mut bytes = frame.to_vec();
@@ -70,6 +96,28 @@ pub fn kinds(destination: MacAddr, source: MacAddr) -> Vec<(&'static str, Vec<u8
     ]
 }
 
+/// A checksum field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// Zero.
+    Zero,
+    /// As it must be.
+    Right,
+    /// As it must not be.
+    Wrong,
+}
+
+/// A UDP header below GRE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// Where it comes from.
+    pub source_port: u16,
+    /// Where it goes.
+    pub destination_port: u16,
+    /// Its checksum.
+    pub checksum: Sum,
+}
+
 /// The headers outside, as a peer would make them.
 #[derive(Clone, Debug)]
 pub struct Outer {
@@ -78,43 +126,60 @@ pub struct Outer {
     /// Link-layer source.
     pub source_mac: MacAddr,
     /// Source address.
-    pub source: [u8; 4],
-    /// Destination address.
-    pub destination: [u8; 4],
-    /// Time to live.
+    pub source: IpAddr,
+    /// Destination address, of the same family.
+    pub destination: IpAddr,
+    /// Time to live, or hop limit.
     pub ttl: u8,
+    /// Traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// Of IPv4: nobody may fragment it.
+    pub dont_fragment: bool,
+    /// Of IPv4.
+    pub identification: u16,
+    /// What GRE rests on, if that is not IP.
+    pub udp: Option<Udp>,
     /// First word of the GRE header.
     pub flags: u16,
     /// GRE protocol type.
     pub protocol: u16,
-    /// The optional fields, in order.
+    /// The checksum field, if there is one.
+    pub checksum: Option<Sum>,
+    /// The other optional fields, in order.
     pub fields: Vec<u32>,
 }
 
 impl Outer {
     /// A peer's packet to us, with a key or without.
-    pub fn from_peer(source: [u8; 4], key: Option<u32>) -> Self {
+    pub fn from_peer(source: impl Into<IpAddr>, key: Option<u32>) -> Self {
+        let source = source.into();
         Self {
             destination_mac: NEAR_MAC,
             source_mac: NEXT_HOP_MAC,
             source,
-            destination: LOCAL,
+            destination: local(source),
             ttl: 61,
+            tos: 0,
+            dont_fragment: true,
+            identification: 0,
+            udp: None,
             flags: if key.is_some() { 0x2000 } else { 0 },
             protocol: 0x6558,
+            checksum: None,
             fields: key.into_iter().collect(),
         }
     }
 
     /// Our packet to a peer.
-    pub fn to_peer(destination: [u8; 4], key: Option<u32>) -> Self {
+    pub fn to_peer(destination: impl Into<IpAddr>, key: Option<u32>) -> Self {
+        let destination = destination.into();
         Self {
             destination_mac: NEXT_HOP_MAC,
             source_mac: NEAR_MAC,
-            source: LOCAL,
+            source: local(destination),
             destination,
             ttl: 64,
-            ..Self::from_peer(LOCAL, key)
+            ..Self::from_peer(destination, key)
         }
     }
 
@@ -130,20 +195,127 @@ impl Outer {
         self
     }
 
+    /// With a checksum.
+    pub fn checksum(self, checksum: Sum) -> Self {
+        Self { checksum: Some(checksum), ..self.flags(0x8000) }
+    }
+
+    /// With a sequence number, which is the last field.
+    pub fn sequence(self, number: u32) -> Self {
+        self.flags(0x1000).field(number)
+    }
+
+    /// In UDP, from the lowest port there may be.
+    pub fn udp(self, checksum: Sum) -> Self {
+        Self { udp: Some(Udp { source_port: 0xc000, destination_port: 4754, checksum }), ..self }
+    }
+
+    /// With this traffic class.
+    pub fn tos(self, tos: u8) -> Self {
+        Self { tos, ..self }
+    }
+
     /// The whole packet around a frame.
     pub fn wrap(&self, inner: &[u8]) -> Vec<u8> {
-        let gre_len = 4 + 4 * self.fields.len();
-        let payload_len = u16::try_from(gre_len + inner.len()).expect("fits a packet");
-        let mut ip = Ipv4Header::new(payload_len, self.ttl, IpNumber::GRE, self.source, self.destination)
-            .expect("fits a packet");
-        ip.header_checksum = ip.calc_header_checksum();
-        let mut bytes = with_payload(self.destination_mac, self.source_mac, 0x0800, &ip.to_bytes());
-        bytes.extend(self.flags.to_be_bytes());
-        bytes.extend(self.protocol.to_be_bytes());
-        bytes.extend(self.fields.iter().flat_map(|field| field.to_be_bytes()));
-        bytes.extend(inner);
-        bytes
+        let gre = self.gre(inner);
+        let (protocol, payload) = match self.udp {
+            None => (IpNumber::GRE, gre),
+            Some(udp) => (IpNumber::UDP, self.in_udp(udp, &gre)),
+        };
+        let payload_len = u16::try_from(payload.len()).expect("fits a packet");
+        let (ethertype, mut ip) = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let mut ip = Ipv4Header::new(payload_len, self.ttl, protocol, source, destination)
+                    .expect("fits a packet");
+                ip.dscp = IpDscp::try_new(self.tos >> 2).expect("six bits");
+                ip.ecn = IpEcn::try_new(self.tos & 3).expect("two bits");
+                ip.dont_fragment = self.dont_fragment;
+                ip.identification = self.identification;
+                ip.header_checksum = ip.calc_header_checksum();
+                (0x0800, ip.to_bytes().to_vec())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let ip = Ipv6Header {
+                    traffic_class: self.tos,
+                    flow_label: Ipv6FlowLabel::ZERO,
+                    payload_length: payload_len,
+                    next_header: protocol,
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                (0x86dd, ip.to_bytes().to_vec())
+            }
+            _ => panic!("addresses of two families"),
+        };
+        ip.extend(payload);
+        with_payload(self.destination_mac, self.source_mac, ethertype, &ip)
     }
+
+    fn gre(&self, inner: &[u8]) -> Vec<u8> {
+        let mut gre = [self.flags.to_be_bytes(), self.protocol.to_be_bytes()].concat();
+        if self.checksum.is_some() {
+            gre.extend([0; 4]);
+        }
+        gre.extend(self.fields.iter().flat_map(|field| field.to_be_bytes()));
+        gre.extend(inner);
+        match self.checksum {
+            None | Some(Sum::Zero) => {}
+            Some(Sum::Right) => {
+                let sum = internet_checksum(&gre);
+                gre[4..6].copy_from_slice(&sum.to_be_bytes());
+            }
+            Some(Sum::Wrong) => {
+                let sum = internet_checksum(&gre) ^ 0x0100;
+                gre[4..6].copy_from_slice(&sum.to_be_bytes());
+            }
+        }
+        gre
+    }
+
+    fn in_udp(&self, udp: Udp, payload: &[u8]) -> Vec<u8> {
+        let Udp { source_port, destination_port, .. } = udp;
+        let mut header = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let ip = Ipv4Header::new(0, 0, IpNumber::UDP, source, destination).expect("fits a packet");
+                UdpHeader::with_ipv4_checksum(source_port, destination_port, &ip, payload)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let ip = Ipv6Header { source, destination, ..Ipv6Header::default() };
+                UdpHeader::with_ipv6_checksum(source_port, destination_port, &ip, payload)
+            }
+            _ => panic!("addresses of two families"),
+        }
+        .expect("fits a packet");
+        match udp.checksum {
+            Sum::Zero => header.checksum = 0,
+            Sum::Right => {}
+            Sum::Wrong => header.checksum ^= 0x0100,
+        }
+        [&header.to_bytes(), payload].concat()
+    }
+}
+
+/// Our address of a peer's family.
+fn local(peer: IpAddr) -> IpAddr {
+    if peer.is_ipv4() { LOCAL.into() } else { LOCAL_V6.into() }
+}
+
+/// RFC 1071, as plain as can be.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0));
+    let sum = bytes.chunks(2).map(word).sum::<u64>() % 0xffff;
+    // A sum that is not zero folds to 0xffff where it is divisible.
+    let any = bytes.iter().any(|&byte| byte != 0);
+    !(if sum == 0 && any { 0xffff } else { sum as u16 })
+}
+
+/// Whether a packet's outer IPv4 header has the checksum that it must have.
+pub fn ip_checksum_is_right(packet: &[u8]) -> bool {
+    internet_checksum(&packet[14..34]) == 0
 }
 
 /// Changes a packet's outer IPv4 header, and makes its checksum right again.
@@ -151,9 +323,7 @@ pub fn change_ip(packet: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut bytes = packet.to_vec();
     change(&mut bytes[14..34]);
     bytes[24..26].fill(0);
-    let sum = bytes[14..34].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    let sum = internet_checksum(&bytes[14..34]);
     bytes[24..26].copy_from_slice(&sum.to_be_bytes());
     bytes
 }

@@ -52,7 +52,7 @@ pub struct MemoryTables {
 }
 
 /// Few, so that some endpoints have no place in the index.
-const ENDPOINT_SLOTS: u32 = 16;
+const ENDPOINT_SLOTS: u32 = 32;
 
 impl Default for MemoryTables {
     fn default() -> Self {
@@ -126,6 +126,10 @@ fn grown<T: Default>(table: &mut Vec<T>, index: u32) -> &mut T {
 }
 
 impl Sink for MemoryTables {
+    fn clock(&mut self) -> &Clock {
+        &self.clock
+    }
+
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         let slot = &self.port_slots[PortSlot::index(ifindex) as usize];
         // The others are found in the map.

@@ -4,10 +4,10 @@ use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
-use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
+use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
 use mgre_common::table::{
-    Adjacency, FloodList, FloodSlot, Port, Segment, Template, VlanKey, adjacency_flag, port_flag,
-    segment_flag, template_flag, template_option,
+    Adjacency, Clock, FloodList, FloodSlot, PORT_BY_VLAN, Port, Segment, Template, VlanKey, adjacency_flag,
+    port_flag, template_flag, template_option,
 };
 use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Key, Link, Outer, Tos};
@@ -31,15 +31,25 @@ pub const PEER_C: [u8; 4] = [192, 0, 2, 4];
 pub const STRANGER: [u8; 4] = [198, 51, 100, 9];
 /// The underlay interface.
 pub const UNDERLAY: u32 = 100;
+/// The slow interface.
+pub const SLOW: u32 = 101;
 /// The underlay interface's MAC address.
 pub const NEAR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0xee, 1]);
 /// The underlay next hop's MAC address.
 pub const NEXT_HOP_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0xee, 2]);
+/// The virtual subnet id of the segment with NVGRE.
+pub const VSID: u32 = 0x00ab_cdef;
+/// An interface with ports by VLAN.
+pub const VLAN_INTERFACE: u32 = 60;
 /// An id for which no table has a record.
 pub const ABSENT: u32 = 50_000;
 
+mod standard;
+
 /// Where tables are filled.
 pub trait Sink {
+    /// The clock, which says what the slow interface is.
+    fn clock(&mut self) -> &Clock;
     /// Makes an interface a port; the index has it if its segment is given.
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>);
     /// Makes a VLAN on an interface a port.
@@ -73,6 +83,8 @@ pub struct PortSpec {
     pub flags: u32,
     /// The longest frame it takes.
     pub max_frame: u32,
+    /// Its VLAN on the interface, if that has ports by VLAN; zero: frames without a tag.
+    pub vlan: Option<u16>,
 }
 
 /// A peer in a segment.
@@ -119,7 +131,7 @@ pub struct Entry {
     pub mac: MacAddr,
     /// Where it is.
     pub target: Target,
-    /// When it was seen, or [`SEEN_STATIC`].
+    /// When it was seen, or [`mgre_common::fdb::SEEN_STATIC`].
     pub seen: u32,
 }
 
@@ -138,11 +150,23 @@ pub struct World {
     pub stray_interfaces: Vec<(u32, u32)>,
     /// Endpoints whose adjacency has no record.
     pub stray_endpoints: Vec<(EndpointKey, u32)>,
+    /// The slow interface; zero: there is none.
+    pub slow: u32,
 }
 
 /// A station's address.
 pub const fn station(number: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 1, number])
+}
+
+/// The endpoint of the peer with this id, of those in segments 13 and up.
+pub const fn peer_v4(id: u32) -> [u8; 4] {
+    [192, 0, 2, 100 + id as u8]
+}
+
+/// The same, IPv6.
+pub const fn peer_v6(id: u32) -> [u8; 16] {
+    [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, id as u8]
 }
 
 /// What identifies a packet of a peer to us.
@@ -176,6 +200,21 @@ impl PeerSpec {
             sequence: false,
             encapsulation: Encapsulation::Gre,
         }
+    }
+
+    /// The same with NVGRE, the key its virtual subnet id.
+    pub const fn with_nvgre(self) -> Self {
+        Self { nvgre: true, flags: self.flags | adjacency_flag::NVGRE, ..self }
+    }
+
+    /// The same with the uniform model of DSCP.
+    pub const fn uniform(self) -> Self {
+        Self { tos: Tos::Inherit, flags: self.flags | adjacency_flag::UNIFORM, ..self }
+    }
+
+    /// The same with sequence numbers, both ways.
+    pub const fn numbered(self) -> Self {
+        Self { sequence: true, flags: self.flags | adjacency_flag::SEQUENCE, ..self }
     }
 
     /// The same over IPv6.
@@ -226,6 +265,9 @@ impl PeerSpec {
             mtu,
         });
         let mut template = Template::new(&outer, link.as_ref());
+        if self.flags & adjacency_flag::CLAMP_MSS != 0 {
+            template.options |= template_option::CLAMP_MSS;
+        }
         if self.express && template.options & template_option::NOT_EXPRESS == 0 {
             template.flags |= template_flag::EXPRESS;
             // Some do and some do not.
@@ -241,122 +283,36 @@ impl PortSpec {
     /// A port in working order. Its interface's index is 10 more than its id.
     pub const fn new(id: u32, segment: u32) -> Self {
         let flags = port_flag::VALID | port_flag::UP;
-        Self { id, ifindex: id + 10, segment, flags, max_frame: 1514 }
+        Self { id, ifindex: id + 10, segment, flags, max_frame: 1514, vlan: None }
+    }
+
+    /// A VLAN on an interface.
+    pub const fn vlan(self, ifindex: u32, vlan: u16) -> Self {
+        Self { ifindex, vlan: Some(vlan), ..self }
     }
 }
 
 impl World {
-    /// The network that [`super::cases`] are about.
-    pub fn standard() -> Self {
-        let port = PortSpec::new;
-        let peer = PeerSpec::new;
-        let entry = |segment, number, target| Entry { segment, mac: station(number), target, seen: 1 };
-        Self {
-            ports: vec![
-                port(0, 1),
-                port(1, 1),
-                port(2, 2),
-                port(3, 3),
-                port(4, 4),
-                PortSpec { flags: port_flag::VALID, ..port(5, 4) },
-                PortSpec { max_frame: 100, ..port(6, 4) },
-                PortSpec { flags: port_flag::VALID | port_flag::UP | port_flag::FULL, ..port(7, 5) },
-                port(8, 5),
-                port(9, 6),
-                port(10, 7),
-                port(11, 8),
-                PortSpec { flags: port_flag::VALID | port_flag::UP | port_flag::HOST, ..port(12, 8) },
-                PortSpec { flags: 0, ..port(13, 1) },
-                port(14, 9),
-                port(15, 9),
-                port(16, 10),
-            ],
-            peers: vec![
-                peer(0, 1, PEER_A, Some(7)),
-                peer(1, 1, PEER_B, Some(7)),
-                peer(2, 2, PEER_A, None),
-                peer(3, 3, PEER_A, Some(0)),
-                PeerSpec { mtu: None, ..peer(4, 4, PEER_A, Some(9)) },
-                PeerSpec { mtu: Some(150), ..peer(5, 4, PEER_B, Some(9)) },
-                peer(6, 4, PEER_C, Some(9)),
-                PeerSpec {
-                    flags: adjacency_flag::VALID | adjacency_flag::FULL,
-                    ..peer(7, 5, PEER_A, Some(11))
-                },
-                peer(8, 6, PEER_A, Some(12)),
-                PeerSpec { flags: 0, ..peer(9, 1, PEER_A, Some(14)) },
-                peer(10, 9, PEER_A, Some(21)),
-                peer(11, 9, PEER_B, Some(21)),
-                PeerSpec { mtu: Some(150), ..peer(12, 9, PEER_C, Some(21)) },
-                PeerSpec { neighbor: false, ..peer(13, 10, PEER_A, Some(22)) },
-            ],
-            segments: (1..=10)
-                .map(|id| match id {
-                    6 => (id, segment_flag::VALID | segment_flag::FULL),
-                    9 => (id, segment_flag::VALID | segment_flag::HUB),
-                    _ => (id, segment_flag::VALID),
-                })
-                .collect(),
-            entries: vec![
-                entry(1, 1, Target::port(0)),
-                entry(1, 2, Target::port(1)),
-                entry(1, 3, Target::adjacency(0)),
-                entry(1, 4, Target::adjacency(1)),
-                Entry { seen: SEEN_STATIC, ..entry(1, 5, Target::port(1)) },
-                entry(1, 6, Target::port(ABSENT)),
-                entry(1, 7, Target::adjacency(ABSENT)),
-                entry(2, 1, Target::port(2)),
-                entry(2, 3, Target::adjacency(2)),
-                entry(3, 1, Target::port(3)),
-                entry(3, 3, Target::adjacency(3)),
-                entry(4, 1, Target::port(4)),
-                entry(4, 2, Target::port(5)),
-                entry(4, 3, Target::port(6)),
-                entry(4, 4, Target::adjacency(4)),
-                entry(4, 5, Target::adjacency(5)),
-                entry(4, 6, Target::adjacency(6)),
-                entry(5, 1, Target::port(7)),
-                entry(5, 2, Target::port(8)),
-                entry(5, 3, Target::adjacency(7)),
-                entry(6, 1, Target::port(9)),
-                entry(6, 3, Target::adjacency(8)),
-                entry(7, 1, Target::port(10)),
-                entry(8, 1, Target::port(11)),
-                entry(8, 2, Target::port(12)),
-                entry(9, 1, Target::port(14)),
-                entry(9, 3, Target::adjacency(10)),
-                entry(9, 4, Target::adjacency(11)),
-                entry(9, 5, Target::adjacency(12)),
-                entry(10, 1, Target::port(16)),
-                entry(10, 3, Target::adjacency(13)),
-            ],
-            stray_interfaces: vec![(30, ABSENT)],
-            stray_endpoints: vec![(endpoint(PEER_A, Some(15)), ABSENT)],
-        }
-    }
-
-    /// The same, where every interface outside takes frames from an early hook.
-    pub fn express() -> Self {
-        let mut world = Self::standard();
-        for port in world.ports.iter_mut().filter(|port| port.flags & port_flag::HOST == 0) {
-            port.flags |= port_flag::EXPRESS;
-        }
-        for peer in &mut world.peers {
-            peer.express = true;
-        }
-        world
-    }
-
     /// Fills tables with it.
     pub fn install(&self, sink: &mut impl Sink) {
+        sink.clock().slow_ifindex.store(self.slow, Ordering::Relaxed);
         for port in &self.ports {
             let indexed = port.flags & port_flag::VALID != 0;
-            sink.port_index(port.ifindex, port.id, indexed.then_some(port.segment));
+            let mut flags = port.flags;
+            if let Some(vlan) = port.vlan {
+                sink.port_index(port.ifindex, PORT_BY_VLAN, None);
+                sink.vlan_port(VlanKey::new(port.ifindex, vlan), port.id);
+                if vlan != 0 {
+                    flags |= port_flag::TAGGED | u32::from(vlan) << port_flag::VLAN_SHIFT;
+                }
+            } else {
+                sink.port_index(port.ifindex, port.id, indexed.then_some(port.segment));
+            }
             let record = sink.port(port.id);
             record.ifindex.store(port.ifindex, Ordering::Relaxed);
             record.segment.store(port.segment, Ordering::Relaxed);
             record.max_frame.store(port.max_frame, Ordering::Relaxed);
-            record.flags.store(port.flags, Ordering::Relaxed);
+            record.flags.store(flags, Ordering::Relaxed);
         }
         for peer in &self.peers {
             let record = sink.adjacency(peer.id, peer.template());

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_skb_vlan_push,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
@@ -93,6 +93,21 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     fn is_ip(&self) -> bool {
         let protocol = field!(self.protocol) as u16;
         protocol == EtherType::IPV4.to_word() || protocol == EtherType::IPV6.to_word()
+    }
+
+    /// Has the kernel look at what type a packet without a tag beside it is, which it does when tags
+    /// come off: one that goes in, with the help of a second one, and both out again.
+    #[inline(always)]
+    fn tell_protocol(&self) -> Result<(), DropReason> {
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), 1) })?;
+        }
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        Ok(())
     }
 
     /// Whether the kernel knows what the frame carries. After headers came off it may
@@ -340,19 +355,23 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     #[inline(always)]
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {
         const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
-        let class = self.read_behind::<u16>(inner.l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
+        // A tag that was before the IP header is beside the frame now.
+        let beside = if self.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
+        let l3 = inner.l3 - beside;
+        let class = self.read_behind::<u16>(l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
         let ipv6 = inner.version.is_v6();
         let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
         if !ipv6 {
-            let at = inner.l3 + 10;
+            let at = l3 + 10;
             // SAFETY: the pointer is the program's context.
             let done =
                 unsafe { bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2) };
             check(done)?;
         }
-        let from = ptr::from_ref(&new.to_be()).cast::<c_void>();
+        let new = new.to_be();
+        let from = ptr::from_ref(&new).cast::<c_void>();
         // SAFETY: the pointer is the program's context, and `from` holds two bytes.
-        check(unsafe { bpf_skb_store_bytes(self.skb, inner.l3, from, 2, RECOMPUTE) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, l3, from, 2, RECOMPUTE) })
     }
 
     #[inline(always)]
@@ -390,6 +409,9 @@ impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
             return Err(DropReason::Headroom);
         }
         if longer != 0 {
+            if !self.is_ip() {
+                self.tell_protocol()?;
+            }
             let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
             self.adjust_room(longer, keep)?;
         }

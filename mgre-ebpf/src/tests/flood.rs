@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{MAX_FLOOD_TARGETS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS};
-use mgre_common::target::Target;
+use mgre_common::table::{MAX_FLOOD_TARGETS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS, segment_flag};
+use mgre_common::target::{Mark, Target};
+use mgre_common::template::Encapsulation;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
 use crate::act;
+use crate::host::cases::{settled, wire};
 use crate::host::frame::{HostAction, HostFrame};
 use crate::host::packet::{Outer, frame};
 use crate::host::tables::MemoryTables;
-use crate::host::world::{Entry, PeerSpec, PortSpec, UNDERLAY, World, station};
+use crate::host::world::{Entry, PEER_A_V6, PEER_B_V6, PeerSpec, PortSpec, SLOW, UNDERLAY, World, station};
 
 const KEY: Option<u32> = Some(5);
 const SEGMENT: u32 = 1;
@@ -100,26 +102,85 @@ fn copies_are_bounded() {
     assert_eq!(flooded.sent.len() as u32, MAX_FLOOD_TARGETS - 1);
 }
 
+/// Each peer gets a header of its own kind, whatever the one before it had.
 #[test]
-fn peers_with_and_without_a_key_in_one_segment_are_counted_and_not_garbled() {
+fn peers_of_every_kind_in_one_segment() {
+    let peers = [
+        PeerSpec::new(0, SEGMENT, endpoint(0), KEY),
+        PeerSpec::new(1, SEGMENT, endpoint(1), None),
+        PeerSpec::new(2, SEGMENT, endpoint(2), KEY).over_ipv6(PEER_A_V6),
+        PeerSpec { encapsulation: Encapsulation::GreUdp, ..PeerSpec::new(3, SEGMENT, endpoint(3), KEY) },
+        PeerSpec::new(4, SEGMENT, endpoint(4), None).over_ipv6(PEER_B_V6),
+        PeerSpec::new(5, SEGMENT, endpoint(5), KEY),
+    ];
+    let inner = frame(MacAddr::BROADCAST, station(1), 0x0806, 46);
+    // In every rotation, so that each follows each.
+    for first in 0..peers.len() {
+        let mut peers = peers.to_vec();
+        peers.rotate_left(first);
+        let world = World {
+            ports: vec![PortSpec::new(0, SEGMENT)],
+            peers,
+            segments: vec![(SEGMENT, 1)],
+            ..World::default()
+        };
+        let mut tables = MemoryTables::default();
+        world.install(&mut tables);
+        let mut flooded = HostFrame::new(inner.clone());
+        act::process_port(&mut flooded, &tables, 10);
+        let sent: Vec<_> = flooded.sent.into_iter().map(|(egress, bytes)| settled(egress, bytes)).collect();
+        assert_eq!(sent, wire::flooded(&world, &inner), "from {first} on");
+        assert_eq!(tables.all_dropped(), 0);
+    }
+}
+
+/// Copies that are to be finished bear their target as a mark, and no others bear any.
+#[test]
+fn only_copies_to_be_finished_are_marked() {
     let world = World {
-        ports: vec![PortSpec::new(0, SEGMENT)],
+        ports: vec![PortSpec::new(0, SEGMENT), PortSpec::new(1, SEGMENT)],
         peers: vec![
-            PeerSpec::new(0, SEGMENT, endpoint(0), KEY),
-            PeerSpec::new(1, SEGMENT, endpoint(1), None),
-            PeerSpec::new(2, SEGMENT, endpoint(2), KEY),
+            PeerSpec { checksum: true, ..PeerSpec::new(0, SEGMENT, endpoint(0), KEY) },
+            PeerSpec::new(1, SEGMENT, endpoint(1), KEY),
+            PeerSpec::new(2, SEGMENT, endpoint(2), KEY).numbered(),
+            PeerSpec { checksum: true, ..PeerSpec::new(3, SEGMENT, endpoint(3), KEY) },
         ],
-        segments: vec![(SEGMENT, 1)],
+        segments: vec![(SEGMENT, segment_flag::VALID | segment_flag::HUB)],
+        slow: SLOW,
         ..World::default()
     };
     let mut tables = MemoryTables::default();
     world.install(&mut tables);
+    let mark = |id, hops| Mark { target: Target::adjacency(id), hops }.to_bits();
     let inner = frame(MacAddr::BROADCAST, station(1), 0x0806, 46);
+
     let mut flooded = HostFrame::new(inner.clone());
     act::process_port(&mut flooded, &tables, 10);
-    let sent: Vec<_> = flooded.sent.into_iter().map(|(_, bytes)| bytes).collect();
-    assert_eq!(sent, [0, 2].map(|id| Outer::to_peer(endpoint(id), KEY).wrap(&inner)));
-    assert_eq!(tables.dropped(Target::adjacency(1), Direction::Transmit, DropReason::Internal), 1);
+    assert_eq!(flooded.marks, [0, mark(0, 255), 0, mark(2, 255), mark(3, 255)]);
+    // They count when they come back.
+    for (id, packets) in [(0, 0), (1, 1), (2, 0), (3, 0)] {
+        assert_eq!(tables.traffic(Target::adjacency(id)).transmit_packets, packets);
+    }
+
+    let mut relayed = HostFrame::new(Outer::from_peer(endpoint(1), KEY).wrap(&inner));
+    act::process_underlay(&mut relayed, &tables);
+    assert_eq!(relayed.marks, [mark(0, 30), mark(2, 30), mark(3, 30), 0, 0]);
+    assert!(relayed.sent.iter().all(|(_, bytes)| *bytes == inner));
+}
+
+/// Without a slow interface, what must go there does not go.
+#[test]
+fn without_a_slow_interface() {
+    let world = World { slow: 0, ..World::standard() };
+    let mut tables = MemoryTables::default();
+    world.install(&mut tables);
+    for (station_of, len, reason) in [(25, 46, DropReason::Headroom), (29, 1000, DropReason::TooBig)] {
+        let mut frame = HostFrame::new(frame(station(station_of), station(1), 0x0806, len));
+        let action = act::process_port(&mut frame, &tables, 32);
+        assert_eq!(action, HostAction::Dropped);
+        let peer = Target::adjacency(station_of.into());
+        assert_eq!(tables.dropped(peer, Direction::Transmit, reason), 1);
+    }
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! The real programs in the kernel, with tables filled from a described network
 //! and real interfaces to send to, all in a network namespace of their own.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -8,14 +9,14 @@ use std::thread;
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use mgre_common::counters::{Drops, Traffic, drop_shards};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{
-    Adjacency, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
+    Adjacency, Clock, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
 };
 use mgre_common::target::Target;
-use mgre_ebpf::host::world::{Sink, UNDERLAY, World};
+use mgre_ebpf::host::world::{SLOW, Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
 use mgre_user::datapath::load::{self, Capacity, Loaded, classifier, xdp};
 use nix::sched::{CloneFlags, unshare};
@@ -38,8 +39,10 @@ pub(crate) const XDP_REDIRECT: i32 = 4;
 
 /// The far end of the port with this id is the interface with this much more.
 pub(crate) const FAR: u32 = 200;
-/// A test run may refuse packets shorter than Ethernet and IPv4 headers.
-const MIN_PACKET: usize = 34;
+/// A test run may refuse packets shorter than the Ethernet and IP headers that they say they have.
+fn min_packet(packet: &[u8]) -> usize {
+    if packet.get(12..14) == Some(&[0x86, 0xdd]) { 54 } else { 34 }
+}
 /// An interface that is no port.
 pub(crate) const NO_PORT: u32 = 77;
 
@@ -56,6 +59,8 @@ pub(crate) struct Kernel {
 pub(crate) struct Ran {
     pub(crate) action: i32,
     pub(crate) bytes: Vec<u8>,
+    /// Of a socket buffer: what is noted on it.
+    pub(crate) mark: u32,
 }
 
 /// Runs a test in a network namespace that lives as long as its thread.
@@ -91,8 +96,8 @@ pub(crate) fn interfaces(world: &World) {
     for which in ["all", "default"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
     }
-    let mut indices: Vec<u32> = world.ports.iter().map(|port| port.ifindex).collect();
-    indices.extend([UNDERLAY, NO_PORT]);
+    let mut indices: BTreeSet<u32> = world.ports.iter().map(|port| port.ifindex).collect();
+    indices.extend([UNDERLAY, SLOW, NO_PORT]);
     let lines: String = indices
         .into_iter()
         .map(|index| {
@@ -106,6 +111,20 @@ pub(crate) fn interfaces(world: &World) {
     ip(&lines);
 }
 
+/// What a test run may set of `struct __sk_buff`, and reads again.
+fn context(ifindex: u32, segment_size: u32, mark: u32) -> [u8; 192] {
+    const IFINDEX: usize = 40;
+    const GSO_SIZE: usize = 176;
+    let mut context = [0_u8; 192];
+    for (at, value) in [(MARK, mark), (IFINDEX, ifindex), (GSO_SIZE, segment_size)] {
+        context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    context
+}
+
+/// Where the mark is in it.
+const MARK: usize = 8;
+
 /// Runs a program on a packet as if it had come in on an interface, so many times:
 /// what one run does to the packet, the next one finds.
 pub(crate) fn test_run(
@@ -116,12 +135,7 @@ pub(crate) fn test_run(
     out: &mut [u8],
     repeat: u32,
 ) -> Result<TestRunResult, ProgramError> {
-    // The fields of `struct __sk_buff` that a test run may set.
-    const IFINDEX: usize = 40;
-    const GSO_SIZE: usize = 176;
-    let mut context = [0_u8; 192];
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment_size.to_ne_bytes());
+    let context = context(ifindex, segment_size, 0);
     program.test_run(TestRunOptions {
         data_in: Some(packet),
         data_out: Some(out),
@@ -157,20 +171,41 @@ impl Kernel {
         segment_size: u32,
         packet: &[u8],
     ) -> Option<Ran> {
+        self.run_marked(program, ifindex, segment_size, 0, packet)
+    }
+
+    /// The same with a mark on it.
+    pub(crate) fn run_marked(
+        &mut self,
+        program: &str,
+        ifindex: u32,
+        segment_size: u32,
+        mark: u32,
+        packet: &[u8],
+    ) -> Option<Ran> {
         let mut out = vec![0; 64 * 1024];
+        let before = context(ifindex, segment_size, mark);
+        let mut after = before;
         let program = classifier(&mut self.loaded.programs, program).unwrap();
-        let result = test_run(program, ifindex, segment_size, packet, &mut out, 1);
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&before),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::default()
+        });
         let result = match result {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
-                if packet.len() < MIN_PACKET && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+                if packet.len() < min_packet(packet) && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
             {
                 return None;
             }
             Err(error) => panic!("{} bytes: {error:?}", packet.len()),
         };
         out.truncate(result.data_size_out as usize);
-        Some(Ran { action: result.return_value.cast_signed(), bytes: out })
+        let mark = u32::from_ne_bytes(after[MARK..MARK + 4].try_into().unwrap());
+        Some(Ran { action: result.return_value.cast_signed(), bytes: out, mark })
     }
 
     /// Runs an XDP program on a packet as if it had come in on an interface.
@@ -191,7 +226,7 @@ impl Kernel {
         let result = xdp(&mut self.loaded.programs, program).unwrap().test_run(options);
         let result = result.unwrap_or_else(|error| panic!("{program} on {ifindex}: {error}"));
         out.truncate(result.data_size_out as usize);
-        Ran { action: result.return_value.cast_signed(), bytes: out }
+        Ran { action: result.return_value.cast_signed(), bytes: out, mark: 0 }
     }
 
     fn counters(&self) -> Counters {
@@ -213,6 +248,14 @@ impl Kernel {
     pub(crate) fn flooded(&self, segment: u16) -> (u64, u64) {
         let traffic = self.counters().segment(segment);
         (traffic.flood_frames, traffic.flood_copies)
+    }
+
+    /// Frames that did not fit, reported since the last call.
+    pub(crate) fn too_big(&mut self) -> Vec<TooBig> {
+        std::iter::from_fn(|| {
+            self.loaded.too_big.as_mut()?.next().map(|event| bytemuck::pod_read_unaligned(&event))
+        })
+        .collect()
     }
 
     /// What was reported since the last call.
@@ -241,6 +284,10 @@ pub(crate) fn drops_between(
 }
 
 impl Sink for Kernel {
+    fn clock(&mut self) -> &Clock {
+        self.loaded.tables.clock.get(0).unwrap()
+    }
+
     fn port_index(&mut self, ifindex: u32, id: u32, segment: Option<u32>) {
         // The others are found in the hash map.
         let slot = self.loaded.tables.port_slots.get(PortSlot::index(ifindex)).unwrap();

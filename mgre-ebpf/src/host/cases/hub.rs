@@ -58,20 +58,15 @@ pub fn cases() -> Vec<Case> {
             HOPS - 1,
             &to_b,
         ),
-        Case::from_spoke("too big for the other spoke", &spoke, &large).dropped().counted(
-            Target::adjacency(12),
-            Direction::Transmit,
-            DropReason::TooBig,
-        ),
+        Case::from_spoke("too big for the other spoke", &spoke, &large).told(12, 150 - 28 - 14, &large),
         Case::from_spoke("back to the same spoke", &spoke, &tcp_v4(station(3), station(3), 9))
             .refused(A, DropReason::NoTarget),
         Case::from_spoke("a superframe from spoke to spoke", &spoke, &tcp_v4(station(4), station(3), 4000))
             .superframe(1400)
             .on_to(11, PEER_B, HOPS - 1, &tcp_v4(station(4), station(3), 4000)),
         Case::from_spoke("a superframe with segments too big", &spoke, &tcp_v4(station(4), station(3), 4000))
-            .superframe(1500)
-            .dropped()
-            .counted(Target::adjacency(11), Direction::Transmit, DropReason::TooBig),
+            .told_of(11, 1500 - 28 - 14, 1554, &tcp_v4(station(4), station(3), 4000))
+            .superframe(1500),
     ]);
     cases.extend(flooded());
     cases

@@ -3,25 +3,38 @@
 //! - [`underlay`]: outer headers, good and bad;
 //! - [`port`]: frames from ports: forwarding, flooding, limits;
 //! - [`hub`]: from tunnel to tunnel;
-//! - [`learning`]: what is reported, and what may not be learned.
+//! - [`learning`]: what is reported, and what may not be learned;
+//! - [`wire`]: IPv6 outside, and peers of different kinds in one segment;
+//! - [`classes`]: ECN and DSCP, out and in;
+//! - [`options`]: what a peer's options ask for, and what is checked on receipt;
+//! - [`sizes`]: what does not fit a tunnel;
+//! - [`slow`]: what comes by the slow interface;
+//! - [`vlan`]: ports by VLAN.
 
+pub mod classes;
 pub mod hub;
 pub mod learning;
+pub mod options;
 pub mod port;
+pub mod sizes;
+pub mod slow;
 pub mod underlay;
+pub mod vlan;
+pub mod wire;
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::target::Target;
+use mgre_common::target::{Mark, Target};
 use mgre_common::wire::MacAddr;
 
 use super::frame::{HostAction, HostFrame};
-use super::packet::Outer;
+use super::packet::{Outer, change_ip, ip_checksum_is_right};
 use super::tables::{Drop, MemoryTables};
-use super::world::{UNDERLAY, World};
+use super::world::{SLOW, UNDERLAY, VSID, World};
 use crate::frame::{Egress, Side};
 use crate::{act, express};
 
@@ -32,6 +45,8 @@ pub enum Entrance {
     Port(u32),
     /// The underlay's program.
     Underlay,
+    /// The slow interface's program, with this mark.
+    Slow(u32),
 }
 
 /// How a frame ends.
@@ -69,6 +84,10 @@ pub struct Expected {
     pub reports: Vec<LearnEvent>,
     /// The segment that it is flooded in, and the copies.
     pub flooded: Option<(u32, u64)>,
+    /// What is noted on it in the end ([`Mark`]).
+    pub mark: u32,
+    /// What the daemon is told of a frame that does not fit, and the frame's first bytes.
+    pub too_big: Vec<(TooBigHead, Vec<u8>)>,
 }
 
 /// A frame, and what must come of it.
@@ -101,7 +120,41 @@ pub fn all() -> Vec<Case> {
     cases.extend(port::cases());
     cases.extend(learning::cases());
     cases.extend(hub::cases());
+    cases.extend(wire::cases());
+    cases.extend(classes::cases());
+    cases.extend(options::cases());
+    cases.extend(sizes::cases());
+    cases.extend(slow::cases());
+    cases.extend(vlan::cases());
     cases
+}
+
+/// A packet without what each has of its own and the flow decides: identification, UDP source
+/// port and NVGRE's flow id are made what a builder makes them that leaves them alone.
+pub fn settled(egress: Egress, mut bytes: Vec<u8>) -> Vec<u8> {
+    if !matches!(egress.ifindex, UNDERLAY | SLOW) {
+        return bytes;
+    }
+    let (protocol, mut at) = match bytes.get(12..14) {
+        Some([8, 0]) if bytes.len() > 34 => (bytes[23], 34),
+        Some([0x86, 0xdd]) if bytes.len() > 54 => (bytes[20], 54),
+        _ => return bytes,
+    };
+    let may_be_fragmented = at == 34 && bytes[20] & 0x40 == 0;
+    if may_be_fragmented && ip_checksum_is_right(&bytes) {
+        bytes = change_ip(&bytes, |ip| ip[4..6].fill(0));
+    }
+    if protocol == 17 && bytes[at + 2..at + 4] == 4754_u16.to_be_bytes() {
+        assert!(bytes[at] >= 0xc0, "a source port below 49152 (RFC 8086 3.2.1)");
+        bytes[at..at + 2].copy_from_slice(&[0xc0, 0]);
+        at += 8;
+    }
+    if bytes[at..].starts_with(&[0x20, 0, 0x65, 0x58])
+        && bytes[at + 4..at + 7] == (VSID << 8).to_be_bytes()[..3]
+    {
+        bytes[at + 7] = 0;
+    }
+    bytes
 }
 
 impl Case {
@@ -121,6 +174,11 @@ impl Case {
     /// A packet that the underlay gives us, which is passed so far.
     fn underlay(name: impl Into<String>, bytes: Vec<u8>) -> Self {
         Self { entrance: Entrance::Underlay, ..Self::port(name, 0, bytes) }
+    }
+
+    /// A frame that the slow interface gives us, which is dropped so far.
+    fn slow(name: impl Into<String>, mark: u32, bytes: Vec<u8>) -> Self {
+        Self { entrance: Entrance::Slow(mark), ..Self::port(name, 0, bytes) }.dropped()
     }
 
     fn superframe(mut self, segment_size: u32) -> Self {
@@ -179,22 +237,63 @@ impl Case {
     }
 
     /// A copy goes to a peer.
-    fn into_tunnel(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
-        let egress = Egress::new(UNDERLAY, Side::Out);
-        // The identification is zero and DF set, as `etherparse` makes them too.
-        let bytes = Outer::to_peer(endpoint, key).wrap(inner);
-        self.send(Target::adjacency(id), egress, bytes)
+    fn into_tunnel(self, id: u32, endpoint: impl Into<IpAddr>, key: Option<u32>, inner: &[u8]) -> Self {
+        self.into_tunnel_as(id, &Outer::to_peer(endpoint, key), inner)
+    }
+
+    /// A copy goes to a peer with these headers.
+    fn into_tunnel_as(self, id: u32, outer: &Outer, inner: &[u8]) -> Self {
+        self.send(Target::adjacency(id), Egress::new(UNDERLAY, Side::Out), outer.wrap(inner))
+    }
+
+    /// A packet for a peer goes to the daemon, which fragments it.
+    fn to_be_fragmented(self, id: u32, outer: &Outer, inner: &[u8]) -> Self {
+        self.send(Target::adjacency(id), Egress::new(SLOW, Side::Out), outer.wrap(inner))
+    }
+
+    /// A frame for a peer goes to the slow interface, to come back finished; it is counted then.
+    fn to_be_finished(mut self, id: u32, hops: u8, inner: &[u8]) -> Self {
+        self.expected.end = End::Sent;
+        self.expected.mark = Mark { target: Target::adjacency(id), hops }.to_bits();
+        self.expected.outputs.push((Egress::new(SLOW, Side::Out), inner.to_vec()));
+        self
+    }
+
+    /// It does not fit the tunnel to a peer, and its sender is to hear how long an IP packet may be.
+    fn told(self, id: u32, mtu: u32, inner: &[u8]) -> Self {
+        self.told_of(id, mtu, inner.len() as u32, inner)
+    }
+
+    /// The same of frames of this length that a superframe stands for.
+    fn told_of(mut self, id: u32, mtu: u32, frame_len: u32, inner: &[u8]) -> Self {
+        let (source, _) = self.expected.received.expect("what does not fit was received");
+        let bytes = inner[..inner.len().min(TOO_BIG_CAPTURE)].to_vec();
+        let head = TooBigHead {
+            source: source.to_bits(),
+            adjacency: id,
+            mtu,
+            frame_len,
+            captured: bytes.len() as u32,
+            tag: self.tag.map_or(0, u32::from_be_bytes),
+        };
+        self.expected.too_big.push((head, bytes));
+        self.dropped().counted(Target::adjacency(id), Direction::Transmit, DropReason::TooBig)
     }
 
     /// A packet goes to a peer by a next hop that the kernel finds.
-    fn by_neighbor(self, id: u32, endpoint: [u8; 4], key: Option<u32>, inner: &[u8]) -> Self {
+    fn by_neighbor(self, id: u32, endpoint: impl Into<IpAddr>, key: Option<u32>, inner: &[u8]) -> Self {
         let egress = Egress::new(UNDERLAY, Side::Neighbor);
         let outer = Outer { destination_mac: MacAddr::ZERO, ..Outer::to_peer(endpoint, key) };
         self.send(Target::adjacency(id), egress, outer.wrap(inner))
     }
 
-    fn send(mut self, target: Target, egress: Egress, bytes: Vec<u8>) -> Self {
+    fn send(self, target: Target, egress: Egress, bytes: Vec<u8>) -> Self {
         let (_, counted) = self.expected.received.expect("what is sent was received");
+        self.send_counted(target, egress, bytes, counted)
+    }
+
+    /// The same, counted as so many bytes.
+    fn send_counted(mut self, target: Target, egress: Egress, bytes: Vec<u8>, counted: u64) -> Self {
         let (packets, total) = self.expected.transmitted.entry(target).or_default();
         *packets += 1;
         *total += counted;
@@ -233,6 +332,7 @@ impl Case {
         let action = match self.entrance {
             Entrance::Port(ifindex) => express::process_port(&mut frame, &tables, ifindex),
             Entrance::Underlay => express::process_underlay(&mut frame, &tables),
+            Entrance::Slow(_) => HostAction::Passed,
         };
         if action != HostAction::Passed {
             return (observed(action, &frame, &tables), true);
@@ -260,6 +360,7 @@ impl Case {
         match self.entrance {
             Entrance::Port(ifindex) => act::process_port(frame, tables, ifindex),
             Entrance::Underlay => act::process_underlay(frame, tables),
+            Entrance::Slow(mark) => act::process_slow(frame, tables, mark),
         }
     }
 }
@@ -285,12 +386,23 @@ fn observed(action: HostAction, frame: &HostFrame, tables: &MemoryTables) -> Exp
     let observed = Expected {
         end,
         received: received.next(),
-        outputs: frame.sent.clone(),
+        outputs: frame
+            .sent
+            .iter()
+            .map(|(egress, bytes)| (*egress, settled(*egress, bytes.clone())))
+            .collect(),
         transmitted,
         drops: drops.iter().flat_map(|(drop, &times)| vec![*drop; times as usize]).collect(),
         reports: tables.reports.borrow().clone(),
         flooded: tables.floods.borrow().iter().next().map(|(id, row)| (*id, row.flood_copies)),
+        mark: frame.mark,
+        too_big: tables.too_big.borrow().iter().map(captured).collect(),
     };
     assert_eq!(received.next(), None, "a frame was received twice");
     observed
+}
+
+/// What a report says, and the bytes that it has.
+pub fn captured(event: &TooBig) -> (TooBigHead, Vec<u8>) {
+    (event.head, event.bytes[..event.head.captured as usize].to_vec())
 }

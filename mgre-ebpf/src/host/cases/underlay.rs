@@ -213,7 +213,7 @@ fn endpoints() -> Vec<Case> {
 fn the_kernels() -> Vec<Case> {
     let inner = inner();
     let packet = keyed().wrap(&inner);
-    let foreign = Outer { destination: STRANGER, ..keyed() };
+    let foreign = Outer { destination: STRANGER.into(), ..keyed() };
     let fragment = |bits: u16| change_ip(&packet, |ip| ip[6..8].copy_from_slice(&bits.to_be_bytes()));
     let counted = |name: &str, bytes| {
         Case::underlay(name, bytes).counted(Target::NONE, Direction::Receive, DropReason::OuterFragment)
