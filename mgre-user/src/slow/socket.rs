@@ -19,6 +19,8 @@ const PACKET_TOO_BIG: u32 = 2;
 /// `IP_PMTUDISC_INTERFACE`, for IPv6 the same: what others say of paths is not taken, by ourselves
 /// or by the kernel on our behalf.
 const PMTUDISC_INTERFACE: c_int = 4;
+/// Bytes, of which the kernel counts what it needs itself as well.
+const RECEIVE_BUFFER: c_int = 1 << 20;
 /// `UDP_NO_CHECK6_RX`: packets without a checksum are taken (RFC 8086 6).
 const UDP_NO_CHECK6_RX: c_int = 102;
 /// `SKF_AD_OFF` with `SKF_AD_IFINDEX` and `SKF_AD_MARK` of include/uapi/linux/filter.h.
@@ -60,9 +62,17 @@ fn set<T>(socket: &Socket, level: c_int, name: c_int, value: &T) -> io::Result<(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives a socket room for a burst. Without the privilege it has the usual.
+fn enlarge(socket: &Socket) {
+    if let Err(error) = set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER) {
+        tracing::debug!(%error, "cannot enlarge a socket's buffer");
+    }
+}
+
 /// Binds to one of our addresses, which may not be there yet, and asks for what an IP header says where a
 /// socket does not get the header itself.
 fn bind(socket: &Socket, local: IpAddr, port: u16, with_header: bool) -> io::Result<()> {
+    enlarge(socket);
     match local {
         IpAddr::V4(_) => {
             socket.set_freebind_v4(true)?;
@@ -172,6 +182,7 @@ pub(super) fn unmarked(ifindex: u32) -> io::Result<Socket> {
     let mark = statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, FILTER_MARK);
     socket.attach_filter(&[mark, unless_skip(0), ACCEPT, REFUSE])?;
     set(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
+    enlarge(&socket);
     socket.bind(&link_address(ifindex, libc::ETH_P_ALL as u16)?)?;
     Ok(socket)
 }
