@@ -164,5 +164,10 @@ fn run(bytes: &[u8], entrance: Entrance, segment_size: u32, tag: Option<[u8; 4]>
         Entrance::Underlay => act::process_underlay(&mut frame, &tables),
         Entrance::Slow(mark) => act::process_slow(&mut frame, &tables, mark),
     };
+    // What comes by the slow interface without a mark and is not for us is a copy: the daemon
+    // has it already.
+    if entrance == Entrance::Slow(0) && action == HostAction::Dropped {
+        return;
+    }
     conserved(&tables, &frame, action);
 }
