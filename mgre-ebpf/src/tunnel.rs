@@ -113,7 +113,7 @@ fn finish<F: Replicate, T: Tables>(
 /// Whether frames for a peer must be finished before they get its header.
 #[inline(always)]
 pub(crate) const fn needs_finishing(template: &Template) -> bool {
-    template.options & (template_option::CHECKSUM | template_option::SEQUENCE) != 0
+    template.options & template_option::NEEDS_FINISHING != 0
 }
 
 /// The slow interface, for packets that are to be fragmented outside.

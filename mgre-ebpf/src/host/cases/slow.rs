@@ -166,18 +166,18 @@ fn on_the_way_there() -> Vec<Case> {
         ),
         arrives("a hub floods, and one copy is to be finished", &outer(61), &group)
             .into_tunnel_as(18, &Outer { ttl: 30, ..Outer::to_peer(peer_v6(18), hub) }, &group)
-            .copy_to_be_finished(&group)
             .out_of_port(21, &group)
+            .to_be_finished(36, 30, &group)
             .flooded(13),
         Case::port(
-            "a port floods, and the last copy is to be finished",
+            "a port floods, and the first copy is to be finished",
             31,
             frame(MacAddr::BROADCAST, station(1), 0x0806, 46),
         )
         .received(Target::port(21), 60)
+        .copy_to_be_finished(&frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .into_tunnel(17, peer_v4(17), hub, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .into_tunnel(18, peer_v6(18), hub, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
-        .to_be_finished(36, u8::MAX, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .flooded(13),
     ]
 }

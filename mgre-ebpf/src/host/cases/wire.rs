@@ -255,13 +255,13 @@ fn relayed() -> Vec<Case> {
         arrives("no hop is left from IPv6", &from_six(1), six, &down).refused(six, DropReason::TtlExpired),
         arrives("a hub floods from IPv4 to IPv6", &from_four(HOPS), four, &group(17))
             .into_tunnel_as(18, &to_six(HOPS / 2), &group(17))
-            .copy_to_be_finished(&group(17))
             .out_of_port(21, &group(17))
+            .to_be_finished(36, HOPS / 2, &group(17))
             .flooded(13),
         arrives("a hub floods from IPv6 to IPv4", &from_six(HOPS), six, &group(18))
             .into_tunnel_as(17, &to_four(HOPS / 2), &group(18))
-            .copy_to_be_finished(&group(18))
             .out_of_port(21, &group(18))
+            .to_be_finished(36, HOPS / 2, &group(18))
             .flooded(13),
     ]
 }
