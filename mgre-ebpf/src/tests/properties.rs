@@ -164,5 +164,9 @@ fn run(bytes: &[u8], entrance: Entrance, segment_size: u32, tag: Option<[u8; 4]>
         Entrance::Underlay => act::process_underlay(&mut frame, &tables),
         Entrance::Slow(mark) => act::process_slow(&mut frame, &tables, mark),
     };
-    conserved(&tables, &frame, action);
+    // What the daemon or the kernel has had before ends here, if it is not for us.
+    let ends_here = entrance == Entrance::Slow(0) && frame.sent.is_empty();
+    if !ends_here {
+        conserved(&tables, &frame, action);
+    }
 }

@@ -197,7 +197,8 @@ impl Kernel {
         let result = match result {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
-                if packet.len() < min_packet(packet) && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+                if packet.len() < min_packet(packet)
+                    && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
             {
                 return None;
             }
