@@ -180,8 +180,6 @@ pub mod segment_flag {
     pub const HUB: u32 = 1 << 1;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
-    /// TCP's maximum segment size is lowered to what fits through the tunnel.
-    pub const CLAMP_MSS: u32 = 1 << 4;
 }
 
 /// A broadcast domain.
@@ -233,8 +231,10 @@ pub mod adjacency_flag {
     pub const SEQUENCE: u32 = 1 << 5;
     /// The rules of NVGRE hold (RFC 7637 3.2): no checksum, no sequence number, no tag inside.
     pub const NVGRE: u32 = 1 << 6;
+    /// TCP's maximum segment size is lowered to what fits through the tunnel.
+    pub const CLAMP_MSS: u32 = 1 << 7;
     /// Those that say how packets of the peer are taken, and stand in the endpoint index as well.
-    pub const RECEIVE: u32 = UNIFORM | SEQUENCE | NVGRE;
+    pub const RECEIVE: u32 = UNIFORM | SEQUENCE | NVGRE | CLAMP_MSS;
 }
 
 /// Bits of [`Template::options`]: what each packet has of its own.
@@ -251,6 +251,8 @@ pub mod template_option {
     pub const FLOW_ID: u8 = 1 << 4;
     /// A UDP header with the flow in its source port (RFC 8086 3.2).
     pub const UDP: u8 = 1 << 5;
+    /// A lowered maximum segment size in a TCP packet inside that opens a connection.
+    pub const CLAMP_MSS: u8 = 1 << 6;
     /// Those that need more than the first bytes of a packet, or a counter.
     pub const NOT_EXPRESS: u8 = CHECKSUM | SEQUENCE | INHERIT_DF;
 }
@@ -270,6 +272,20 @@ pub mod template_flag {
     pub const SENDS_BACK: u8 = 1 << 4;
     /// What does not fit and may be fragmented inside is sent, and the outer packet fragmented.
     pub const FRAGMENTS: u8 = 1 << 5;
+}
+
+/// Headers that are so frequent that the datapath has code for each.
+pub mod template_shape {
+    /// Any header.
+    pub const ANY: u8 = 0;
+    /// IPv4 and GRE.
+    pub const V4: u8 = 1;
+    /// IPv4 and GRE with a key.
+    pub const V4_KEYED: u8 = 2;
+    /// IPv6 and GRE.
+    pub const V6: u8 = 3;
+    /// IPv6 and GRE with a key.
+    pub const V6_KEYED: u8 = 4;
 }
 
 /// Room for the longest outer header: Ethernet, IPv6, and GRE with every field,
@@ -307,8 +323,10 @@ pub struct Template {
     pub flags: u8,
     /// [`template_option`] bits.
     pub options: u8,
+    /// A [`template_shape`].
+    pub shape: u8,
     /// Zero.
-    pub reserved: [u8; 33],
+    pub reserved: [u8; 32],
 }
 
 /// Sequence numbers of one adjacency (RFC 2890 2.2).

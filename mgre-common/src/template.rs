@@ -6,7 +6,9 @@ use core::net::IpAddr;
 use bytemuck::Zeroable;
 
 use crate::checksum;
-use crate::table::{OuterFamily, TEMPLATE_HEADER_LEN, Template, template_flag, template_option};
+use crate::table::{
+    OuterFamily, TEMPLATE_HEADER_LEN, Template, template_flag, template_option, template_shape,
+};
 use crate::wire::{
     ETHERNET_LEN, EtherType, GRE_FIELD_LEN, GRE_IN_UDP_PORT, GRE_LEN, GreFlags, IPV4_LEN, IPV6_LEN,
     IpProtocol, MacAddr, UDP_LEN,
@@ -104,6 +106,18 @@ impl Outer {
         key | checksum | sequence
     }
 
+    /// A [`template_shape`].
+    fn shape(&self) -> u8 {
+        let plain = !self.checksum && !self.sequence && self.encapsulation == Encapsulation::Gre;
+        match (plain, self.destination.is_ipv4(), self.key) {
+            (false, ..) => template_shape::ANY,
+            (true, true, Key::None) => template_shape::V4,
+            (true, true, _) => template_shape::V4_KEYED,
+            (true, false, Key::None) => template_shape::V6,
+            (true, false, _) => template_shape::V6_KEYED,
+        }
+    }
+
     /// [`template_option`] bits.
     fn options(&self) -> u8 {
         let v4 = self.destination.is_ipv4();
@@ -153,6 +167,7 @@ impl Template {
     pub fn new(outer: &Outer, link: Option<&Link>) -> Self {
         let mut template = Self::zeroed();
         template.options = outer.options();
+        template.shape = outer.shape();
         let mut writer = Writer { header: &mut template.header, len: 0 };
 
         let next_hop = link.and_then(|link| link.destination_mac);

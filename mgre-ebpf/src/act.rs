@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{Port, adjacency_flag, port_flag};
+use mgre_common::table::{Port, adjacency_flag, port_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::EtherType;
 
@@ -11,7 +11,7 @@ use crate::decide::{self, Interface, Last, OutOf, Verdict};
 use crate::frame::{Egress, Frame, Replicate, Resize, Side};
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
-use crate::{flood, tunnel};
+use crate::{flood, mss, tunnel};
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
@@ -165,6 +165,12 @@ fn forward<F: Replicate, T: Tables>(
             let egress = port_egress(port, frame.segment_size(), bytes)?;
             if let Some(out_of) = out_of {
                 take_out(frame, out_of)?;
+                if out_of.clamps != 0
+                    && let TargetKind::Adjacency(id) = source.kind()
+                    && let Some(adjacency) = tables.adjacency(id)
+                {
+                    mss::clamp(frame, adjacency.template());
+                }
             }
             let action = frame.redirect(egress)?;
             tables.count_sent(to, bytes);
@@ -172,6 +178,9 @@ fn forward<F: Replicate, T: Tables>(
         }
         TargetKind::Adjacency(id) => {
             let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
+            if template.options & template_option::CLAMP_MSS != 0 && out_of.is_none() {
+                mss::clamp(frame, template);
+            }
             tunnel::send(frame, tables, template, Journey { source, to, bytes }, out_of, now)
         }
         TargetKind::None => Err(DropReason::Internal),

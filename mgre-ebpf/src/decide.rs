@@ -17,7 +17,8 @@ use mgre_common::wire::GRE_FIELD_LEN;
 
 use crate::frame::{Ethernet, Frame, Strip, Whole};
 use crate::inner::{ECN, Inner, Version, combine_ecn};
-use crate::outer::{self, Claims, Outer, Packet};
+use crate::mss::Opening;
+use crate::outer::{self, Claims, Outer, Packet, claim};
 use crate::tables::{Now, Tables};
 use crate::verify;
 
@@ -68,6 +69,8 @@ pub struct OutOf {
     pub inner: Inner,
     /// That octet: the packet's own if nothing is to be done.
     pub tos: u8,
+    /// Whether TCP's maximum segment size is to be lowered: 1 or 0.
+    pub clamps: u32,
 }
 
 impl OutOf {
@@ -77,7 +80,7 @@ impl OutOf {
     /// Only headers to take off.
     #[inline(always)]
     pub const fn new(strip: Strip) -> Self {
-        Self { strip, inner: Inner { version: Version::V4, l3: 0, tos: 0 }, tos: 0 }
+        Self { strip, inner: Inner { version: Version::V4, l3: 0, tos: 0 }, tos: 0, clamps: 0 }
     }
 
     /// The same, blurred ([`Frame::blur`]).
@@ -87,6 +90,7 @@ impl OutOf {
             strip: self.strip.blur(frame),
             inner: self.inner.blur(frame),
             tos: frame.blur(self.tos.into()) as u8,
+            clamps: frame.blur(self.clamps),
         }
     }
 
@@ -236,7 +240,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
     };
     let Packet { owner, strip, claims } = packet;
-    let strip = strip.blur(frame);
+    let strip = Strip { outer_len: frame.blur(strip.outer_len), ..strip };
     let source = Target::adjacency(owner.adjacency);
     let (segment, flags) = match owner {
         Owner { segment: 0, adjacency, .. } => {
@@ -259,12 +263,15 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
     }
     let mut out_of = OutOf::new(strip);
     // Most packets have nothing that needs a closer look.
-    if claims.any() || flags != 0 || strip.tos & ECN != 0 {
-        if S::EARLY && claims.any() {
+    if u32::from(claims.bits) | flags | u32::from(strip.tos & ECN) != 0 {
+        let clamps = flags & adjacency_flag::CLAMP_MSS != 0;
+        if S::EARLY && (claims.bits != 0 || clamps && Opening::read(frame, strip.outer_len).is_some()) {
             return Verdict::Defer;
         }
         match admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now) {
-            Ok((inner, tos)) => out_of = OutOf { strip, inner, tos }.blur(frame),
+            Ok((inner, tos)) => {
+                out_of = OutOf { strip, inner, tos, clamps: u32::from(clamps) }.blur(frame);
+            }
             Err(reason) => return Verdict::refuse(source, reason),
         }
     }
@@ -285,7 +292,7 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
     let Packet { owner, strip, claims } = *packet;
     if flags & adjacency_flag::NVGRE != 0 {
         // RFC 7637 3.2: the C and S bits must be zero. 3.3: no tag inside.
-        if claims.checksum || claims.sequence {
+        if claims.makes(claim::CHECKSUM | claim::SEQUENCE) {
             return Err(DropReason::ReservedBits);
         }
         if ethernet.ethertype().is_vlan() {
@@ -293,7 +300,7 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
         }
     }
     S::verify(frame, strip, claims)?;
-    if claims.sequence && flags & adjacency_flag::SEQUENCE != 0 {
+    if claims.makes(claim::SEQUENCE) && flags & adjacency_flag::SEQUENCE != 0 {
         // The last field of the header (RFC 2890 2).
         let at = strip.outer_len - GRE_FIELD_LEN as u32;
         let number = frame.read_behind::<u32>(at, 0).map(u32::from_be).ok_or(DropReason::Malformed)?;

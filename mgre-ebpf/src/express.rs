@@ -8,12 +8,13 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::DropReason;
-use mgre_common::table::{port_flag, template_flag};
+use mgre_common::table::{port_flag, template_flag, template_option};
 use mgre_common::target::TargetKind;
 
 use crate::act::{blame, take_out};
 use crate::decide::{self, Early, Interface, OutOf, Verdict};
 use crate::frame::{Egress, Resize, Side};
+use crate::mss::Opening;
 use crate::tables::{Now, Tables};
 use crate::tunnel::{self, Journey};
 
@@ -121,8 +122,13 @@ fn to_peer<F: Resize, T: Tables>(
         return Err(None);
     }
     let outer_len = out_of.map_or(0, |out_of| out_of.strip.outer_len);
-    if tunnel::carries(frame, template, outer_len).is_err() {
-        return Err(None);
+    if template.options != 0 {
+        let clamps = template.options & template_option::CLAMP_MSS != 0;
+        if tunnel::carries(frame, template, outer_len).is_err()
+            || clamps && Opening::read(frame, outer_len).is_some()
+        {
+            return Err(None);
+        }
     }
     tables.count_received(journey.source, journey.bytes, now);
     tunnel::wrap(frame, tables, template, journey.to, out_of)?;

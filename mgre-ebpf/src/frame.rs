@@ -275,6 +275,14 @@ pub trait Whole: Frame {
     /// The kernel could not; the frame must then be dropped.
     fn seal(&mut self, template: &Template, sequence: u32) -> Result<(), DropReason>;
 
+    /// Replaces two bytes at an offset, and brings the transport checksum that covers them up
+    /// to date: one that stands there, and lies an odd number of bytes before them or not.
+    ///
+    /// # Errors
+    /// The kernel could not.
+    fn replace(&mut self, at: u32, checksum_at: u32, odd: bool, old: u16, new: u16)
+    -> Result<(), DropReason>;
+
     /// Takes off the outermost tag, which the kernel keeps beside the frame.
     ///
     /// # Errors

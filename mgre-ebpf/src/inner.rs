@@ -100,6 +100,21 @@ fn behind_tags<F: Frame>(frame: &F, outer_len: u32) -> Option<(u32, EtherType)> 
     Some((SECOND as u32, frame.read_behind::<EtherType>(outer_len, SECOND - 2)?))
 }
 
+/// The ECN field of the IP packet in a frame without outer headers; zero if there is none.
+#[inline(always)]
+pub fn ecn<F: Frame>(frame: &F) -> u8 {
+    const TYPE_AT: usize = ETHERNET_LEN - 2;
+    // The type, and the first two octets of what follows it.
+    let Some([ethertype, class]) = frame.read_two::<u16>(TYPE_AT, ETHERNET_LEN) else { return 0 };
+    let [first, second] = class.to_ne_bytes();
+    match EtherType::from_word(ethertype) {
+        EtherType::IPV4 if first >> 4 == 4 => second & ECN,
+        EtherType::IPV6 if first >> 4 == 6 => second >> 4 & ECN,
+        tag if tag.is_vlan() => Inner::read(frame, 0).map_or(0, |inner| inner.tos & ECN),
+        _ => 0,
+    }
+}
+
 /// The ECN field of a packet that left a tunnel, from those inside and outside.
 ///
 /// # Errors

@@ -8,6 +8,7 @@
 //! - [`frame`]: the trait for a frame that can be read, resized and sent;
 //! - [`tables`]: the trait for what the pipeline may look up and count;
 //! - [`inner`]: what a tunnel must know of the IP packet inside;
+//! - [`mss`]: lowers TCP's maximum segment size;
 //! - [`stamp`]: what an outer packet has of its own;
 //! - [`outer`]: parses and validates the headers outside;
 //! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
@@ -29,6 +30,7 @@ pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod inner;
+pub mod mss;
 pub mod outer;
 pub mod stamp;
 pub mod tables;

@@ -1,7 +1,8 @@
 //! The headers outside: whether a packet from the underlay is ours, whose it
 //! is, and where the inner frame starts.
 
-use bytemuck::Zeroable;
+use core::mem::MaybeUninit;
+
 use mgre_common::checksum;
 use mgre_common::endpoint::{EndpointKey, EndpointWords, Owner, endpoint_kind, mapped_v4};
 use mgre_common::reason::DropReason;
@@ -42,19 +43,25 @@ pub struct Packet {
 pub struct Claims {
     /// Where the GRE header starts.
     pub gre_at: u32,
-    /// It has a GRE checksum.
-    pub checksum: bool,
-    /// It has a sequence number.
-    pub sequence: bool,
-    /// It has a UDP checksum.
-    pub udp_checksum: bool,
+    /// [`claim`] bits.
+    pub bits: u8,
+}
+
+/// Bits of [`Claims::bits`]; those of GRE are where they stand in the header.
+pub mod claim {
+    /// A GRE checksum.
+    pub const CHECKSUM: u8 = 0x80;
+    /// A sequence number.
+    pub const SEQUENCE: u8 = 0x10;
+    /// A UDP checksum.
+    pub const UDP_CHECKSUM: u8 = 0x01;
 }
 
 impl Claims {
-    /// Whether there is anything to check.
+    /// Whether it makes one of these claims.
     #[inline(always)]
-    pub const fn any(&self) -> bool {
-        self.checksum || self.sequence || self.udp_checksum
+    pub const fn makes(&self, claims: u8) -> bool {
+        self.bits & claims != 0
     }
 }
 
@@ -78,6 +85,9 @@ type Ipv4Words = [u32; 5];
 /// An IPv6 header.
 type Ipv6Words = [u32; 10];
 
+/// Where an endpoint stands while a map is asked for it.
+type Lookup = MaybeUninit<EndpointWords>;
+
 /// The address that a packet is for, and whose it is or what else it is.
 type Judged = ([u32; 4], Result<Packet, Outer>);
 
@@ -95,7 +105,7 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
         return Outer::Foreign;
     }
     // One for all that is looked up in a map: a program has little stack.
-    let mut slot = EndpointWords::zeroed();
+    let mut slot = Lookup::uninit();
     let (local, judged) = match frame.read::<EtherType>(12) {
         Some(EtherType::IPV4) => parse_v4(frame, tables, &mut slot),
         Some(EtherType::IPV6) => parse_v6(frame, tables, &mut slot),
@@ -107,14 +117,14 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
         // Only what is for one of our addresses is judged.
         Err(outer) => {
             let kind = endpoint_kind::LOCAL;
-            slot = EndpointKey { remote: [0; 4], local, key: 0, kind }.words();
-            if tables.any_endpoint(&slot).is_some() { outer } else { Outer::Foreign }
+            let key = EndpointKey { remote: [0; 4], local, key: 0, kind };
+            if tables.any_endpoint(slot.write(key.words())).is_some() { outer } else { Outer::Foreign }
         }
     }
 }
 
 #[inline(always)]
-fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut EndpointWords) -> Judged {
+fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Judged {
     let Some(ip) = frame.read::<Ipv4Words>(L3) else { return FOREIGN };
     let [version_ihl, tos, length_high, length_low] = ip[0].to_ne_bytes();
     let [hops, protocol, ..] = ip[2].to_ne_bytes();
@@ -155,7 +165,7 @@ fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut EndpointWords
 }
 
 #[inline(always)]
-fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut EndpointWords) -> Judged {
+fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Judged {
     let Some(ip) = frame.read::<Ipv6Words>(L3) else { return FOREIGN };
     let [first, second, ..] = ip[0].to_ne_bytes();
     let [length_high, length_low, next_header, hops] = ip[1].to_ne_bytes();
@@ -289,9 +299,8 @@ fn parse_gre<const AT: usize, F: Frame>(
         },
         claims: Claims {
             gre_at: AT as u32,
-            checksum: flags.has_checksum(),
-            sequence: flags.has_sequence(),
-            udp_checksum: udp.is_some_and(|udp| udp.has_checksum),
+            bits: flags_high & (claim::CHECKSUM | claim::SEQUENCE)
+                | if udp.is_some_and(|udp| udp.has_checksum) { claim::UDP_CHECKSUM } else { 0 },
         },
     })
 }
@@ -328,7 +337,7 @@ impl Addresses {
         self,
         frame: &F,
         tables: &T,
-        slot: &mut EndpointWords,
+        slot: &mut Lookup,
         ip: Ip,
         header_ok: bool,
         udp: Option<Udp>,
@@ -339,13 +348,7 @@ impl Addresses {
     }
 
     #[inline(always)]
-    fn owner<T: Tables>(
-        self,
-        tables: &T,
-        slot: &mut EndpointWords,
-        key: u32,
-        kind: u32,
-    ) -> Result<Owner, Outer> {
+    fn owner<T: Tables>(self, tables: &T, slot: &mut Lookup, key: u32, kind: u32) -> Result<Owner, Outer> {
         let words = self.key(key, kind).words();
         if let Some(owner) = tables.indexed_endpoint(&words) {
             return Ok(owner);
@@ -355,18 +358,16 @@ impl Addresses {
         if keyed && let Some(owner) = tables.indexed_endpoint(&vsid) {
             return Ok(owner);
         }
-        *slot = words;
-        let mut found = tables.any_endpoint(slot);
+        let mut found = tables.any_endpoint(slot.write(words));
         if found.is_none() && keyed {
-            *slot = vsid;
-            found = tables.any_endpoint(slot);
+            found = tables.any_endpoint(slot.write(vsid));
         }
         if let Some(adjacency) = found {
             return Ok(Owner { adjacency, segment: 0, flags: 0 });
         }
         // Nobody's packet: why.
-        *slot = self.key(0, endpoint_kind::KNOWN).words();
-        let known = tables.any_endpoint(slot).is_some();
+        let known = slot.write(self.key(0, endpoint_kind::KNOWN).words());
+        let known = tables.any_endpoint(known).is_some();
         let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
         Err(Outer::Refused(reason))
     }

@@ -70,7 +70,7 @@ impl Traits {
 
 /// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).
 #[inline(always)]
-fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
+pub fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
     if template.flags & template_flag::NEEDS_ID != 0 { tables.packet_id(to) } else { 0 }
 }
 

@@ -13,9 +13,9 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 
 use crate::act::take_out;
 use crate::decide::OutOf;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, inner_wire_len, wire_len};
-use crate::inner::{ECN, Inner};
-use crate::stamp::{Traits, next_sequence};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, inner_wire_len, wire_len};
+use crate::inner::{ECN, Inner, ecn};
+use crate::stamp::{Traits, next_sequence, packet_id};
 use crate::tables::{Now, Tables};
 
 /// Where a frame came from, where it goes, and the bytes that it counts for.
@@ -146,6 +146,11 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
     out_of: Option<OutOf>,
 ) -> Result<(), DropReason> {
     match out_of {
+        // Nearly all: there is nothing to be taken over but ECN.
+        None if template.options == 0 => {
+            let id = packet_id(tables, template, to);
+            frame.encapsulate(template, Stamp { id, tos: ecn(frame), ..Stamp::PLAIN })
+        }
         None => {
             let traits = Traits::read(frame, 0, template.options);
             frame.encapsulate(template, traits.stamp(tables, template, to, u8::MAX))

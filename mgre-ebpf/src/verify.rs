@@ -5,7 +5,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IpProtocol, UDP_LEN};
 
 use crate::frame::{Strip, Whole};
-use crate::outer::Claims;
+use crate::outer::{Claims, claim};
 
 /// Verifies the checksums that a packet has. Those of the packets that a superframe was
 /// made of were verified by who made it (`gre_gro_receive()`).
@@ -18,14 +18,14 @@ pub fn checksums<F: Whole>(frame: &F, strip: Strip, claims: Claims) -> Result<()
         return Ok(());
     }
     let len = strip.outer_len + strip.inner_len - claims.gre_at;
-    if claims.checksum {
+    if claims.makes(claim::CHECKSUM) {
         // RFC 2784 2.3: the GRE header and the payload.
         let sum = frame.sum(claims.gre_at, len).ok_or(DropReason::Checksum)?;
         if sum != 0xffff {
             return Err(DropReason::Checksum);
         }
     }
-    if claims.udp_checksum {
+    if claims.makes(claim::UDP_CHECKSUM) {
         let at = claims.gre_at - UDP_LEN as u32;
         let sum = frame.sum(at, len + UDP_LEN as u32).ok_or(DropReason::Checksum)?;
         let pseudo = pseudo_header(frame, at, len + UDP_LEN as u32).ok_or(DropReason::Checksum)?;

@@ -178,6 +178,15 @@ impl Spoke {
             .with_context(|| format!("there is no peer {name}"))
     }
 
+    /// The sum of a counter over all peers.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub fn peers_sum(&self, counter: &str) -> Result<u64> {
+        let peers = self.daemon.list(&["peer", "show"])?;
+        Ok(peers.iter().filter_map(|peer| peer[counter].as_u64()).sum())
+    }
+
     /// Waits until every peer is up.
     ///
     /// # Errors

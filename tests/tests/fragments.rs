@@ -1,12 +1,12 @@
 //! Outer packets that are cut on their way, or have options: the kernel's to put together, and ours after that.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::{self, Capture},
     gre::{Gre, Outer, v6},
     packet::{self, BROADCAST, Datagram, UNKNOWN, marked},
     skip::skipped,
-    topology::{Family, Layout, Spokes, Underlay},
+    topology::{Family, Layout, Spoke, Spokes, Underlay},
     traffic, wait,
 };
 
@@ -14,6 +14,12 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 fn build(family: Family, options: &'static [&'static str]) -> Result<Spokes> {
     Layout { family, options, ..Layout::new(2, Underlay::Switched) }.build()
+}
+
+/// What a spoke says of itself, for an error.
+fn told(spoke: &Spoke) -> String {
+    let say = |words: &[&str]| spoke.daemon.mgre(words).unwrap_or_else(|error| error.to_string());
+    format!("{}{}", say(&["stats", "--drops"]), say(&["status"]))
 }
 
 /// A long frame to all, told from others by a number.
@@ -44,7 +50,9 @@ fn a_peer_that_fragments_still_works() -> Result<()> {
                 }
                 let before = two.drops("outer_fragment")?;
                 spokes.send_to(2, &fragments)?;
-                at_two.wait_arrival("what was put together", &frame)?;
+                at_two.wait_arrival("what was put together", &frame).with_context(|| {
+                    format!("{family:?} {encapsulation:?}, number {number}\n{}", told(two))
+                })?;
                 assert_eq!(at_two.arrived(&frame), 1);
                 two.wait_drops("outer_fragment", before + fragments.len() as u64)?;
             }
@@ -104,7 +112,7 @@ fn what_is_put_together_is_judged_as_any_packet() -> Result<()> {
         // What comes after them comes through: so they were looked at.
         let good = long(2);
         spokes.send_to(2, &Outer { identification: 7, ..peer }.fragments(&good, 480)?)?;
-        at_two.wait_arrival("a good one", &good)?;
+        at_two.wait_arrival("a good one", &good).with_context(|| format!("{family:?}\n{}", told(two)))?;
         assert_eq!(at_two.arrived(&frame), 0);
     }
     Ok(())
@@ -130,7 +138,9 @@ fn frames_that_do_not_fit_may_be_cut() -> Result<()> {
             Datagram { length: 1500, ..Datagram::new(one.host_end(true), two.host_end(true)) }.frame()?;
         for (what, frame) in [("an experiment", experiment), ("a datagram that may be cut", datagram)] {
             capture::send(&one.host, "eth0", &[&frame])?;
-            at_two.wait_arrival(what, &frame)?;
+            at_two
+                .wait_arrival(what, &frame)
+                .with_context(|| format!("{options:?}\n{}\n{}", told(one), told(two)))?;
             assert_eq!(at_two.arrived(&frame), 1);
         }
         let sent = at_core.frames();
@@ -193,7 +203,8 @@ fn ipv6_of_1280_bytes_always_passes() -> Result<()> {
         })?;
         assert!(traffic::reaches(&one.host, &two.host_ipv6())?);
         let at_core = Capture::start(&spokes.core, "s1")?;
-        assert!(traffic::fits(&one.host, &two.host_ipv6(), 1280)?, "{family:?}");
+        let passes = traffic::fits(&one.host, &two.host_ipv6(), 1280)?;
+        assert!(passes, "{family:?}\n{}\n{}", told(one), told(two));
         assert!(at_core.frames().iter().all(|frame| frame.bytes.len() <= 1314));
         let whole =
             |frame: &capture::Frame| Gre::parse(&frame.bytes).is_some_and(|gre| gre.inner.len() >= 1294);

@@ -223,7 +223,12 @@ fn detach_leaves_nothing() -> Result<()> {
             Ok(spoke.netns.run(&["ip", "link", "show", interface])?.contains("state UP"))
         })?;
     }
+    // A daemon that was told nothing has a pair of interfaces.
+    spoke.daemon.mgre(&["detach"])?;
+    assert_eq!(spoke.daemon.wait()?.code(), Some(0));
     let before = traces(&spoke.netns)?;
+    assert!(!before.contains("mgre-default"), "{before}");
+    spoke.daemon.start_again()?;
     for words in [
         &["underlay", "add", "wan0", "--local", "10.0.1.1"][..],
         &["segment", "add", SEGMENT, "--key", "7"],
@@ -236,7 +241,15 @@ fn detach_leaves_nothing() -> Result<()> {
     }
     spoke.wait_up()?;
     let during = traces(&spoke.netns)?;
-    for trace in ["ov0", "1 programs at wan0", "1 programs at lan0", "10.77.0.201", "managed"] {
+    for trace in [
+        "ov0",
+        "mgre-default-i",
+        "mgre-default-o",
+        "1 programs at wan0",
+        "1 programs at lan0",
+        "10.77.0.201",
+        "managed",
+    ] {
         assert!(during.contains(trace), "no {trace} in {during}");
     }
     // What stops may start again, so it leaves everything in place.

@@ -102,9 +102,10 @@ impl Trunk {
                 host.name()
             ))?;
             one.host.ip(&format!("link set {segment} master br0 up"))?;
+            // Before it says its first word.
+            tagging.push(Tagging::new(&host, "eth0", &[(0x8100, vlan)])?);
             host.ip("link set eth0 up")?;
             set(&host, 1)?;
-            tagging.push(Tagging::new(&host, "eth0", &[(0x8100, vlan)])?);
             near.push(host);
 
             let host = two.add_host(segment, mac(2))?;

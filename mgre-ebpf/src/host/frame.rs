@@ -168,6 +168,25 @@ impl Whole for HostFrame {
         Ok(())
     }
 
+    fn replace(
+        &mut self,
+        at: u32,
+        checksum_at: u32,
+        odd: bool,
+        old: u16,
+        new: u16,
+    ) -> Result<(), DropReason> {
+        let (at, sum_at) = (at as usize, checksum_at as usize);
+        assert_eq!(self.bytes[at..at + 2], old.to_be_bytes());
+        self.bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+        let [old, new] = [old, new].map(|word| if odd { word.swap_bytes() } else { word });
+        let sum = !u16::from_be_bytes([self.bytes[sum_at], self.bytes[sum_at + 1]]);
+        let sum = !checksum::replace(sum, old, new);
+        self.bytes[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+        self.touched = true;
+        Ok(())
+    }
+
     fn untag(&mut self) -> Result<(), DropReason> {
         assert!(self.tag.is_some(), "there is no tag");
         self.tag = None;

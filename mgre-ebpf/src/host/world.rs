@@ -265,6 +265,9 @@ impl PeerSpec {
             mtu,
         });
         let mut template = Template::new(&outer, link.as_ref());
+        if self.flags & adjacency_flag::CLAMP_MSS != 0 {
+            template.options |= template_option::CLAMP_MSS;
+        }
         if self.express && template.options & template_option::NOT_EXPRESS == 0 {
             template.flags |= template_flag::EXPRESS;
             // Some do and some do not.

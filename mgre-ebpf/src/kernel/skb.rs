@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_skb_vlan_push,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
@@ -41,8 +41,11 @@ const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
 /// An Ethernet frame without its checksum is never shorter than this on a wire.
 const MIN_FRAME_LEN: u32 = 60;
 
-/// The kernel strips only what leaves an IPv4 header's length behind Ethernet and a tag.
-const MIN_STRIP_LEN: u32 = 14 + 4 + 20;
+/// The kernel strips only what leaves the length of an IP header behind Ethernet and a tag: of the
+/// one inside, where it is told what that is, else of the outer one.
+const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
+/// The same where the outer header is an IPv6 one.
+const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
 /// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
 pub(crate) struct Skb<const INGRESS: bool> {
@@ -90,6 +93,21 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     fn is_ip(&self) -> bool {
         let protocol = field!(self.protocol) as u16;
         protocol == EtherType::IPV4.to_word() || protocol == EtherType::IPV6.to_word()
+    }
+
+    /// Has the kernel look at what type a packet without a tag beside it is, which it does when tags
+    /// come off: one that goes in, with the help of a second one, and both out again.
+    #[inline(always)]
+    fn tell_protocol(&self) -> Result<(), DropReason> {
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), 1) })?;
+        }
+        for _ in 0..2 {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        Ok(())
     }
 
     /// Whether the kernel knows what the frame carries. After headers came off it may
@@ -162,12 +180,15 @@ impl<const INGRESS: bool> Skb<INGRESS> {
 
     /// Cuts link-layer padding off, and pads what is too short for the kernel to strip.
     #[inline(always)]
-    fn fit(&self, strip: Strip) -> Result<(), DropReason> {
+    fn fit(&self, strip: Strip, inner: EtherType) -> Result<(), DropReason> {
         if self.segment_size() != 0 {
             return Ok(());
         }
         self.resize(strip.outer_len + strip.inner_len)?;
-        if strip.inner_len < MIN_STRIP_LEN {
+        let told = inner == EtherType::IPV4 || inner == EtherType::IPV6;
+        let outer = EtherType::from_word(field!(self.protocol) as u16);
+        let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
+        if strip.inner_len < least {
             // With zeros: what stood behind the frame was cut off before.
             self.resize(strip.outer_len + MIN_FRAME_LEN)?;
         }
@@ -288,7 +309,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
         let tag = self.inner_tag(strip, &inner);
-        self.fit(strip)?;
+        self.fit(strip, inner.ethertype())?;
         let mut outer_len = strip.outer_len;
         let mut payload_len = strip.inner_len - ETHERNET_LEN as u32;
         let outer_ethertype = inner.ethertype();
@@ -388,6 +409,9 @@ impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
             return Err(DropReason::Headroom);
         }
         if longer != 0 {
+            if !self.is_ip() {
+                self.tell_protocol()?;
+            }
             let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
             self.adjust_room(longer, keep)?;
         }

@@ -6,11 +6,6 @@ use mgre_common::template::DONT_FRAGMENT;
 use mgre_common::wire::{ETHERNET_LEN, GRE_IN_UDP_PORT, IPV4_LEN, IPV6_LEN};
 use mgre_ebpf::frame::{MAX_BEHIND, Stamp};
 
-/// Where an IPv4 header behind Ethernet has its time to live.
-const TTL: usize = ETHERNET_LEN + 8;
-/// Where an IPv6 header behind Ethernet has its hop limit.
-const HOP_LIMIT: usize = ETHERNET_LEN + 7;
-
 /// The first words of a template's header.
 #[inline(always)]
 pub(super) fn words<const N: usize>(template: &Template) -> [u64; N] {
@@ -29,17 +24,16 @@ pub(super) fn header_at<T: bytemuck::AnyBitPattern>(template: &Template, at: usi
     unsafe { (&raw const template.header).cast::<u8>().add(at).cast::<T>().read() }
 }
 
-/// The lengths of an outer header that are written in one go: those without options. Each
-/// is of one family.
+/// The lengths of the headers that there is code for ([`mgre_common::table::template_shape`]).
 pub(super) mod plain {
     /// IPv4 and GRE.
-    pub(crate) const V4: u16 = 14 + 20 + 4;
+    pub(crate) const V4: usize = 14 + 20 + 4;
     /// IPv4 and GRE with a key.
-    pub(crate) const V4_KEYED: u16 = V4 + 4;
+    pub(crate) const V4_KEYED: usize = V4 + 4;
     /// IPv6 and GRE.
-    pub(crate) const V6: u16 = 14 + 40 + 4;
+    pub(crate) const V6: usize = 14 + 40 + 4;
     /// IPv6 and GRE with a key.
-    pub(crate) const V6_KEYED: u16 = V6 + 4;
+    pub(crate) const V6_KEYED: usize = V6 + 4;
 }
 
 /// Whether a template rests on IPv6.
@@ -51,86 +45,79 @@ pub(super) fn is_v6(template: &Template) -> bool {
 /// Options for which a header must be touched after it is written.
 pub(super) const TOUCHED: u8 = template_option::FLOW_ID | template_option::UDP;
 
-/// What an outer IP header has beside its template's bytes, as words ready to be stored.
-#[derive(Clone, Copy)]
-pub(super) struct Fields {
-    /// The second octet of an IPv4 header, the first two of an IPv6 header: traffic class.
-    pub(super) class: u16,
-    /// Total length, or payload length; zero for a superframe that does not fit 16 bits, as
-    /// in the kernel's own.
-    pub(super) length: u16,
-    /// IPv4: identification.
-    pub(super) id: u16,
-    /// IPv4: flags and offset.
-    pub(super) fragment: u16,
-    /// Time to live, or hop limit.
-    pub(super) hops: u8,
-    /// IPv4: header checksum.
-    pub(super) checksum: u16,
-}
-
-/// The fields of an outer header of `V6` or IPv4 before a packet of this length.
-#[inline(always)]
-pub(super) fn fields<const V6: bool>(template: &Template, packet_len: u32, stamp: Stamp) -> Fields {
-    let header = &template.header;
-    let before = ETHERNET_LEN + if V6 { IPV6_LEN } else { 0 };
-    let length = packet_len - before as u32;
-    let length = if length > 0xffff { 0 } else { length as u16 };
-    let tos = u16::from(stamp.tos);
-    if V6 {
-        let class = u16::from_be_bytes([header[ETHERNET_LEN], header[ETHERNET_LEN + 1]]) | tos << 4;
-        let limit = header[HOP_LIMIT];
-        let hops = if stamp.hops < limit { stamp.hops } else { limit };
-        return Fields {
-            class: class.to_be(),
-            length: length.to_be(),
-            id: 0,
-            fragment: 0,
-            hops,
-            checksum: 0,
-        };
-    }
-    let dont_fragment = u16::from(stamp.dont_fragment) << (DONT_FRAGMENT.trailing_zeros() + 8);
-    // The template has neither where the packet may have its own.
-    let own = u32::from(tos) + u32::from(dont_fragment) + u32::from(length) + u32::from(stamp.id);
-    let ttl = header[TTL];
-    let mut base = u32::from(template.checksum_base) + own;
-    let mut hops = ttl;
-    // For packets of our own the compiler knows that this is not so.
-    if stamp.hops < ttl {
-        hops = stamp.hops;
-        base += u32::from(!(u16::from(ttl) << 8)) + (u32::from(hops) << 8);
-    }
-    Fields {
-        class: u16::from(header[ETHERNET_LEN + 1]) | tos,
-        length: length.to_be(),
-        id: stamp.id.to_be(),
-        fragment: (u16::from(header[ETHERNET_LEN + 6]) << 8 | dont_fragment).to_be(),
-        hops,
-        checksum: (!checksum::fold(base)).to_be(),
-    }
-}
-
-/// Writes an outer IP header's own fields into a packet that begins with its template's bytes.
+/// Writes what an outer IP header of a packet of this length has of its own, behind its
+/// template's bytes.
 ///
 /// # Safety
-/// `start` is the start of a packet that has the whole header in memory that can be written.
+/// `start` is the start of a packet that begins with the template's bytes, in memory that can
+/// be written.
 #[inline(always)]
-pub(super) unsafe fn write_fields<const V6: bool>(start: *mut u8, fields: Fields) {
+pub(super) unsafe fn write_fields<const V6: bool>(
+    start: *mut u8,
+    template: &Template,
+    packet_len: u32,
+    stamp: Stamp,
+) {
     // SAFETY: all of it is in the header, per the contract; alignment is as for any access
     // to a packet.
     unsafe {
         if V6 {
-            start.add(ETHERNET_LEN).cast::<u16>().write(fields.class);
-            start.add(ETHERNET_LEN + 4).cast::<u16>().write(fields.length);
-            start.add(HOP_LIMIT).write(fields.hops);
-            return;
+            write_ipv6(start.add(ETHERNET_LEN), template, packet_len, stamp);
+        } else {
+            write_ipv4(start.add(ETHERNET_LEN), template, packet_len, stamp);
         }
-        start.add(ETHERNET_LEN + 1).write(fields.class as u8);
-        start.add(ETHERNET_LEN + 2).cast::<[u16; 2]>().write([fields.length, fields.id]);
-        start.add(ETHERNET_LEN + 6).cast::<u16>().write(fields.fragment);
-        start.add(TTL).write(fields.hops);
-        start.add(ETHERNET_LEN + 10).cast::<u16>().write(fields.checksum);
+    }
+}
+
+/// A superframe that does not fit 16 bits says zero, as in the kernel's own.
+#[inline(always)]
+const fn length(len: u32) -> u16 {
+    if len > 0xffff { 0 } else { len as u16 }
+}
+
+/// # Safety
+/// `ip` is an IPv4 header that can be written.
+#[inline(always)]
+unsafe fn write_ipv4(ip: *mut u8, template: &Template, packet_len: u32, stamp: Stamp) {
+    let total = length(packet_len - ETHERNET_LEN as u32);
+    // The template has zero where the packet has something of its own.
+    let mut base = u32::from(template.checksum_base)
+        + u32::from(total)
+        + u32::from(stamp.id)
+        + u32::from(stamp.tos)
+        + (u32::from(stamp.dont_fragment) << DONT_FRAGMENT_SHIFT);
+    // SAFETY: all of it is in the header, per the contract.
+    unsafe {
+        ip.add(1).write(template.header[ETHERNET_LEN + 1] | stamp.tos);
+        ip.add(2).cast::<[u16; 2]>().write([total.to_be(), stamp.id.to_be()]);
+        // For most packets the compiler knows that these two are not so.
+        if stamp.dont_fragment != 0 {
+            ip.add(6).write(DONT_FRAGMENT);
+        }
+        let ttl = template.header[ETHERNET_LEN + 8];
+        if stamp.hops < ttl {
+            ip.add(8).write(stamp.hops);
+            base += u32::from(!(u16::from(ttl) << 8)) + (u32::from(stamp.hops) << 8);
+        }
+        ip.add(10).cast::<u16>().write((!checksum::fold(base)).to_be());
+    }
+}
+
+/// Where the don't-fragment bit is in the word that has it.
+const DONT_FRAGMENT_SHIFT: u32 = DONT_FRAGMENT.trailing_zeros() + 8;
+
+/// # Safety
+/// `ip` is an IPv6 header that can be written.
+#[inline(always)]
+unsafe fn write_ipv6(ip: *mut u8, template: &Template, packet_len: u32, stamp: Stamp) {
+    let class = u16::from_be(header_at(template, ETHERNET_LEN)) | u16::from(stamp.tos) << 4;
+    // SAFETY: all of it is in the header, per the contract.
+    unsafe {
+        ip.cast::<u16>().write(class.to_be());
+        ip.add(4).cast::<u16>().write(length(packet_len - (ETHERNET_LEN + IPV6_LEN) as u32).to_be());
+        if stamp.hops < template.header[ETHERNET_LEN + 7] {
+            ip.add(7).write(stamp.hops);
+        }
     }
 }
 
@@ -144,8 +131,7 @@ pub(super) fn behind_ip(template: &Template) -> u32 {
 /// is what superframes can have (RFC 8086 6.2, RFC 6936 5).
 #[inline(always)]
 pub(super) fn udp_header(template: &Template, packet_len: u32, flow: u32) -> [u16; 4] {
-    let length = packet_len - behind_ip(template);
-    let length = if length > 0xffff { 0 } else { length as u16 };
+    let length = length(packet_len - behind_ip(template));
     // Of the dynamic ports, 14 bits of flow (RFC 8086 3.2.1).
     let source = 0xc000 | flow as u16 & 0x3fff;
     [source.to_be(), GRE_IN_UDP_PORT.to_be(), length.to_be(), 0]

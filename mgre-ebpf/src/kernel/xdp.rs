@@ -10,15 +10,14 @@ use aya_ebpf::programs::XdpContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::checksum;
 use mgre_common::reason::DropReason;
-use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option};
+use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
 use mgre_common::wire::{EtherType, IPV4_LEN};
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
 use mgre_ebpf::inner::Inner;
 
 use super::maps::DEVICES;
 use super::wire::{
-    TOUCHED, behind, behind_ip, blur, fields, header_at, is_v6, opaque, plain, udp_header, words,
-    write_fields,
+    TOUCHED, behind, behind_ip, blur, header_at, is_v6, opaque, plain, udp_header, words, write_fields,
 };
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
@@ -80,19 +79,16 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     /// Writes a header at the start of a packet of this length.
     #[inline(always)]
     fn write_outer(&self, template: &Template, packet_len: u32, stamp: Stamp) -> Result<(), DropReason> {
-        const V4: usize = plain::V4 as usize;
-        const V4_KEYED: usize = plain::V4_KEYED as usize;
-        const V6: usize = plain::V6 as usize;
-        const V6_KEYED: usize = plain::V6_KEYED as usize;
-        match (is_v6(template), template.header_len) {
-            (false, plain::V4) => self.write_outer_of::<V4, false>(template, packet_len, stamp)?,
-            (false, plain::V4_KEYED) => {
+        use plain::{V4, V4_KEYED, V6, V6_KEYED};
+        match template.shape {
+            template_shape::V4 => self.write_outer_of::<V4, false>(template, packet_len, stamp)?,
+            template_shape::V4_KEYED => {
                 self.write_outer_of::<V4_KEYED, false>(template, packet_len, stamp)?
             }
-            (true, plain::V6) => self.write_outer_of::<V6, true>(template, packet_len, stamp)?,
-            (true, plain::V6_KEYED) => self.write_outer_of::<V6_KEYED, true>(template, packet_len, stamp)?,
-            (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp)?,
-            (true, _) => self.write_any_outer::<V6, true>(template, packet_len, stamp)?,
+            template_shape::V6 => self.write_outer_of::<V6, true>(template, packet_len, stamp)?,
+            template_shape::V6_KEYED => self.write_outer_of::<V6_KEYED, true>(template, packet_len, stamp)?,
+            _ if !is_v6(template) => self.write_any_outer::<V4, false>(template, packet_len, stamp)?,
+            _ => self.write_any_outer::<V6, true>(template, packet_len, stamp)?,
         }
         if template.options & TOUCHED == 0 { Ok(()) } else { self.touch(template, packet_len, stamp) }
     }
@@ -106,7 +102,6 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        let fields = fields::<V6>(template, packet_len, stamp);
         let start = self.start::<OUTER>()?;
         // SAFETY: all of it is within the first OUTER bytes of the packet; see `read` for
         // alignment.
@@ -122,7 +117,7 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
                 at += 4;
             }
             start.add(at).cast::<u16>().write(header_at(template, at));
-            write_fields::<V6>(start, fields);
+            write_fields::<V6>(start, template, packet_len, stamp);
         }
         Ok(())
     }
@@ -135,7 +130,6 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        let fields = fields::<V6>(template, packet_len, stamp);
         let len = opaque(usize::from(template.header_len));
         if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
             return Err(DropReason::Internal);
@@ -145,7 +139,7 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         check(unsafe { bpf_xdp_store_bytes(self.context, 0, header, len as u32) })?;
         let start = self.start::<LEAST>()?;
         // SAFETY: the IP header is within what was just checked.
-        unsafe { write_fields::<V6>(start, fields) };
+        unsafe { write_fields::<V6>(start, template, packet_len, stamp) };
         Ok(())
     }
 

@@ -3,5 +3,6 @@
 mod cases;
 mod failure;
 mod flood;
+mod mss;
 mod properties;
 mod state;

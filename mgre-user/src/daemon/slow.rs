@@ -1,6 +1,8 @@
 //! The engine's part in the slow path: the pair of interfaces, and what routers say of paths.
 
+use std::path::Path;
 use std::time::Instant;
+use std::{fs, io};
 
 use mgre_common::wire::MacAddr;
 
@@ -46,6 +48,25 @@ fn is_ours(link: &Link, alias: &str) -> bool {
     link.kind.as_deref() == Some("veth") && link.alias.as_deref() == Some(alias)
 }
 
+/// Has one CPU take all that an interface receives, so that nothing overtakes anything there: frames get their GRE
+/// sequence numbers where they come out of the pair, and the peer drops what is late (RFC 2890 2.2).
+///
+/// # Errors
+/// `classes` is not of this network namespace, or cannot be written.
+fn keep_order(classes: &Path, name: &str, index: u32) -> io::Result<()> {
+    let interface = classes.join(name);
+    if fs::read_to_string(interface.join("ifindex"))?.trim().parse() != Ok(index) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    for queue in fs::read_dir(interface.join("queues"))? {
+        let queue = queue?.path();
+        if queue.join("rps_cpus").exists() {
+            fs::write(queue.join("rps_cpus"), "1")?;
+        }
+    }
+    Ok(())
+}
+
 impl Engine {
     /// The mark on the slow path's interfaces. It is not that of the host's, which a port may be.
     fn pair_alias(&self) -> String {
@@ -83,6 +104,11 @@ impl Engine {
         self.refresh(&Stale::links()).await.map_err(|error| error.to_string())?;
         let made = pair(|name| self.observed.link(name), &names, &alias);
         self.observed.slow = made.map(|(pair, _)| pair);
+        if let Some((pair, _)) = made
+            && let Err(error) = keep_order(Path::new("/sys/class/net"), outer, pair.outer.0)
+        {
+            tracing::debug!(%error, "frames with sequence numbers may overtake each other");
+        }
         made.map(drop).ok_or_else(|| format!("{inner} is gone again"))
     }
 
@@ -170,6 +196,27 @@ mod tests {
         let all: std::collections::BTreeSet<String> = long.iter().flat_map(|name| names(name)).collect();
         assert_eq!(all.len(), 2 * long.len());
         assert!(all.iter().all(|name| name.len() < libc::IFNAMSIZ), "{all:?}");
+    }
+
+    #[test]
+    fn every_receive_queue_of_the_right_interface_is_steered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let queue = |name: &str| folder.path().join("end/queues").join(name);
+        for name in ["rx-0", "rx-1", "tx-0"] {
+            fs::create_dir_all(queue(name)).expect("made");
+        }
+        fs::write(folder.path().join("end/ifindex"), "7\n").expect("written");
+        for name in ["rx-0", "rx-1"] {
+            fs::write(queue(name).join("rps_cpus"), "0\n").expect("written");
+        }
+        assert!(keep_order(folder.path(), "end", 8).is_err(), "one of the same name elsewhere");
+        assert_eq!(fs::read_to_string(queue("rx-0").join("rps_cpus")).expect("read"), "0\n");
+        keep_order(folder.path(), "end", 7).expect("steered");
+        for name in ["rx-0", "rx-1"] {
+            assert_eq!(fs::read_to_string(queue(name).join("rps_cpus")).expect("read"), "1");
+        }
+        assert!(!queue("tx-0").join("rps_cpus").exists());
+        assert!(keep_order(folder.path(), "none", 7).is_err());
     }
 
     #[test]

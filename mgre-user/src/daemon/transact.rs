@@ -19,7 +19,7 @@ use super::store::{Saved, Store};
 use crate::api::messages::{Applied, EventKind, Problem, Reply};
 use crate::model::{Change, Record, State, differences};
 use crate::netlink::{self, Address};
-use crate::plan::Compiled;
+use crate::plan::{Compiled, Plan};
 
 /// A change that was asked for.
 #[derive(Debug)]
@@ -321,6 +321,7 @@ impl Engine {
 
     /// Takes everything out of the kernel that this instance put there.
     pub(super) async fn detach(&mut self) -> Result<(), Problem> {
+        self.slow.follow(&Plan::default(), None);
         self.datapath.detach_all().map_err(|error| Problem::internal(format!("{error:#}")))?;
         self.release_neighbors().await;
         self.refresh(&Stale::links()).await.map_err(kernel)?;

@@ -255,7 +255,6 @@ impl Datapath {
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
         set_flag(&record.flags, segment_flag::HUB, targets.hub);
-        set_flag(&record.flags, segment_flag::CLAMP_MSS, targets.clamp_mss);
         set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }

@@ -53,11 +53,13 @@ pub(super) fn affected(
     names
 }
 
-/// Peers in segments whose id or key is another.
+/// Peers in segments whose id, key or clamp is another.
 fn by_segment(names: &mut BTreeSet<Arc<str>>, old: &Compiled, state: &State) {
     for segment in changed(&old.state.segments, &state.segments) {
-        let identity =
-            |state: &State| state.segments.get(&segment).map(|segment| (segment.id, segment.wire_key()));
+        let segment_of = |state: &State| state.segments.get(&segment).cloned();
+        let identity = |state: &State| {
+            segment_of(state).map(|segment| (segment.id, segment.wire_key(), segment.clamp_mss))
+        };
         if old.state.peer_count(&segment) == 0 || identity(&old.state) == identity(state) {
             continue;
         }

@@ -116,15 +116,15 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let segments: BTreeMap<u16, (bool, bool)> =
-            self.state.segments.values().map(|to| (to.id, (to.hub, to.clamp_mss))).collect();
-        for id in old.plan.floods.keys().filter(|id| !segments.contains_key(id)) {
+        let hubs: BTreeMap<u16, bool> =
+            self.state.segments.values().map(|segment| (segment.id, segment.hub)).collect();
+        for id in old.plan.floods.keys().filter(|id| !hubs.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, (hub, clamp_mss)) in segments {
+        for (id, hub) in hubs {
             let ports = port_lists.remove(&id).unwrap_or_default();
             let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, clamp_mss, ports, ..targets });
+            put(&mut self.plan.floods, id, FloodTargets { hub, ports, ..targets });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);

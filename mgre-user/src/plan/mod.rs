@@ -178,8 +178,6 @@ pub enum PortIndex {
 pub struct FloodTargets {
     /// Whether those out of a tunnel go into the others.
     pub hub: bool,
-    /// Whether TCP's maximum segment size is lowered to what fits.
-    pub clamp_mss: bool,
     /// Port ids.
     pub ports: OrdSet<u32>,
     /// Adjacency ids.

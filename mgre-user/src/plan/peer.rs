@@ -103,7 +103,8 @@ impl Place {
         let member = |(segment, id): (&String, &u32)| {
             let segment = state.segments.get(segment)?;
             let key = segment.wire_key();
-            Some(Member { id: *id, segment: segment.id, key, flags: flags(peer, key) })
+            let clamp = if segment.clamp_mss { adjacency_flag::CLAMP_MSS } else { 0 };
+            Some(Member { id: *id, segment: segment.id, key, flags: flags(peer, key) | clamp })
         };
         Self { remote: endpoint, members: peer.segments.iter().filter_map(member).collect() }
     }
@@ -208,6 +209,9 @@ pub(super) fn adjacency(
     });
     let outer = outer(peer, way.source.unwrap_or(unspecified(remote)), remote, member.key);
     let mut template = Template::new(&outer, link.as_ref());
+    if member.flags & adjacency_flag::CLAMP_MSS != 0 {
+        template.options |= template_option::CLAMP_MSS;
+    }
     let express = template.options & template_option::NOT_EXPRESS == 0;
     if express && template.flags & template_flag::RESOLVED != 0 && observed.is_target(template.ifindex) {
         template.flags |= template_flag::EXPRESS;

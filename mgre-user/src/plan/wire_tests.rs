@@ -281,11 +281,19 @@ fn ports_by_vlan() {
 
 #[test]
 fn segments_say_whether_to_clamp() {
-    let state = state([]);
+    let state = state([
+        peer("b", "192.0.2.2", "red", PeerSettings::default()),
+        peer("c", "192.0.2.3", "virtual", PeerSettings::default()),
+    ]);
     let settings = SegmentSettings { clamp_mss: Some(true), ..SegmentSettings::default() };
     let change = Change::SetSegment { name: "red".into(), settings };
     let clamped = state.apply(change, &Ids::default()).expect("a state");
     let compiled = compile(&state, &observed()).next(&clamped, &observed());
-    assert!(compiled.plan.floods[&state.segments["red"].id].clamp_mss);
-    assert!(!compiled.plan.floods[&state.segments["virtual"].id].clamp_mss);
+    let red = clamped.segments["red"].id;
+    assert!(compiled.plan.adjacencies.values().any(|record| record.segment == red));
+    for record in compiled.plan.adjacencies.values() {
+        let clamps = record.segment == red;
+        assert_eq!(record.flags & adjacency_flag::CLAMP_MSS != 0, clamps);
+        assert_eq!(record.template.options & template_option::CLAMP_MSS != 0, clamps);
+    }
 }

@@ -218,16 +218,12 @@ impl Slow {
 
     fn begin(&mut self, work: Work, now: Instant) {
         let shared = Shared { known: self.known.subscribe(), counters: self.counters.clone() };
-        let receiver = |kind, local, pair: Pair, shared| {
-            Receiver::new(kind, local, pair.outer.0, [pair.inner.1, pair.outer.1], shared)
+        let receive = |kind, local, pair| {
+            Receiver::new(kind, local, pair, shared.clone()).map(|receiver| Task::spawn(receiver.run()))
         };
         let task = match work {
-            Work::Gre(local, pair) => {
-                receiver(Kind::Gre, local, pair, shared).map(|receiver| Task::spawn(receiver.run()))
-            }
-            Work::GreInUdp(local, pair) => {
-                receiver(Kind::GreInUdp, local, pair, shared).map(|receiver| Task::spawn(receiver.run()))
-            }
+            Work::Gre(local, pair) => receive(Kind::Gre, local, pair),
+            Work::GreInUdp(local, pair) => receive(Kind::GreInUdp, local, pair),
             Work::Errors { v6 } => {
                 let listener = Listener::new(v6, self.narrow.0.clone(), shared);
                 listener.map(|listener| Task::spawn(listener.run()))

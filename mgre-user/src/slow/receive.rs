@@ -16,14 +16,14 @@ use tokio::time::sleep;
 use super::counters::Happening;
 use super::limit::{Bucket, Rate};
 use super::outer::{Header, frame, take_v4, udp_header};
-use super::{PACKET_MOST, Shared, socket};
+use super::{PACKET_MOST, Pair, Shared, socket};
 
 /// Packets of one of our addresses: what comes faster waits in the socket, and is lost there.
 const RATE: Rate = Rate { every: Duration::from_micros(20), burst: 1024 };
 /// How long there is no reading after that, or after an error.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Room for what a socket says of a packet beside the packet.
-const CONTROL: usize = 256;
+/// Room for what a socket says of a packet beside the packet, in words of eight bytes, by which it is aligned.
+const CONTROL: usize = 32;
 
 /// What a socket gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub(super) struct Receiver {
     socket: AsyncFd<Socket>,
     /// Sends to the datapath.
     frames: Socket,
+    /// Those of the end where that arrives, and of the one that it leaves by.
     macs: [MacAddr; 2],
     shared: Shared,
 }
@@ -54,21 +55,15 @@ struct Datagram {
 }
 
 impl Receiver {
-    /// Opens the sockets. `macs` are those of the far and the near end of the pair, of which `ifindex` is the
-    /// near one's index.
-    pub(super) fn new(
-        kind: Kind,
-        local: IpAddr,
-        ifindex: u32,
-        macs: [MacAddr; 2],
-        shared: Shared,
-    ) -> io::Result<Self> {
+    /// Opens the sockets.
+    pub(super) fn new(kind: Kind, local: IpAddr, pair: Pair, shared: Shared) -> io::Result<Self> {
+        let Pair { inner, outer } = pair;
         let socket = match kind {
-            Kind::Gre => socket::gre(local)?,
-            Kind::GreInUdp => socket::gre_in_udp(local)?,
+            Kind::Gre => socket::gre(local, inner.0)?,
+            Kind::GreInUdp => socket::gre_in_udp(local, inner.0)?,
         };
-        let socket = super::readable(socket)?;
-        Ok(Self { kind, local, socket, frames: socket::frames(ifindex)?, macs, shared })
+        let (socket, frames) = (super::readable(socket)?, socket::frames(outer.0)?);
+        Ok(Self { kind, local, socket, frames, macs: [inner.1, outer.1], shared })
     }
 
     pub(super) async fn run(self) {
@@ -139,13 +134,19 @@ impl Receiver {
 }
 
 fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Datagram> {
-    let mut control = Vec::with_capacity(CONTROL);
+    let mut control = [0_u64; CONTROL];
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(bytemuck::cast_slice_mut(&mut control)),
+        flags,
+    )?;
     let mut datagram =
         Datagram { length: message.bytes, from: message.address.and_then(from), ttl: None, tos: 0 };
-    for said in message.cmsgs()? {
+    // A packet of which not everything was said is one without a TTL.
+    for said in message.cmsgs().into_iter().flatten() {
         match said {
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
                 datagram.ttl = u8::try_from(ttl).ok();

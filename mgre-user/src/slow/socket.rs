@@ -21,7 +21,8 @@ const PACKET_TOO_BIG: u32 = 2;
 const PMTUDISC_INTERFACE: c_int = 4;
 /// `UDP_NO_CHECK6_RX`: packets without a checksum are taken (RFC 8086 6).
 const UDP_NO_CHECK6_RX: c_int = 102;
-/// `SKF_AD_OFF + SKF_AD_MARK` of include/uapi/linux/filter.h.
+/// `SKF_AD_OFF` with `SKF_AD_IFINDEX` and `SKF_AD_MARK` of include/uapi/linux/filter.h.
+const FILTER_IFINDEX: u32 = (-0x1000_i32 + 8) as u32;
 const FILTER_MARK: u32 = (-0x1000_i32 + 20) as u32;
 
 /// What a filter can say.
@@ -81,12 +82,25 @@ fn bind(socket: &Socket, local: IpAddr, port: u16, with_header: bool) -> io::Res
     socket.bind(&SocketAddr::new(local, port).into())
 }
 
+/// Refuses what an interface received, and goes on with the next for all else.
+fn unless_from(ifindex: u32) -> [SockFilter; 3] {
+    let from = statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, FILTER_IFINDEX);
+    [from, unless_skip(ifindex), REFUSE]
+}
+
 /// A socket for GRE packets to one of our addresses. Over IPv4 it gives their IP headers too.
-pub(super) fn gre(local: IpAddr) -> io::Result<Socket> {
+///
+/// What is given to the datapath at the `inner` end of the pair does not come back, not even where
+/// nobody takes it there.
+pub(super) fn gre(local: IpAddr, inner: u32) -> io::Result<Socket> {
     let socket = open(domain(local), Type::RAW, IpProtocol::GRE.0.into())?;
     // Version 1 is PPTP's and the kernel's. The filter sees an IPv4 packet from its IP header on.
     let at = if local.is_ipv4() { libc::BPF_IND } else { libc::BPF_ABS };
-    let version = [
+    let [from, is, refuse] = unless_from(inner);
+    socket.attach_filter(&[
+        from,
+        is,
+        refuse,
         // Where the IP header ends; no use for IPv6.
         statement(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0),
         statement(libc::BPF_LD | libc::BPF_H | at, 0),
@@ -94,19 +108,20 @@ pub(super) fn gre(local: IpAddr) -> io::Result<Socket> {
         unless_skip(1),
         REFUSE,
         ACCEPT,
-    ];
-    socket.attach_filter(&version)?;
+    ])?;
     bind(&socket, local, 0, true)?;
     Ok(socket)
 }
 
-/// A socket for GRE-in-UDP packets to one of our addresses.
-pub(super) fn gre_in_udp(local: IpAddr) -> io::Result<Socket> {
+/// A socket for GRE-in-UDP packets to one of our addresses, with `inner` as for [`gre`].
+pub(super) fn gre_in_udp(local: IpAddr, inner: u32) -> io::Result<Socket> {
     let socket = open(domain(local), Type::DGRAM, IpProtocol::UDP.0.into())?;
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
         set(&socket, libc::IPPROTO_UDP, UDP_NO_CHECK6_RX, &1_i32)?;
     }
+    let [from, is, refuse] = unless_from(inner);
+    socket.attach_filter(&[from, is, refuse, ACCEPT])?;
     bind(&socket, local, GRE_IN_UDP_PORT, false)?;
     Ok(socket)
 }

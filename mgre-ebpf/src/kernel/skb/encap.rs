@@ -9,14 +9,12 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push};
 use mgre_common::reason::DropReason;
-use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, UDP_LEN, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Ethernet, Frame, Stamp, Whole};
+use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_ebpf::frame::{Ethernet, Frame, Stamp};
 
 use super::{Skb, check, field};
-use crate::kernel::wire::{
-    TOUCHED, behind_ip, fields, is_v6, opaque, plain, udp_header, words, write_fields,
-};
+use crate::kernel::wire::{TOUCHED, behind_ip, is_v6, opaque, plain, udp_header, words, write_fields};
 
 /// Tags taken from beside a frame; the kernel puts the next one there each time.
 const MAX_TAGS: usize = 2;
@@ -97,21 +95,18 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         stamp: Stamp,
         inner: Ethernet,
     ) -> Result<(), DropReason> {
-        const V4: usize = plain::V4 as usize;
-        const V4_KEYED: usize = plain::V4_KEYED as usize;
-        const V6: usize = plain::V6 as usize;
-        const V6_KEYED: usize = plain::V6_KEYED as usize;
-        match (is_v6(template), template.header_len) {
-            (false, plain::V4) => self.write_outer_of::<V4, 6, false>(template, packet_len, stamp, inner)?,
-            (false, plain::V4_KEYED) => {
+        use plain::{V4, V4_KEYED, V6, V6_KEYED};
+        match template.shape {
+            template_shape::V4 => self.write_outer_of::<V4, 6, false>(template, packet_len, stamp, inner)?,
+            template_shape::V4_KEYED => {
                 self.write_outer_of::<V4_KEYED, 6, false>(template, packet_len, stamp, inner)?;
             }
-            (true, plain::V6) => self.write_outer_of::<V6, 8, true>(template, packet_len, stamp, inner)?,
-            (true, plain::V6_KEYED) => {
+            template_shape::V6 => self.write_outer_of::<V6, 8, true>(template, packet_len, stamp, inner)?,
+            template_shape::V6_KEYED => {
                 self.write_outer_of::<V6_KEYED, 8, true>(template, packet_len, stamp, inner)?;
             }
-            (false, _) => self.write_any_outer::<V4, false>(template, packet_len, stamp, inner)?,
-            (true, _) => self.write_any_outer::<V6, true>(template, packet_len, stamp, inner)?,
+            _ if !is_v6(template) => self.write_any_outer::<V4, false>(template, packet_len, stamp, inner)?,
+            _ => self.write_any_outer::<V6, true>(template, packet_len, stamp, inner)?,
         }
         if template.options & TOUCHED == 0 { Ok(()) } else { self.touch(template, packet_len, stamp) }
     }
@@ -126,14 +121,13 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         inner: Ethernet,
     ) -> Result<(), DropReason> {
         const { assert!(OUTER <= WORDS * 8 && WORDS * 8 <= OUTER + ETHERNET_LEN) };
-        let fields = fields::<V6>(template, packet_len, stamp);
         let start = self.start::<OUTER>()?;
         // SAFETY: all of it is within OUTER and an Ethernet header, as just checked; see
         // `read` for alignment.
         unsafe {
             // Whole words, past the header's end; the inner header overwrites that.
             start.cast::<[u64; WORDS]>().write(words(template));
-            write_fields::<V6>(start, fields);
+            write_fields::<V6>(start, template, packet_len, stamp);
             for (at, value) in inner.writes() {
                 start.add(OUTER + at).cast::<u64>().write(value);
             }
@@ -150,7 +144,6 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         stamp: Stamp,
         inner: Ethernet,
     ) -> Result<(), DropReason> {
-        let fields = fields::<V6>(template, packet_len, stamp);
         let len = opaque(usize::from(template.header_len));
         if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
             return Err(DropReason::Internal);
@@ -163,7 +156,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         }
         let start = self.start::<LEAST>()?;
         // SAFETY: the IP header is within what was just checked.
-        unsafe { write_fields::<V6>(start, fields) };
+        unsafe { write_fields::<V6>(start, template, packet_len, stamp) };
         Ok(())
     }
 

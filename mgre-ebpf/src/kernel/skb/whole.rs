@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_skb_load_bytes, bpf_skb_vlan_pop};
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_vlan_pop};
 use mgre_common::checksum::fold;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
@@ -63,6 +63,25 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
             self.store(gre_at + GRE_LEN as u32, &(!sum).to_be())?;
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn replace(
+        &mut self,
+        at: u32,
+        checksum_at: u32,
+        odd: bool,
+        old: u16,
+        new: u16,
+    ) -> Result<(), DropReason> {
+        let (mut from, mut to) = (old.to_be(), new.to_be());
+        if odd {
+            (from, to) = (from.swap_bytes(), to.swap_bytes());
+        }
+        // An unfinished checksum has nothing of them yet, and the helper knows.
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_l4_csum_replace(self.skb, checksum_at, from.into(), to.into(), 2) })?;
+        self.store(at, &new.to_be())
     }
 
     #[inline(always)]
