@@ -256,12 +256,12 @@ fn relayed() -> Vec<Case> {
         arrives("no hop is left from IPv6", &from_six(1), six, &down).refused(six, DropReason::TtlExpired),
         arrives("a hub floods from IPv4 to IPv6", &from_four(HOPS), four, &group(17))
             .into_tunnel_as(18, &to_six(HOPS / 2), &group(17))
-            .copy_to_be_finished(&group(17))
+            .copy_left_to_finish(&group(17))
             .out_of_port(21, &group(17))
             .flooded(13),
         arrives("a hub floods from IPv6 to IPv4", &from_six(HOPS), six, &group(18))
             .into_tunnel_as(17, &to_four(HOPS / 2), &group(18))
-            .copy_to_be_finished(&group(18))
+            .copy_left_to_finish(&group(18))
             .out_of_port(21, &group(18))
             .flooded(13),
     ]
@@ -286,7 +286,7 @@ fn flooded_to_all() -> Vec<Case> {
                 from_port(format!("flooded to every kind of peer of segment {segment}: {name}"), port, inner);
             for peer in of(segment) {
                 case = if peer.checksum || peer.sequence {
-                    case.to_be_finished(peer.id, u8::MAX, inner)
+                    case.left_to_finish(peer.id, u8::MAX, inner)
                 } else {
                     let outer = headers(peer);
                     // All the IP packets say that nobody may fragment them.
