@@ -60,7 +60,7 @@ fn rfc_6040_4_2_congestion_outside_not_ect_is_dropped_and_counted() {
 
 /// GRE, Ethernet and tags are what RFC 9601 calls a shim: they change nothing of the above.
 #[test]
-fn rfc_9601_4_a_shim_hides_no_congestion() {
+fn rfc_9601_a_shim_hides_no_congestion() {
     for case in hold("ECN 2 of IPv6 with two tags inside 3", 2) {
         assert_eq!(class(&case.expected.outputs[0].1) & 3, 3);
     }

@@ -33,7 +33,7 @@ impl Bench {
 
     /// A packet from the underlay.
     fn receive(&self, packet: Vec<u8>) -> Ran {
-        self.run(packet, |frame, tables| act::process_underlay(frame, tables))
+        self.run(packet, act::process_underlay)
     }
 
     /// A frame from a port.

@@ -14,7 +14,7 @@ fn goes_to_be_fragmented(case: &Case) -> bool {
 
 /// Protocol type 0x86dd, IPv6 without Ethernet, is layer 3 and refused.
 #[test]
-fn rfc_7676_2_next_header_47() {
+fn rfc_7676_4_next_header_47() {
     let six = all_packets().into_iter().filter(|packet| packet[12..14] == [0x86, 0xdd]);
     let mut count = 0;
     for packet in six {
@@ -45,7 +45,7 @@ fn rfc_7676_3_3_ipv6_inside_is_never_fragmented() {
 }
 
 #[test]
-fn rfc_7588_3_2_who_sends_df_is_told_the_tunnels_mtu() {
+fn rfc_7588_3_3_who_sends_df_is_told_the_tunnels_mtu() {
     for id in [28, 29, 30] {
         hold(&format!("peer {id}: just fits"), 1);
         for case in hold(&format!("peer {id}: too big"), 3) {
@@ -60,7 +60,7 @@ fn rfc_7588_3_2_who_sends_df_is_told_the_tunnels_mtu() {
 }
 
 #[test]
-fn rfc_7588_3_1_df_outside_is_the_peers_choice() {
+fn rfc_7588_3_3_df_outside_is_the_peers_choice() {
     for case in hold("df unset: of", 3) {
         assert_eq!(case.expected.outputs[0].1[20] & 0x40, 0);
     }
@@ -77,7 +77,7 @@ fn rfc_7588_3_1_df_outside_is_the_peers_choice() {
 }
 
 #[test]
-fn rfc_7588_3_3_fragments_of_outer_packets_are_the_kernels() {
+fn rfc_7588_3_4_fragments_of_outer_packets_are_the_kernels() {
     for name in ["first fragment", "middle fragment", "last fragment", "IP options"] {
         for case in hold(name, if name.starts_with(['f', 'l']) { 2 } else { 1 }) {
             assert_eq!(case.expected.end, End::Passed);

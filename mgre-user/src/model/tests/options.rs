@@ -12,7 +12,7 @@ fn vsid(vsid: u32) -> SegmentSettings {
 
 /// 0 to 0xfff and 0xffffff; and an id has 24 bits.
 #[test]
-fn rfc_7637_3_2_reserved_subnets_are_refused() {
+fn rfc_7637_reserved_subnets_are_refused() {
     for reserved in [0, 1, 0xfff, 0xff_ffff, 0x100_0000] {
         let (kind, text) = fails(Change::AddSegment { name: "x".into(), settings: vsid(reserved) });
         assert!(kind == ErrorKind::Invalid && text.contains("RFC 7637 reserves"), "{text}");
