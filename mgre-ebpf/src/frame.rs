@@ -251,6 +251,12 @@ pub trait Frame {
 
     /// Whether the kernel takes it for an IP packet.
     fn carries_ip(&self) -> bool;
+
+    /// Whether it may get a template's header in the place of that which it has: not a superframe
+    /// that was made for other protocols, by which the kernel would cut it.
+    fn may_rest_on(&self, _template: &Template) -> bool {
+        true
+    }
 }
 
 /// A frame all of whose bytes can be looked at, not its first ones only.

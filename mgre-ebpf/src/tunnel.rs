@@ -60,7 +60,7 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if frame_len > template.max_frame {
         too_long(frame, tables, template, journey, outer_len, frame_len)?;
     }
-    if needs_finishing(template) {
+    if needs_finishing(template) || out_of.is_some() && !frame.may_rest_on(template) {
         return to_be_finished(frame, tables, journey, out_of);
     }
     let egress =

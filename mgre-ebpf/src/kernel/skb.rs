@@ -300,6 +300,11 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     fn carries_ip(&self) -> bool {
         self.is_ip()
     }
+
+    #[inline(always)]
+    fn may_rest_on(&self, template: &Template) -> bool {
+        self.segment_size() == 0 || self.rests_on_the_same(template)
+    }
 }
 
 impl<const INGRESS: bool> Resize for Skb<INGRESS> {
