@@ -175,10 +175,6 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 let egress = port_egress(port, self.frame.segment_size(), self.bytes)?;
                 self.copy_to_pending();
                 self.bare()?;
-                if self.has(state::COUNTED_LATER) {
-                    // The mark was for the slow interface alone.
-                    self.frame.set_mark(0);
-                }
                 self.is_ready(to, egress, false);
             }
             TargetKind::Adjacency(id) => {

@@ -414,9 +414,6 @@ impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
             return Err(DropReason::Headroom);
         }
         if longer != 0 {
-            if !self.is_ip() {
-                self.tell_protocol()?;
-            }
             let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
             self.adjust_room(longer, keep)?;
         }

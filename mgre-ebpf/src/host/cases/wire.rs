@@ -284,19 +284,18 @@ fn flooded_to_all() -> Vec<Case> {
         for (segment, port) in [(13, 21), (14, 22)] {
             let mut case =
                 from_port(format!("flooded to every kind of peer of segment {segment}: {name}"), port, inner);
-            for peer in of(segment) {
-                case = if peer.checksum || peer.sequence {
-                    case.left_to_finish(peer.id, u8::MAX, inner)
-                } else {
-                    let outer = headers(peer);
-                    // All the IP packets say that nobody may fragment them.
-                    let inherits = peer.dont_fragment == DontFragment::Inherit && name.contains("IP");
-                    case.into_tunnel_as(
-                        peer.id,
-                        &Outer { dont_fragment: outer.dont_fragment || inherits, ..outer },
-                        inner,
-                    )
-                };
+            // Who gets it as it is comes first.
+            let (finished, wrapped): (Vec<_>, Vec<_>) =
+                of(segment).partition(|peer| peer.checksum || peer.sequence);
+            for _ in finished {
+                case = case.copy_left_to_finish(inner);
+            }
+            for peer in wrapped {
+                let outer = headers(peer);
+                // All the IP packets say that nobody may fragment them.
+                let inherits = peer.dont_fragment == DontFragment::Inherit && name.contains("IP");
+                let outer = Outer { dont_fragment: outer.dont_fragment || inherits, ..outer };
+                case = case.into_tunnel_as(peer.id, &outer, inner);
             }
             cases.push(case.flooded(segment));
         }

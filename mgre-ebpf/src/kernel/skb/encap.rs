@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L4_GRE, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
     BPF_F_ADJ_ROOM_NO_CSUM_RESET,
 };
-use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push};
+use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use mgre_common::reason::DropReason;
 use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
@@ -54,21 +54,12 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     }
 
     /// Has the kernel take it for a packet of this type, of which its header is to be one: the
-    /// kernel gives room to IP alone, here and later for a header of another length. It goes
-    /// by the type behind a tag that is taken from the frame; there is none beside it.
+    /// kernel gives room to IP alone, here and later for a header of another length.
     #[inline(always)]
     fn pass_off_as(&self, ethertype: EtherType) -> Result<(), DropReason> {
         const TYPE_AT: u32 = ETHERNET_LEN as u32 - 2;
         self.store(TYPE_AT, &ethertype.to_word())?;
-        for _ in 0..MAX_TAGS {
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), 1) })?;
-        }
-        for _ in 0..MAX_TAGS {
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
-        }
-        Ok(())
+        self.tell_protocol()
     }
 
     /// Whether the kernel takes it for a packet of this type.
