@@ -180,6 +180,9 @@ pub mod segment_flag {
     pub const HUB: u32 = 1 << 1;
     /// It may have no more addresses learned.
     pub const FULL: u32 = 1 << 3;
+    /// Some adjacency's frames go by the slow interface, or did
+    /// ([`super::template_option::NEEDS_FINISHING`]).
+    pub const FINISHES: u32 = 1 << 4;
 }
 
 /// A broadcast domain.
@@ -253,8 +256,10 @@ pub mod template_option {
     pub const UDP: u8 = 1 << 5;
     /// A lowered maximum segment size in a TCP packet inside that opens a connection.
     pub const CLAMP_MSS: u8 = 1 << 6;
+    /// Those for which a frame must be of the wire's size, its checksums finished.
+    pub const NEEDS_FINISHING: u8 = CHECKSUM | SEQUENCE;
     /// Those that need more than the first bytes of a packet, or a counter.
-    pub const NOT_EXPRESS: u8 = CHECKSUM | SEQUENCE | INHERIT_DF;
+    pub const NOT_EXPRESS: u8 = NEEDS_FINISHING | INHERIT_DF;
 }
 
 /// Bits of [`Template::flags`].

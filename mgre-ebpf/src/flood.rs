@@ -3,14 +3,15 @@
 //!
 //! The list has the ports first. Each target is sent to when the next one is
 //! known, so that the last gets the frame itself and not a copy. Ports get the
-//! frame as it is; then it is encapsulated once, and each further adjacency costs
+//! frame as it is, and so do peers that it is finished for on the slow interface; then
+//! it is encapsulated once, and each further adjacency costs
 //! a new outer header and a copy. What a hub sends on goes to the tunnels first, its
-//! outer header rewritten for each, and is stripped for the ports then.
+//! outer header rewritten for each, and is stripped for the others then.
 
 use core::sync::atomic::Ordering;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template};
+use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template, segment_flag};
 use mgre_common::target::{Mark, Target, TargetKind};
 
 use crate::act::{blame, port_egress, take_out};
@@ -27,11 +28,16 @@ struct Flood<'a, F, T> {
     frame: &'a mut F,
     tables: &'a T,
     source: Target,
-    /// Index of the list's first slot.
+    /// Index of the list's first slot; ports in the list.
     start: u32,
-    /// Slots to go through, and the one to begin with.
-    count: u32,
-    first: u32,
+    ports: u32,
+    /// How many slots are gone through for who gets the frame as it is, and how many for who
+    /// gets it with a header.
+    bare: u32,
+    wrapped: u32,
+    /// Rounds before the one and before the other: one of them is zero.
+    bare_from: u32,
+    wrapped_from: u32,
     /// Length on the wire, and bytes to count, of the frame inside.
     frame_len: u32,
     bytes: u32,
@@ -85,6 +91,9 @@ pub fn flood<F: Replicate, T: Tables>(
     // it has half its hops to go: where hubs form a ring, copies make copies.
     let relayed = out_of.filter(|out_of| out_of.strip.hops > 1 && is_hub(tables, segment));
     let tunnels = if out_of.is_none() || relayed.is_some() { adjacencies } else { 0 };
+    let tunnels = tunnels.min(MAX_FLOOD_TARGETS.saturating_sub(ports));
+    let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
+    let bare = if finishes { ports + tunnels } else { ports };
     let (frame_len, traits) = match (out_of, relayed) {
         (_, Some(out_of)) => (inner_wire_len(frame, out_of.strip), relayed_traits(frame, out_of, ALL)),
         (Some(out_of), None) => {
@@ -104,9 +113,11 @@ pub fn flood<F: Replicate, T: Tables>(
         tables,
         source,
         start: list.start,
-        count: (ports + tunnels).min(MAX_FLOOD_TARGETS),
-        // Tunnels first, while the outer headers are still on.
-        first: if relayed.is_some() { ports } else { 0 },
+        ports,
+        bare,
+        wrapped: tunnels,
+        bare_from: if relayed.is_some() { tunnels } else { 0 },
+        wrapped_from: if relayed.is_some() { 0 } else { bare },
         hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
         traits,
         pending: 0,
@@ -120,27 +131,31 @@ pub fn flood<F: Replicate, T: Tables>(
     flood.traits = flood.traits.blur(flood.frame);
     flood.out_of = flood.out_of.blur(flood.frame);
     flood.source = Target::from_bits(flood.frame.blur(flood.source.to_bits()));
-    for number in [&mut flood.count, &mut flood.first, &mut flood.frame_len, &mut flood.bytes] {
-        *number = flood.frame.blur(*number);
+    let Flood { frame, bare, wrapped, bare_from, wrapped_from, frame_len, bytes, .. } = &mut flood;
+    for number in [bare, wrapped, bare_from, wrapped_from, frame_len, bytes] {
+        *number = frame.blur(*number);
     }
     flood.hops = flood.frame.blur(flood.hops.into()) as u8;
     flood.blur();
-    F::repeat(flood.count, &mut flood);
+    let rounds = (flood.bare + flood.wrapped).min(2 * MAX_FLOOD_TARGETS);
+    F::repeat(rounds, &mut flood);
     flood.finish(segment)
 }
 
 impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        let index = index + self.first;
-        let index = if index < self.count { index } else { index - self.count };
-        let Some(slot) = self.tables.flood_slot(self.start + index) else { return false };
+        let bare = index.wrapping_sub(self.bare_from);
+        let wrapped = index.wrapping_sub(self.wrapped_from);
+        let as_it_is = bare < self.bare;
+        let place = if as_it_is { bare } else { self.ports + wrapped };
+        let Some(slot) = self.tables.flood_slot(self.start + place) else { return false };
         let to = slot.target();
         if to == self.source {
             return true;
         }
         self.state |= state::TRIED;
-        if let Err(reason) = self.send(to) {
+        if let Err(reason) = self.send(to, as_it_is) {
             let (target, direction) = blame(self.source, to);
             self.tables.count_drop(target, direction, reason);
         }
@@ -150,9 +165,10 @@ impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
 }
 
 impl<F: Replicate, T: Tables> Flood<'_, F, T> {
-    /// Makes the frame ready for a target, once the one before has its copy.
+    /// Makes the frame ready for a target, once the one before has its copy. Whoever gets
+    /// it as it is has a round of his own.
     #[inline(always)]
-    fn send(&mut self, to: Target) -> Result<(), DropReason> {
+    fn send(&mut self, to: Target, as_it_is: bool) -> Result<(), DropReason> {
         match to.kind() {
             TargetKind::Port(id) => {
                 let port = self.tables.port(id).ok_or(DropReason::Internal)?;
@@ -167,6 +183,9 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             }
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
+                if needs_finishing(template) != as_it_is {
+                    return Ok(());
+                }
                 let egress = self.tunnel_egress(template)?;
                 self.copy_to_pending();
                 self.frame.set_mark(0);

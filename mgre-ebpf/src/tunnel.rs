@@ -113,7 +113,7 @@ fn finish<F: Replicate, T: Tables>(
 /// Whether frames for a peer must be finished before they get its header.
 #[inline(always)]
 pub(crate) const fn needs_finishing(template: &Template) -> bool {
-    template.options & (template_option::CHECKSUM | template_option::SEQUENCE) != 0
+    template.options & template_option::NEEDS_FINISHING != 0
 }
 
 /// The slow interface, for packets that are to be fragmented outside.
@@ -289,7 +289,7 @@ fn tell<F: Replicate, T: Tables>(
     let beside = frame.tag_beside();
     let tag_len = if beside.is_some() { VLAN_TAG_LEN as u32 } else { 0 };
     let l3 = inner.map_or(ETHERNET_LEN as u32, |inner| inner.l3) + tag_len;
-    let mtu = if template.max_frame > l3 { template.max_frame - l3 } else { 0 };
+    let mtu = template.max_frame.saturating_sub(l3);
     let tag = beside.map_or(0, |(protocol, control)| u32::from(protocol.number()) << 16 | u32::from(control));
     let source = journey.source.to_bits();
     tables.report_too_big(

@@ -359,8 +359,11 @@ impl World {
                 sink.flood_slot(next).0.store(target.to_bits(), Ordering::Relaxed);
                 next += 1;
             }
+            let finishes =
+                self.peers.iter().any(|peer| peer.segment == id && (peer.checksum || peer.sequence));
             let record = sink.segment(id);
-            record.flags.store(flags, Ordering::Relaxed);
+            let finishes = if finishes { mgre_common::table::segment_flag::FINISHES } else { 0 };
+            record.flags.store(flags | finishes, Ordering::Relaxed);
             record.flood.store(list.to_bits(), Ordering::Release);
         }
     }

@@ -313,10 +313,6 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
-        // What is ours, around a frame of another kind.
-        if !self.is_ip() {
-            self.tell_protocol()?;
-        }
         let tag = self.inner_tag(strip, &inner);
         self.fit(strip, inner.ethertype())?;
         let mut outer_len = strip.outer_len;

@@ -5,4 +5,5 @@ mod failure;
 mod flood;
 mod mss;
 mod properties;
+mod rfc;
 mod state;

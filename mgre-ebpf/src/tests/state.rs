@@ -69,9 +69,9 @@ fn a_lapsed_lease() {
     assert_eq!(express::process_port(&mut early, &tables, 10), HostAction::Passed);
 }
 
-/// RFC 6864 4.1 and 4.2: zero where nobody may fragment the packet, else a number of its own.
+/// RFC 6864 4: zero where nobody may fragment the packet, else a number of its own.
 #[test]
-fn identifications() {
+fn rfc_6864_4_identifications_of_packets_that_may_be_fragmented_differ() {
     let world = World {
         ports: vec![PortSpec::new(0, 1)],
         peers: vec![PeerSpec { dont_fragment: DontFragment::Unset, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],

@@ -19,6 +19,7 @@ use aya::maps::MapError;
 use mgre_common::endpoint::Owner;
 use mgre_common::table::{
     Adjacency, FloodList, Indexed, PORT_BY_VLAN, PortSlot, VlanKey, adjacency_flag, port_flag, segment_flag,
+    template_option,
 };
 use mgre_common::target::{Target, TargetKind};
 
@@ -179,6 +180,12 @@ impl Datapath {
             // began then still runs.
             wait_for_programs();
             self.switched.clear();
+        }
+        if record.template.options & template_option::NEEDS_FINISHING != 0
+            && let Some(segment) = self.tables.segments.get(record.segment.into())
+        {
+            // It stays for as long as the segment does: it costs a flooded frame little.
+            set_flag(&segment.flags, segment_flag::FINISHES, true);
         }
         let adjacency = self.tables.adjacencies.ptr(id).context("no such adjacency")?;
         // SAFETY: this is the one writer, and the idle template has rested.

@@ -242,7 +242,10 @@ fn as_in_a_test_run(case: &Case) -> Expected {
     if let Some((Egress { vlan: 1.., .. }, frame)) = expected.outputs.last_mut() {
         frame.drain(12..16);
     }
-    if !matches!(case.entrance, Entrance::Underlay | Entrance::Slow(0)) {
+    // One that left an outer header again is in the same state as one that left a tunnel.
+    let bared = expected.outputs.len() > 1
+        && expected.outputs.last().is_some_and(|(egress, _)| egress.ifindex == SLOW);
+    if !bared && !matches!(case.entrance, Entrance::Underlay | Entrance::Slow(0)) {
         return expected;
     }
     if let Some((Egress { vlan: 0, .. }, frame)) = expected.outputs.last_mut() {

@@ -247,12 +247,12 @@ impl Case {
     }
 
     /// A packet for a peer goes to the daemon, which fragments it.
-    fn to_be_fragmented(self, id: u32, outer: &Outer, inner: &[u8]) -> Self {
+    fn left_to_fragment(self, id: u32, outer: &Outer, inner: &[u8]) -> Self {
         self.send(Target::adjacency(id), Egress::new(SLOW, Side::Out), outer.wrap(inner))
     }
 
     /// A frame for a peer goes to the slow interface, to come back finished; it is counted then.
-    fn to_be_finished(mut self, id: u32, hops: u8, inner: &[u8]) -> Self {
+    fn left_to_finish(mut self, id: u32, hops: u8, inner: &[u8]) -> Self {
         self.expected.end = End::Sent;
         self.expected.mark = Mark { target: Target::adjacency(id), hops }.to_bits();
         self.expected.outputs.push((Egress::new(SLOW, Side::Out), inner.to_vec()));

@@ -114,13 +114,13 @@ fn checksums() -> Vec<Case> {
         })
         .received(Target::adjacency(16), inner(3).len())
         .refused(Target::adjacency(16), DropReason::Checksum),
-        from_port("checksum: to be finished", &tcp_v4(station(25), station(1), 40)).to_be_finished(
+        from_port("checksum: to be finished", &tcp_v4(station(25), station(1), 40)).left_to_finish(
             25,
             u8::MAX,
             &tcp_v4(station(25), station(1), 40),
         ),
         from_port("checksum: an ARP frame to be finished", &frame(station(25), station(1), 0x0806, 46))
-            .to_be_finished(25, u8::MAX, &frame(station(25), station(1), 0x0806, 46)),
+            .left_to_finish(25, u8::MAX, &frame(station(25), station(1), 0x0806, 46)),
     ]);
     cases
 }
@@ -141,7 +141,7 @@ fn sequences() -> Vec<Case> {
             &{ Outer::from_peer(peer_v4(19), KEY).sequence(0) },
             &tcp_v4(station(1), station(19), 40),
         ),
-        from_port("sequence: to be finished", &out).to_be_finished(26, u8::MAX, &out),
+        from_port("sequence: to be finished", &out).left_to_finish(26, u8::MAX, &out),
     ]
 }
 

@@ -86,22 +86,22 @@ fn fragmented() -> Vec<Case> {
     vec![
         drop(from_port("df set: too big without DF", &large(28)), 28),
         drop(from_port("df set: too big and no IP", &arp(28)), 28),
-        from_port("df unset: too big without DF", &large(29)).to_be_fragmented(
+        from_port("df unset: too big without DF", &large(29)).left_to_fragment(
             29,
             &may_be_fragmented(29),
             &large(29),
         ),
-        from_port("df unset: too big and no IP", &arp(29)).to_be_fragmented(
+        from_port("df unset: too big and no IP", &arp(29)).left_to_fragment(
             29,
             &may_be_fragmented(29),
             &arp(29),
         ),
-        from_port("df inherit: too big without DF", &large(30)).to_be_fragmented(
+        from_port("df inherit: too big without DF", &large(30)).left_to_fragment(
             30,
             &may_be_fragmented(30),
             &large(30),
         ),
-        from_port("df inherit: too big and no IP", &arp(30)).to_be_fragmented(
+        from_port("df inherit: too big and no IP", &arp(30)).left_to_fragment(
             30,
             &may_be_fragmented(30),
             &arp(30),
@@ -119,12 +119,12 @@ fn ipv6() -> Vec<Case> {
     let mtu = 1280 - 48 - 14;
     vec![
         from_port("IPv6 inside: just fits", &v6(31, mtu)).into_tunnel_as(31, &six(), &v6(31, mtu)),
-        from_port("IPv6 inside: what every host may send", &v6(31, 1280)).to_be_fragmented(
+        from_port("IPv6 inside: what every host may send", &v6(31, 1280)).left_to_fragment(
             31,
             &six(),
             &v6(31, 1280),
         ),
-        from_port("IPv6 inside: the same with a tag", &tag(&v6(31, 1280))).to_be_fragmented(
+        from_port("IPv6 inside: the same with a tag", &tag(&v6(31, 1280))).left_to_fragment(
             31,
             &six(),
             &tag(&v6(31, 1280)),
@@ -136,7 +136,7 @@ fn ipv6() -> Vec<Case> {
             &tag(&v6(31, 1281)),
         ),
         // Outside, the whole packet is fragmented although the peer has DF set.
-        from_port("IPv6 in IPv4: what every host may send", &v6(28, 1280)).to_be_fragmented(
+        from_port("IPv6 in IPv4: what every host may send", &v6(28, 1280)).left_to_fragment(
             28,
             &unfragmented(28),
             &v6(28, 1280),
@@ -158,8 +158,8 @@ fn finished() -> Vec<Case> {
     let large = v4(35, fits + 1, true);
     let without = v4(35, fits + 1, false);
     vec![
-        from_port("to be finished: just fits", &just).to_be_finished(35, u8::MAX, &just),
+        from_port("to be finished: just fits", &just).left_to_finish(35, u8::MAX, &just),
         from_port("to be finished: too big", &large).told(35, fits as u32 - 14, &large),
-        from_port("to be finished and fragmented", &without).to_be_finished(35, u8::MAX, &without),
+        from_port("to be finished and fragmented", &without).left_to_finish(35, u8::MAX, &without),
     ]
 }

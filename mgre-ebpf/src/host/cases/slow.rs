@@ -26,8 +26,8 @@ fn back(name: impl Into<String>, target: Target, hops: u8, inner: &[u8]) -> Case
 }
 
 impl Case {
-    /// As [`Case::to_be_finished`], where another copy comes after it.
-    pub(super) fn copy_to_be_finished(mut self, inner: &[u8]) -> Self {
+    /// As [`Case::left_to_finish`], where another copy comes after it.
+    pub(super) fn copy_left_to_finish(mut self, inner: &[u8]) -> Self {
         self.expected.outputs.push((Egress::new(SLOW, Side::Out), inner.to_vec()));
         self
     }
@@ -158,26 +158,26 @@ fn on_the_way_there() -> Vec<Case> {
     };
     let group = frame(MacAddr::BROADCAST, station(17), 0x0806, 46);
     vec![
-        arrives("a hub relays to be finished", &outer(61), &inner).to_be_finished(36, 60, &inner),
-        arrives("a hub relays to be finished, marked", &outer(61).tos(3), &marked).to_be_finished(
+        arrives("a hub relays to be finished", &outer(61), &inner).left_to_finish(36, 60, &inner),
+        arrives("a hub relays to be finished, marked", &outer(61).tos(3), &marked).left_to_finish(
             36,
             60,
             &with_tos(&inner, 3),
         ),
         arrives("a hub floods, and one copy is to be finished", &outer(61), &group)
             .into_tunnel_as(18, &Outer { ttl: 30, ..Outer::to_peer(peer_v6(18), hub) }, &group)
-            .copy_to_be_finished(&group)
             .out_of_port(21, &group)
+            .left_to_finish(36, 30, &group)
             .flooded(13),
         Case::port(
-            "a port floods, and the last copy is to be finished",
+            "a port floods, and the first copy is to be finished",
             31,
             frame(MacAddr::BROADCAST, station(1), 0x0806, 46),
         )
         .received(Target::port(21), 60)
+        .copy_left_to_finish(&frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .into_tunnel(17, peer_v4(17), hub, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .into_tunnel(18, peer_v6(18), hub, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
-        .to_be_finished(36, u8::MAX, &frame(MacAddr::BROADCAST, station(1), 0x0806, 46))
         .flooded(13),
     ]
 }

@@ -28,6 +28,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(lengths());
     cases.extend(sent());
     cases.extend(relayed());
+    cases.extend(flooded_to_all());
     cases
 }
 
@@ -255,15 +256,52 @@ fn relayed() -> Vec<Case> {
         arrives("no hop is left from IPv6", &from_six(1), six, &down).refused(six, DropReason::TtlExpired),
         arrives("a hub floods from IPv4 to IPv6", &from_four(HOPS), four, &group(17))
             .into_tunnel_as(18, &to_six(HOPS / 2), &group(17))
-            .copy_to_be_finished(&group(17))
             .out_of_port(21, &group(17))
+            .left_to_finish(36, HOPS / 2, &group(17))
             .flooded(13),
         arrives("a hub floods from IPv6 to IPv4", &from_six(HOPS), six, &group(18))
             .into_tunnel_as(17, &to_four(HOPS / 2), &group(18))
-            .copy_to_be_finished(&group(18))
             .out_of_port(21, &group(18))
+            .left_to_finish(36, HOPS / 2, &group(18))
             .flooded(13),
     ]
+}
+
+/// A port's frames to all peers of a segment in which no two are alike.
+fn flooded_to_all() -> Vec<Case> {
+    let tcp = tcp_v4(station(99), station(1), 40);
+    let inners = [
+        ("ARP", frame(MacAddr::BROADCAST, station(1), 0x0806, 46)),
+        ("tagged ARP", tagged(&frame(MacAddr::BROADCAST, station(1), 0x0806, 46), 0x8100, 5)),
+        ("IPv4", tcp.clone()),
+        ("IPv6", udp_v6(station(99), station(1), 40)),
+        ("tagged IPv4", tagged(&tcp, 0x8100, 5)),
+    ];
+    let world = World::standard();
+    let of = |segment| world.peers.iter().filter(move |peer| peer.segment == segment);
+    let mut cases = Vec::new();
+    for (name, inner) in &inners {
+        for (segment, port) in [(13, 21), (14, 22)] {
+            let mut case =
+                from_port(format!("flooded to every kind of peer of segment {segment}: {name}"), port, inner);
+            for peer in of(segment) {
+                case = if peer.checksum || peer.sequence {
+                    case.left_to_finish(peer.id, u8::MAX, inner)
+                } else {
+                    let outer = headers(peer);
+                    // All the IP packets say that nobody may fragment them.
+                    let inherits = peer.dont_fragment == DontFragment::Inherit && name.contains("IP");
+                    case.into_tunnel_as(
+                        peer.id,
+                        &Outer { dont_fragment: outer.dont_fragment || inherits, ..outer },
+                        inner,
+                    )
+                };
+            }
+            cases.push(case.flooded(segment));
+        }
+    }
+    cases
 }
 
 /// What each peer of a network of one segment gets of a frame that a port floods, in the

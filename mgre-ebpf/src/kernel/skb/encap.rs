@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L4_GRE, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
     BPF_F_ADJ_ROOM_NO_CSUM_RESET,
 };
-use aya_ebpf::helpers::{bpf_skb_change_head, bpf_skb_store_bytes, bpf_skb_vlan_pop};
+use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push};
 use mgre_common::reason::DropReason;
 use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
@@ -40,8 +40,10 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         }
         if self.segment_size() == 0 {
             // Any ethertype; and IP that still bears the marks of a tunnel that it left.
-            // SAFETY: the pointer is the program's context.
-            return check(unsafe { bpf_skb_change_head(self.skb, by, 0) });
+            if !self.is_ip() {
+                self.pass_off_as(outer_ethertype(template))?;
+            }
+            return self.adjust_room(by as i32, keep);
         }
         // A superframe that left a GRE tunnel before: its marks are those that it
         // needs now, so room is all that is missing.
@@ -49,6 +51,24 @@ impl<const INGRESS: bool> Skb<INGRESS> {
             return self.adjust_room(by as i32, keep);
         }
         Err(DropReason::Headroom)
+    }
+
+    /// Has the kernel take it for a packet of this type, of which its header is to be one: the
+    /// kernel gives room to IP alone, here and later for a header of another length. It goes
+    /// by the type behind a tag that is taken from the frame; there is none beside it.
+    #[inline(always)]
+    fn pass_off_as(&self, ethertype: EtherType) -> Result<(), DropReason> {
+        const TYPE_AT: u32 = ETHERNET_LEN as u32 - 2;
+        self.store(TYPE_AT, &ethertype.to_word())?;
+        for _ in 0..MAX_TAGS {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), 1) })?;
+        }
+        for _ in 0..MAX_TAGS {
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        Ok(())
     }
 
     /// Whether the kernel takes it for a packet of this type.

@@ -10,13 +10,18 @@ fn vsid(vsid: u32) -> SegmentSettings {
     SegmentSettings { vsid: Some(Some(vsid)), ..Default::default() }
 }
 
+/// 0 to 0xfff and 0xffffff; and an id has 24 bits.
+#[test]
+fn rfc_7637_reserved_subnets_are_refused() {
+    for reserved in [0, 1, 0xfff, 0xff_ffff, 0x100_0000] {
+        let (kind, text) = fails(Change::AddSegment { name: "x".into(), settings: vsid(reserved) });
+        assert!(kind == ErrorKind::Invalid && text.contains("RFC 7637 reserves"), "{text}");
+    }
+}
+
 #[test]
 fn errors_of_virtual_subnets() {
     let add = |settings| fails(Change::AddSegment { name: "x".into(), settings });
-    for reserved in [0, 1, 0xfff, 0xff_ffff, 0x100_0000] {
-        let (kind, text) = add(vsid(reserved));
-        assert!(kind == ErrorKind::Invalid && text.contains("RFC 7637 reserves"), "{text}");
-    }
     assert!(add(vsid(5000)).1.starts_with("segment \"virtual\" already has VSID 5000"));
     // Whatever the flow id.
     for looks_like in [5000 << 8, 5000 << 8 | 255] {
