@@ -31,7 +31,7 @@ fn tags_inside_go_through_untouched() -> Result<()> {
             // Room for the tags, by the routes: a veth takes frames with one tag more than its MTU, and none with two.
             let mtu = spokes.layout.mtu() - 8;
             spoke.host.ip(&format!(
-                "route replace 10.77.0.0/24 dev eth0 mtu {mtu}\nroute replace fd77::/64 dev eth0 mtu {mtu}"
+                "route replace 10.77.0.0/24 dev eth0 mtu {mtu}\nroute change fd77::/64 dev eth0 proto kernel metric 256 mtu {mtu}"
             ))?;
         }
         let tags: [(&[Tag], &[u8]); 3] = [
