@@ -192,10 +192,21 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Ju
         {
             Err(Outer::Kernel(DropReason::OuterFragment))
         }
+        // Only a packet's first fragment says whose it is.
+        IpProtocol::FRAGMENT
+            if frame.read::<[u8; 4]>(BEHIND_V6).is_some_and(|[next, _, high, low]| {
+                next == IpProtocol::UDP.0 && high == 0 && low & 0xf8 == 0
+            }) && Udp::read(frame, BEHIND_V6 + FRAGMENT_LEN).is_some() =>
+        {
+            Err(Outer::Kernel(DropReason::OuterFragment))
+        }
         _ => Err(Outer::Foreign),
     };
     (addresses.local, judged)
 }
+
+/// Length of an IPv6 fragment header.
+const FRAGMENT_LEN: usize = 8;
 
 /// What is wanted of an IP header.
 #[derive(Clone, Copy)]

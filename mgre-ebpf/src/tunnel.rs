@@ -60,7 +60,8 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if frame_len > template.max_frame {
         too_long(frame, tables, template, journey, outer_len, frame_len)?;
     }
-    if needs_finishing(template) || out_of.is_some() && !frame.may_rest_on(template) {
+    let may_be_wrapped = if out_of.is_some() { frame.may_rest_on(template) } else { !is_stacked(frame) };
+    if needs_finishing(template) || !may_be_wrapped {
         return to_be_finished(frame, tables, journey, out_of);
     }
     let egress =
@@ -114,6 +115,15 @@ fn finish<F: Replicate, T: Tables>(
 #[inline(always)]
 pub(crate) const fn needs_finishing(template: &Template) -> bool {
     template.options & template_option::NEEDS_FINISHING != 0
+}
+
+/// Whether it is a superframe with a tag beside it and another one inside, which the kernel
+/// cannot cut once there is a tunnel around both.
+#[inline(always)]
+fn is_stacked<F: Frame>(frame: &F) -> bool {
+    frame.segment_size() != 0
+        && frame.has_tag_beside()
+        && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
 }
 
 /// The slow interface, for packets that are to be fragmented outside.
