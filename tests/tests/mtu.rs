@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use etherparse::{SlicedPacket, TcpOptionElement, TransportSlice};
 use mgre_tests::{
     capture::{self, Capture},
     gre::Gre,
@@ -300,6 +301,58 @@ fn auto_follows_the_route() -> Result<()> {
         wait::until("the route's MTU counts", wait::SOON, || Ok(one.peer("spoke2")?["mtu"] == usual - 100))?;
         route("")?;
         wait::until("and the interface's", wait::SOON, || Ok(one.peer("spoke2")?["mtu"] == usual))?;
+    }
+    Ok(())
+}
+
+/// The maximum segment size that the first TCP segment of a kind asks for, seen on its way in.
+fn segment_size(capture: &Capture, answer: bool) -> Result<u16> {
+    let read = |frame: &capture::Frame| {
+        if frame.outgoing {
+            return None;
+        }
+        let packet = SlicedPacket::from_ethernet(&frame.bytes).ok()?;
+        let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
+        if !tcp.syn() || tcp.ack() != answer {
+            return None;
+        }
+        tcp.options_iterator().find_map(|option| match option {
+            Ok(TcpOptionElement::MaximumSegmentSize(size)) => Some(size),
+            _ => None,
+        })
+    };
+    let frame =
+        capture.wait_for("a segment that opens a connection", wait::SOON, |frame| read(frame).is_some())?;
+    read(&frame).context("it asks for a size")
+}
+
+/// One spoke that clamps is enough for both directions, whether checksums are finished or not.
+#[test]
+fn a_spoke_lowers_the_maximum_segment_size() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = build(Family::V4, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let mtu = u16::try_from(spokes.layout.mtu())?;
+    for (clamps, offload) in [(false, "on"), (true, "on"), (true, "off")] {
+        one.daemon.mgre(&["segment", "set", SEGMENT, &format!("--clamp-mss={clamps}")])?;
+        for spoke in [one, two] {
+            spoke.host.run(&["ethtool", "-K", "eth0", "tx", offload])?;
+        }
+        for v4 in [true, false] {
+            let captures = [Capture::start(&two.host, "eth0")?, Capture::start(&one.host, "eth0")?];
+            traffic::iperf3(&one.host, &two.host, &two.host_address(v4).to_string(), 1, &["-b", "1M"])?;
+            let headers = if v4 { 40 } else { 60 };
+            let wanted = if clamps { mtu } else { 1500 } - headers;
+            for (capture, answer) in captures.iter().zip([false, true]) {
+                assert_eq!(
+                    segment_size(capture, answer)?,
+                    wanted,
+                    "clamps {clamps}, offload {offload}, answer {answer}"
+                );
+            }
+        }
     }
     Ok(())
 }

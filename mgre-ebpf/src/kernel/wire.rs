@@ -142,7 +142,7 @@ pub(super) fn udp_header(template: &Template, packet_len: u32, flow: u32) -> [u1
 /// read from, so the compiler must not know what it is made of.
 #[inline(always)]
 pub(super) fn behind(start: usize, outer_len: u32, offset: usize) -> usize {
-    opaque(start + (outer_len as usize + offset & MAX_BEHIND - 1))
+    opaque(start + ((outer_len as usize + offset) & (MAX_BEHIND - 1)))
 }
 
 const _: () = assert!(MAX_BEHIND.is_power_of_two());
