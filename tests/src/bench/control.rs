@@ -64,7 +64,7 @@ struct Figure {
 /// # Errors
 /// The daemon does not do what it should, or not in time.
 pub fn run(plan: Plan) -> Result<Report> {
-    let (peers, addresses) = if plan.quick { (2_000, 20_000) } else { (10_000, 100_000) };
+    let (peers, addresses) = if plan.quick { (2_000, 10_000) } else { (10_000, 100_000) };
     let mut figures = together(peers)?;
     stop::check()?;
     figures.extend(one_by_one(peers, addresses)?);

@@ -31,8 +31,8 @@ impl Field {
     /// One cannot be built.
     pub fn on_start(&mut self, race: Race) -> Result<Vec<&Contestant>> {
         let short = self.quick;
-        // Who looks in a hurry sees of IPv6 what the bars are most about.
-        let too_long = |kind: Kind| short && kind.is_v6() && race.entrance().is_none();
+        // Who looks in a hurry sees of IPv6 what the programs alone cost.
+        let too_long = |kind: Kind| short && kind.is_v6();
         let takes_part = |kind: &Kind| race.admits(*kind) && kind.missing().is_none() && !too_long(*kind);
         let kinds: Vec<Kind> = self.wanted.iter().copied().filter(takes_part).collect();
         self.these(&kinds)

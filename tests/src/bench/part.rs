@@ -84,10 +84,11 @@ impl Plan {
     /// For people who look, or for people who wait; with a number of rounds of one's own.
     pub fn new(quick: bool, rounds: Option<usize>) -> Self {
         let (usual, tcp_rounds, tcp_seconds) = if quick { (2, 2, 1) } else { (10, 5, 2) };
+        let time = Duration::from_millis(if quick { 300 } else { 400 });
         Self {
             quick,
             rounds: rounds.unwrap_or(usual),
-            time: Duration::from_millis(400),
+            time,
             tcp_rounds: rounds.unwrap_or(tcp_rounds),
             tcp_seconds,
         }
