@@ -180,7 +180,10 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
                 if needs_finishing(template) != as_it_is {
-                    return Ok(());
+                    // The peer has its copy in the other round, if there is one: a segment may
+                    // have got its first such peer while this frame was on its way.
+                    let lost = !as_it_is && self.bare <= self.ports;
+                    return if lost { Err(DropReason::Headroom) } else { Ok(()) };
                 }
                 let egress = self.tunnel_egress(template)?;
                 self.copy_to_pending();

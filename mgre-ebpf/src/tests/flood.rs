@@ -15,6 +15,7 @@ use crate::host::frame::{HostAction, HostFrame};
 use crate::host::packet::{Outer, frame};
 use crate::host::tables::MemoryTables;
 use crate::host::world::{Entry, PEER_A_V6, PEER_B_V6, PeerSpec, PortSpec, SLOW, UNDERLAY, World, station};
+use crate::tables::Tables;
 
 const KEY: Option<u32> = Some(5);
 const SEGMENT: u32 = 1;
@@ -166,6 +167,30 @@ fn only_copies_to_be_finished_are_marked() {
     act::process_underlay(&mut relayed, &tables);
     assert_eq!(relayed.marks, [0, 0, mark(0, 30), mark(2, 30), mark(3, 30)]);
     assert!(relayed.sent.iter().all(|(_, bytes)| *bytes == inner));
+}
+
+/// A peer whose frames are to be finished, in a segment that does not say so yet: nobody is
+/// left out without being counted.
+#[test]
+fn a_segment_that_does_not_know_yet() {
+    let world = World {
+        ports: vec![PortSpec::new(0, SEGMENT)],
+        peers: vec![
+            PeerSpec { checksum: true, ..PeerSpec::new(0, SEGMENT, endpoint(0), KEY) },
+            PeerSpec::new(1, SEGMENT, endpoint(1), KEY),
+        ],
+        segments: vec![(SEGMENT, segment_flag::VALID)],
+        slow: SLOW,
+        ..World::default()
+    };
+    let mut tables = MemoryTables::default();
+    world.install(&mut tables);
+    let flags = &tables.segment(SEGMENT).expect("it is there").flags;
+    flags.store(segment_flag::VALID, core::sync::atomic::Ordering::Relaxed);
+    let mut flooded = HostFrame::new(frame(MacAddr::BROADCAST, station(1), 0x0806, 46));
+    act::process_port(&mut flooded, &tables, 10);
+    assert_eq!(flooded.sent.len(), 1);
+    assert_eq!(tables.dropped(Target::adjacency(0), Direction::Transmit, DropReason::Headroom), 1);
 }
 
 /// Without a slow interface, what must go there does not go.
