@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod gre;
 pub mod icmp;
 pub mod metrics;
+pub mod monitor;
 pub mod netns;
 pub mod packet;
 pub mod skip;
