@@ -9,6 +9,7 @@
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
 //! - [`endpoint`]: whose packet it is;
+//! - [`neighbor`]: which address has which MAC address;
 //! - [`table`]: adjacencies, ports, segments, flood lists;
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
@@ -27,6 +28,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod event;
 pub mod fdb;
+pub mod neighbor;
 pub mod reason;
 #[cfg(not(loom))]
 pub mod table;
@@ -71,7 +73,7 @@ pub mod map_name {
     pub const DROPS: &str = "mgre_drops";
     /// Array: [`crate::counters::SegmentTraffic`] rows.
     pub const SEGMENT_TRAFFIC: &str = "mgre_seg_stats";
-    /// Ring buffer of [`crate::event::LearnEvent`].
+    /// Ring buffer of [`crate::event::LearnEvent`] and [`crate::neighbor::NeighborEvent`].
     pub const EVENTS: &str = "mgre_events";
     /// Per-CPU array: which events were reported lately.
     pub const RECENT: &str = "mgre_recent";
@@ -79,6 +81,8 @@ pub mod map_name {
     pub const VLAN_PORTS: &str = "mgre_port_vlan";
     /// Array: adjacency id to [`crate::table::Sequence`].
     pub const SEQUENCES: &str = "mgre_sequence";
+    /// Hash: [`crate::neighbor::NeighborKey`] to [`crate::neighbor::NeighborRecord`].
+    pub const NEIGHBORS: &str = "mgre_neighbors";
     /// Ring buffer of [`crate::event::TooBig`].
     pub const TOO_BIG: &str = "mgre_too_big";
 }

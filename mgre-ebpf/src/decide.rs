@@ -18,6 +18,7 @@ use mgre_common::wire::GRE_FIELD_LEN;
 use crate::frame::{Ethernet, Frame, Strip, Whole};
 use crate::inner::{ECN, Inner, Version, combine_ecn};
 use crate::mss::Opening;
+use crate::neighbor::{self, Scene};
 use crate::outer::{self, Claims, Outer, Packet, claim};
 use crate::tables::{Now, Tables};
 use crate::verify;
@@ -122,6 +123,9 @@ pub trait Admission<F: Frame>: Stage {
     /// # Errors
     /// One is wrong.
     fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason>;
+
+    /// Takes note of what ARP or ND say; says whether this hook may go on with the frame.
+    fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene) -> bool;
 }
 
 impl<F: Frame> Admission<F> for Early {
@@ -130,12 +134,24 @@ impl<F: Frame> Admission<F> for Early {
     fn verify(_: &F, _: Strip, _: Claims) -> Result<(), DropReason> {
         Ok(())
     }
+
+    /// It leaves them to the last hook.
+    #[inline(always)]
+    fn listen<T: Tables>(_: &F, _: &T, _: &Scene) -> bool {
+        false
+    }
 }
 
 impl<F: Whole> Admission<F> for Last {
     #[inline(always)]
     fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason> {
         verify::checksums(frame, strip, claims)
+    }
+
+    #[inline(always)]
+    fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene) -> bool {
+        neighbor::listen(frame, tables, scene);
+        true
     }
 }
 
@@ -217,7 +233,12 @@ fn recorded<T: Tables>(tables: &T, id: u32) -> Interface {
 
 /// A frame from a port, as it is in its segment.
 #[inline(always)]
-pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, port: Local, now: Now) -> Verdict {
+pub fn from_port<S: Admission<F>, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    port: Local,
+    now: Now,
+) -> Verdict {
     let source = port.target();
     let Some(ethernet) = Ethernet::read(frame) else {
         return Verdict::refuse(source, DropReason::Malformed);
@@ -227,7 +248,7 @@ pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, port: Loc
         tables.count_received(source, bytes, now);
     }
     let arrival = Arrival { source, segment: port.segment, out_of: None, now };
-    arrival.decide::<S, T>(tables, &ethernet)
+    arrival.decide::<S, F, T>(frame, tables, &ethernet)
 }
 
 /// A packet that the underlay gave us.
@@ -276,7 +297,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         }
     }
     let arrival = Arrival { source, segment, out_of: Some(out_of), now };
-    arrival.decide::<S, T>(tables, &ethernet)
+    arrival.decide::<S, F, T>(frame, tables, &ethernet)
 }
 
 /// Checks what a packet claims; says what the packet inside is, and its new traffic class.
@@ -336,7 +357,12 @@ struct Arrival {
 
 impl Arrival {
     #[inline(always)]
-    fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
+    fn decide<S: Admission<F>, F: Frame, T: Tables>(
+        &self,
+        frame: &F,
+        tables: &T,
+        ethernet: &Ethernet,
+    ) -> Verdict {
         let hash = tables.fdb_hash();
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
@@ -345,6 +371,17 @@ impl Arrival {
             Ok(Some(_)) if S::EARLY => return Verdict::Defer,
             Ok(Some(event)) => tables.report(&event, self.source),
             Err(reason) => return Verdict::refuse(self.source, reason),
+        }
+        let Strip { outer_len, inner_len: len, .. } = match self.out_of {
+            Some(out_of) => out_of.strip,
+            None => Strip { inner_len: frame.len(), ..OutOf::NOTHING.strip },
+        };
+        if neighbor::concerns(frame, tables, ethernet, outer_len, self.segment) {
+            let Self { source, segment, now, .. } = *self;
+            let scene = Scene { source, segment, outer_len, len, seconds: now.seconds };
+            if !S::listen(frame, tables, &scene) {
+                return Verdict::Defer;
+            }
         }
         self.switch(tables, hash, ethernet)
     }

@@ -3,6 +3,7 @@
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Sequence, VlanKey};
 use mgre_common::target::Target;
@@ -94,6 +95,15 @@ pub trait Tables {
 
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);
+
+    /// Who has an address in a segment.
+    fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot>;
+
+    /// Tells the daemon who says that he has an address, unless it was told lately.
+    fn report_neighbor(&self, event: &NeighborEvent, source: Target);
+
+    /// Counts a question that was answered.
+    fn count_answered(&self, segment: u32, protocol: Protocol);
 
     /// What the index says of an interface.
     #[inline(always)]

@@ -8,6 +8,7 @@ use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{
     Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_BY_VLAN, PORT_SLOTS, Port, PortSlot, Segment,
@@ -47,6 +48,9 @@ pub struct MemoryTables {
     pub reports: RefCell<Vec<LearnEvent>>,
     vlan_ports: HashMap<VlanKey, u32>,
     sequences: Vec<Sequence>,
+    neighbors: HashMap<NeighborKey, NeighborSlot>,
+    /// What hosts said of themselves.
+    pub claims: RefCell<Vec<NeighborEvent>>,
     /// What did not fit.
     pub too_big: RefCell<Vec<TooBig>>,
 }
@@ -80,6 +84,8 @@ impl Default for MemoryTables {
             reports: RefCell::default(),
             vlan_ports: HashMap::new(),
             sequences: Vec::new(),
+            neighbors: HashMap::new(),
+            claims: RefCell::default(),
             too_big: RefCell::default(),
         }
     }
@@ -92,6 +98,7 @@ impl MemoryTables {
         self.drops.borrow_mut().clear();
         self.floods.borrow_mut().clear();
         self.reports.borrow_mut().clear();
+        self.claims.borrow_mut().clear();
         self.too_big.borrow_mut().clear();
     }
 
@@ -174,6 +181,10 @@ impl Sink for MemoryTables {
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
         grown(&mut self.flood, index)
+    }
+
+    fn neighbor(&mut self, key: NeighborKey, record: NeighborRecord) {
+        self.neighbors.insert(key, NeighborSlot::new(record));
     }
 
     fn fdb_hash(&self) -> FdbHash {
@@ -294,6 +305,23 @@ impl Tables for MemoryTables {
 
     fn packet_id(&self, target: Target) -> u16 {
         self.traffic(target).transmit_packets as u16
+    }
+
+    fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot> {
+        self.neighbors.get(key)
+    }
+
+    fn report_neighbor(&self, event: &NeighborEvent, _source: Target) {
+        self.claims.borrow_mut().push(*event);
+    }
+
+    fn count_answered(&self, segment: u32, protocol: Protocol) {
+        let mut rows = self.floods.borrow_mut();
+        let row = rows.entry(segment).or_default();
+        match protocol {
+            Protocol::Arp => row.arp_replies += 1,
+            Protocol::Nd => row.nd_replies += 1,
+        }
     }
 
     fn report(&self, event: &LearnEvent, _source: Target) {

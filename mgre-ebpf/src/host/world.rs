@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
+use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::table::{
     Adjacency, Clock, FloodList, FloodSlot, PORT_BY_VLAN, Port, Segment, Template, VlanKey, adjacency_flag,
     port_flag, template_flag, template_option,
@@ -44,6 +45,7 @@ pub const VLAN_INTERFACE: u32 = 60;
 /// An id for which no table has a record.
 pub const ABSENT: u32 = 50_000;
 
+pub mod neighbors;
 mod standard;
 
 /// Where tables are filled.
@@ -64,6 +66,8 @@ pub trait Sink {
     fn endpoint(&mut self, key: EndpointKey, id: u32, owner: Option<Owner>);
     /// A slot of the flood lists.
     fn flood_slot(&mut self, index: u32) -> &FloodSlot;
+    /// Who has an address.
+    fn neighbor(&mut self, key: NeighborKey, record: NeighborRecord);
     /// Where the FDB keeps an address.
     fn fdb_hash(&self) -> FdbHash;
     /// A bucket of the FDB.
@@ -146,6 +150,8 @@ pub struct World {
     pub segments: Vec<(u32, u32)>,
     /// Addresses.
     pub entries: Vec<Entry>,
+    /// Who has which address.
+    pub neighbors: Vec<(NeighborKey, NeighborRecord)>,
     /// Interfaces that are ports without a record.
     pub stray_interfaces: Vec<(u32, u32)>,
     /// Endpoints whose adjacency has no record.
@@ -336,6 +342,9 @@ impl World {
         self.install_flood_lists(sink);
         for entry in &self.entries {
             install_entry(sink, entry);
+        }
+        for &(key, record) in &self.neighbors {
+            sink.neighbor(key, record);
         }
     }
 

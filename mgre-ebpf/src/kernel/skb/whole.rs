@@ -2,14 +2,16 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_vlan_pop};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+};
 use mgre_common::checksum::fold;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option};
 use mgre_common::wire::{GRE_FIELD_LEN, GRE_LEN, UDP_LEN};
-use mgre_ebpf::frame::{Frame, Replicate, Step, Whole};
+use mgre_ebpf::frame::{Excerpt, Frame, Replicate, Step, Whole};
 
 use super::{Skb, check};
 use crate::kernel::maps::{SCRATCH, SUM_CHUNK};
@@ -26,6 +28,30 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
         }
         // A checksum does not depend on the byte order, its value does (RFC 1071 2(B)).
         Some(u16::from_be(fold(sum.sum)))
+    }
+
+    #[inline(always)]
+    fn with_excerpt<R>(work: impl FnOnce(&mut Excerpt) -> R) -> Option<R> {
+        const { assert!(size_of::<Excerpt>() <= SUM_CHUNK) };
+        // SAFETY: the memory is this CPU's and longer than that, and nobody else uses it before
+        // another program may run on this CPU, which only a frame that is sent could start.
+        Some(work(unsafe { &mut *SCRATCH.get_ptr_mut(0)?.cast::<Excerpt>() }))
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, len: usize, to: &mut Excerpt) -> bool {
+        let len = len.min(size_of::<Excerpt>()) as u32;
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn overwrite(&mut self, len: usize, from: &Excerpt) -> Result<(), DropReason> {
+        let len = len.min(size_of::<Excerpt>()) as u32;
+        let from = from.as_ptr().cast();
+        // SAFETY: the pointer is the program's context, and `from` has as many bytes.
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, from, len, BPF_F_RECOMPUTE_CSUM.into()) })
     }
 
     #[inline(always)]
