@@ -6,8 +6,8 @@ use mgre_common::reason::DropReason;
 
 use super::table::{Table, optional};
 use crate::api::messages::{
-    Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, SlowPathView,
-    StatsRow, StatusView, TrafficRow, UnderlayView,
+    Event, EventKind, FdbView, NeighborView, PeerState, PeerView, Place, PortState, PortView, SegmentView,
+    SlowPathView, StatsRow, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::state::default;
 use crate::model::{Df, Encap, Tos};
@@ -37,6 +37,7 @@ pub fn segments(views: &[SegmentView]) -> String {
         "MAX-MACS",
         "HUB",
         "CLAMP-MSS",
+        "SUPPRESS",
         "PEERS",
         "PORTS",
         "FDB",
@@ -54,6 +55,7 @@ pub fn segments(views: &[SegmentView]) -> String {
             view.max_macs.to_string(),
             yes(view.hub),
             yes(view.clamp_mss),
+            yes(view.suppress_neighbors),
             view.peers.to_string(),
             view.ports.to_string(),
             view.fdb_entries.to_string(),
@@ -184,6 +186,23 @@ pub fn fdb(views: &[FdbView]) -> String {
     table.to_string()
 }
 
+/// `neigh show`.
+pub fn neighbors(views: &[NeighborView]) -> String {
+    let mut table = Table::new(["SEGMENT", "ADDRESS", "MAC", "TARGET", "FLAGS", "AGE"]);
+    for view in views {
+        let flags: Vec<_> = view.flags.iter().map(|flag| flag.name()).collect();
+        table.row([
+            view.segment.clone(),
+            view.address.to_string(),
+            view.mac.to_string(),
+            optional(view.peer.as_ref().or(view.port.as_ref())),
+            flags.join(","),
+            format!("{}s", view.age_seconds),
+        ]);
+    }
+    table.to_string()
+}
+
 /// `stats`.
 pub fn traffic(rows: &[TrafficRow]) -> String {
     let mut table =
@@ -272,6 +291,18 @@ pub fn event(event: &Event) -> String {
         EventKind::FdbAged { segment, mac, place: at } => format!("fdb aged {segment} {mac} {}", place(at)),
         EventKind::FdbRemoved { segment, mac, place: at } => {
             format!("fdb removed {segment} {mac} {}", place(at))
+        }
+        EventKind::NeighborLearned { segment, address, mac, place: at } => {
+            format!("neighbor learned {segment} {address} {mac} {}", place(at))
+        }
+        EventKind::NeighborMoved { segment, address, mac, place: at, from } => {
+            format!("neighbor moved {segment} {address} {mac} {} from {from}", place(at))
+        }
+        EventKind::NeighborRemoved { segment, address, mac } => {
+            format!("neighbor removed {segment} {address} {mac}")
+        }
+        EventKind::NeighborDuplicate { segment, address, mac, other } => {
+            format!("neighbor duplicate {segment} {address} {mac} and {other}")
         }
         EventKind::PeerState { peer, state, reason } => {
             format!("peer {peer} {}{}", peer_state(*state), because(reason.as_deref()))

@@ -7,6 +7,7 @@ pub mod fdb;
 pub mod flood;
 pub mod handover;
 pub mod load;
+pub mod neighbors;
 pub mod shared;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
 use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
+use self::neighbors::NeighborTable;
 use crate::plan::{AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord};
 
 /// The datapath of one instance.
@@ -45,6 +47,8 @@ pub struct Datapath {
     switched: HashMap<u32, ()>,
     /// The forwarding database.
     pub fdb: Fdb,
+    /// Who has which address.
+    pub neighbors: NeighborTable,
 }
 
 impl Datapath {
@@ -56,6 +60,7 @@ impl Datapath {
         let hash = loaded.fdb_hash();
         let Loaded { programs, mut tables, config, .. } = loaded;
         let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
+        let neighbors = NeighborTable::new(tables.neighbors.take().context("the neighbours are taken")?);
         let floods = Floods::new(tables.flood.take().context("the flood lists are taken")?);
         let endpoints = Endpoints::new(
             tables.endpoints.take().context("the endpoints are taken")?,
@@ -71,6 +76,7 @@ impl Datapath {
             counters,
             switched: HashMap::new(),
             fdb,
+            neighbors,
         })
     }
 
@@ -262,6 +268,7 @@ impl Datapath {
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
         set_flag(&record.flags, segment_flag::HUB, targets.hub);
+        set_flag(&record.flags, segment_flag::SUPPRESS, targets.suppress);
         set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }

@@ -190,6 +190,7 @@ impl<'a> Draft<'a> {
             max_macs: default::SEGMENT_MAX_MACS,
             hub: false,
             clamp_mss: false,
+            suppress_neighbors: false,
         };
         self.fill_segment(&name, &mut segment, settings)?;
         segment.id = self.segment_id(&name)?;
@@ -237,6 +238,7 @@ impl<'a> Draft<'a> {
         segment.max_macs = settings.max_macs.unwrap_or(segment.max_macs);
         segment.hub = settings.hub.unwrap_or(segment.hub);
         segment.clamp_mss = settings.clamp_mss.unwrap_or(segment.clamp_mss);
+        segment.suppress_neighbors = settings.suppress_neighbors.unwrap_or(segment.suppress_neighbors);
         check::mtu(segment.mtu)?;
         check::aging(segment.aging_seconds)?;
         if let Some(vsid) = segment.vsid {

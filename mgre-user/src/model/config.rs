@@ -74,6 +74,9 @@ pub struct SegmentEntry {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamp_mss: bool,
+    /// Whether questions for addresses that are known are answered here, not flooded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub suppress_neighbors: bool,
 }
 
 /// One port.
@@ -307,6 +310,7 @@ impl From<(&String, &Segment)> for SegmentEntry {
             max_macs: unless(segment.max_macs, default::SEGMENT_MAX_MACS),
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
+            suppress_neighbors: segment.suppress_neighbors,
         }
     }
 }
@@ -358,7 +362,17 @@ impl From<UnderlayEntry> for Change {
 
 impl From<SegmentEntry> for Change {
     fn from(entry: SegmentEntry) -> Self {
-        let SegmentEntry { name, key, vsid, mtu, aging_seconds, max_macs, hub, clamp_mss } = entry;
+        let SegmentEntry {
+            name,
+            key,
+            vsid,
+            mtu,
+            aging_seconds,
+            max_macs,
+            hub,
+            clamp_mss,
+            suppress_neighbors,
+        } = entry;
         let settings = SegmentSettings {
             key: Some(key),
             vsid: Some(vsid),
@@ -367,6 +381,7 @@ impl From<SegmentEntry> for Change {
             max_macs,
             hub: Some(hub),
             clamp_mss: Some(clamp_mss),
+            suppress_neighbors: Some(suppress_neighbors),
         };
         Self::AddSegment { name, settings }
     }

@@ -116,15 +116,16 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let hubs: BTreeMap<u16, bool> =
-            self.state.segments.values().map(|segment| (segment.id, segment.hub)).collect();
-        for id in old.plan.floods.keys().filter(|id| !hubs.contains_key(id)) {
+        let segments = self.state.segments.values();
+        let flags: BTreeMap<u16, (bool, bool)> =
+            segments.map(|segment| (segment.id, (segment.hub, segment.suppress_neighbors))).collect();
+        for id in old.plan.floods.keys().filter(|id| !flags.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, hub) in hubs {
+        for (id, (hub, suppress)) in flags {
             let ports = port_lists.remove(&id).unwrap_or_default();
             let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, ports, ..targets });
+            put(&mut self.plan.floods, id, FloodTargets { hub, suppress, ports, ..targets });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);

@@ -178,6 +178,8 @@ pub enum PortIndex {
 pub struct FloodTargets {
     /// Whether those out of a tunnel go into the others.
     pub hub: bool,
+    /// Whether questions for addresses that are known are answered.
+    pub suppress: bool,
     /// Port ids.
     pub ports: OrdSet<u32>,
     /// Adjacency ids.

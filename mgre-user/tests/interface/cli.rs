@@ -44,7 +44,7 @@ async fn a_session() {
     let (daemon, _) = Daemon::start().await;
     assert_eq!(
         mgre(&daemon, "segment show").await.out,
-        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  PEERS  PORTS  FDB\n"
+        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  SUPPRESS  PEERS  PORTS  FDB\n"
     );
     quiet(&daemon, "segment add lan --key 7").await;
     quiet(&daemon, "underlay add eth0 --local 192.0.2.1").await;
