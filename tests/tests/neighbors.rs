@@ -228,7 +228,7 @@ fn only_the_owner_answers_probes_and_hears_announcements() -> Result<()> {
 
     // RFC 4862 5.4: a host finds out by itself that another one has its address.
     one.host.sysctl("ipv6/conf/eth0/accept_dad", "1")?;
-    one.host.ip(&format!("-6 addr add {}/64 dev eth0", two.host_ipv6()))?;
+    one.host.ip(&format!("addr add {}/64 dev eth0", two.host_ipv6()))?;
     let failed = || Ok(one.host.run(&["ip", "-6", "addr", "show", "dev", "eth0"])?.contains("dadfailed"));
     wait::until("the kernel finds the duplicate", wait::SOON, failed)?;
     assert_eq!(
