@@ -32,7 +32,7 @@ use crate::api::messages::{Event, EventKind, Request};
 use crate::datapath::Datapath;
 use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
-use crate::learn::Damper;
+use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
 use crate::neighbors::Neighbors;
 use crate::netlink::{Change, Monitor, Netlink};
@@ -85,6 +85,10 @@ pub(super) struct Engine {
     /// How often an address was two hosts', by segment.
     pub(super) duplicates: HashMap<u16, u64>,
     pub(super) duplicates_told: Sparingly,
+    /// How often addresses were held, by segment.
+    pub(super) holds: HashMap<u16, u64>,
+    /// What was held since the last tick.
+    pub(super) newly_held: Vec<Hold>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
     /// Neighbours that the kernel is asked to keep resolved.
@@ -160,6 +164,8 @@ impl Engine {
             neighbors: Neighbors::default(),
             duplicates: HashMap::new(),
             duplicates_told: Sparingly::default(),
+            holds: HashMap::new(),
+            newly_held: Vec::new(),
             events: parts.events,
             names: Names::new(),
             kept: BTreeSet::new(),
@@ -506,7 +512,7 @@ impl Engine {
             id.take_from(&mut self.ids);
             self.resting.pop_front();
         }
-        self.damper.forget(now);
+        self.damp(now);
         if std::mem::take(&mut self.unlearned) > 0 {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }

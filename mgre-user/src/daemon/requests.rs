@@ -101,6 +101,7 @@ impl Engine {
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
             suppress_neighbors: segment.suppress_neighbors,
+            link_local: segment.link_local,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
@@ -138,6 +139,7 @@ impl Engine {
             mode: port.mode,
             hook: self.hook_of(interface, hook).0,
             created: port.created.clone(),
+            storm_limit: port.storm_limit,
             mtu: self.observed.link(interface).map(|link| link.mtu),
             state,
             reason,
@@ -198,6 +200,7 @@ impl Engine {
             csum: peer.csum,
             seq: peer.seq,
             encap: peer.encap,
+            storm_limit: peer.storm_limit,
             adjacencies,
         }
     }
@@ -261,6 +264,7 @@ impl Engine {
             events: self.learn_events,
             events_lost: self.events_lost(),
             slow_path: self.slow_path_view(),
+            held: self.held_views(),
         }
     }
 }

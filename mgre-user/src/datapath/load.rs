@@ -13,6 +13,7 @@ use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::neighbor::{NeighborKey, NeighborRecord};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
@@ -75,6 +76,8 @@ pub struct Tables {
     pub sequences: SharedArray<Sequence>,
     /// [`map_name::NEIGHBORS`], until its writer takes it.
     pub neighbors: Option<HashMap<MapData, NeighborKey, NeighborRecord>>,
+    /// [`map_name::STORMS`].
+    pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
@@ -154,6 +157,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         .map_max_entries(map_name::ENDPOINTS, endpoints)
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
         .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
+        .map_max_entries(map_name::STORMS, rows)
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
@@ -254,6 +258,7 @@ impl Tables {
             vlan_ports: HashMap::try_from(take_map(programs, map_name::VLAN_PORTS)?)?,
             sequences: shared(programs, map_name::SEQUENCES)?,
             neighbors: Some(HashMap::try_from(take_map(programs, map_name::NEIGHBORS)?)?),
+            storms: shared(programs, map_name::STORMS)?,
             endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }

@@ -7,7 +7,8 @@
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::change::{Change, PeerSettings, SegmentSettings};
+use super::change::{Change, PeerSettings, PortSettings, SegmentSettings};
+use super::flooding::{LinkLocal, StormLimit};
 use super::locals::Locals;
 use super::state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay, default};
 use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
@@ -77,6 +78,9 @@ pub struct SegmentEntry {
     /// Whether questions for addresses that are known are answered here, not flooded.
     #[serde(default, skip_serializing_if = "is_default")]
     pub suppress_neighbors: bool,
+    /// Which frames that bridges keep to one link it passes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub link_local: LinkLocal,
 }
 
 /// One port.
@@ -102,6 +106,9 @@ pub struct PortEntry {
     /// MAC of an interface that is made.
     #[serde(default, with = "optional_mac_text", skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
+    /// Frames from it that may be flooded in a second.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 /// One peer.
@@ -138,6 +145,9 @@ pub struct PeerEntry {
     /// What GRE packets are put into.
     #[serde(default, skip_serializing_if = "is_default")]
     pub encap: Encap,
+    /// Frames from it that may be flooded in a second, in each of its segments.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 /// One static FDB entry: with either a peer or a port.
@@ -311,6 +321,7 @@ impl From<(&String, &Segment)> for SegmentEntry {
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
             suppress_neighbors: segment.suppress_neighbors,
+            link_local: segment.link_local,
         }
     }
 }
@@ -326,6 +337,7 @@ impl From<(&String, &Port)> for PortEntry {
             create: host.is_some(),
             mac: host.as_ref().and_then(|host| host.mac),
             addresses: host.map(|host| host.addresses).unwrap_or_default(),
+            storm_limit: port.storm_limit,
         }
     }
 }
@@ -344,6 +356,7 @@ impl From<(&std::sync::Arc<str>, &std::sync::Arc<Peer>)> for PeerEntry {
             csum: peer.csum,
             seq: peer.seq,
             encap: peer.encap,
+            storm_limit: peer.storm_limit,
         }
     }
 }
@@ -371,6 +384,7 @@ impl From<SegmentEntry> for Change {
             max_macs,
             hub,
             clamp_mss,
+            link_local,
             suppress_neighbors,
         } = entry;
         let settings = SegmentSettings {
@@ -382,23 +396,27 @@ impl From<SegmentEntry> for Change {
             hub: Some(hub),
             clamp_mss: Some(clamp_mss),
             suppress_neighbors: Some(suppress_neighbors),
+            link_local: Some(link_local),
         };
         Self::AddSegment { name, settings }
     }
 }
 
 impl From<PortEntry> for Change {
-    fn from(PortEntry { interface, segment, vlan, mode, create, addresses, mac }: PortEntry) -> Self {
+    fn from(entry: PortEntry) -> Self {
+        let PortEntry { interface, segment, vlan, mode, create, addresses, mac, storm_limit } = entry;
+        let settings = PortSettings { storm_limit: Some(storm_limit) };
         if create {
-            return Self::CreatePort { segment, interface, host: HostInterface { addresses, mac } };
+            return Self::CreatePort { segment, interface, host: HostInterface { addresses, mac }, settings };
         }
-        Self::AddPort { segment, interface, vlan, mode }
+        Self::AddPort { segment, interface, vlan, mode, settings }
     }
 }
 
 impl From<PeerEntry> for Change {
     fn from(entry: PeerEntry) -> Self {
-        let PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap } = entry;
+        let PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit } =
+            entry;
         let settings = PeerSettings {
             remote: Some(remote),
             segments: Some(segments),
@@ -410,6 +428,7 @@ impl From<PeerEntry> for Change {
             csum: Some(csum),
             seq: Some(seq),
             encap: Some(encap),
+            storm_limit: Some(storm_limit),
         };
         Self::AddPeer { name, settings }
     }

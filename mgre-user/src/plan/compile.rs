@@ -116,16 +116,24 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let segments = self.state.segments.values();
-        let flags: BTreeMap<u16, (bool, bool)> =
-            segments.map(|segment| (segment.id, (segment.hub, segment.suppress_neighbors))).collect();
-        for id in old.plan.floods.keys().filter(|id| !flags.contains_key(id)) {
+        let segments: BTreeMap<u16, FloodTargets> = (self.state.segments.values())
+            .map(|segment| {
+                let flags = FloodTargets {
+                    hub: segment.hub,
+                    suppress: segment.suppress_neighbors,
+                    blocked_groups: segment.link_local.blocked(),
+                    ..FloodTargets::default()
+                };
+                (segment.id, flags)
+            })
+            .collect();
+        for id in old.plan.floods.keys().filter(|id| !segments.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, (hub, suppress)) in flags {
+        for (id, flags) in segments {
             let ports = port_lists.remove(&id).unwrap_or_default();
-            let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, suppress, ports, ..targets });
+            let FloodTargets { adjacencies, .. } = self.plan.floods.get(&id).cloned().unwrap_or_default();
+            put(&mut self.plan.floods, id, FloodTargets { ports, adjacencies, ..flags });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);
@@ -347,7 +355,8 @@ impl<'a> Frame<'a> {
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
         let express = !host && self.express(link.index);
         let (ifindex, vlan, segment) = (link.index, port.vlan.unwrap_or(0), segment.id);
-        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express };
+        let storm_limit = port.storm_limit.frames_per_second();
+        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express, storm_limit };
         self.ports.insert(port.id, record);
         self.port_lists.entry(segment).or_default().insert(port.id);
     }

@@ -64,6 +64,7 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
         hub: segment.hub,
         clamp_mss: segment.clamp_mss,
         suppress_neighbors: segment.suppress_neighbors,
+        link_local: segment.link_local,
         peers: 0,
         ports: 0,
         fdb_entries: 0,

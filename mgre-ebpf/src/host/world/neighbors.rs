@@ -68,6 +68,7 @@ impl World {
             mac: station(number),
             target,
             seen: 1,
+            held: false,
         };
         self.entries.extend([
             entry(SUPPRESSED, 1, Target::port(51)),
