@@ -150,7 +150,7 @@ impl<F: Whole> Admission<F> for Last {
 
     #[inline(always)]
     fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene) -> bool {
-        neighbor::listen(frame, tables, scene);
+        frame.listen(tables, scene);
         true
     }
 }

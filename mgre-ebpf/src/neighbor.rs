@@ -218,8 +218,7 @@ fn read_claim<F: Whole>(frame: &F, scene: &Scene, f: &mut Excerpt) -> Option<(Ne
 
 /// Takes note of what a host says of itself: a frame that [`concerns`] picked, from a source that
 /// was admitted.
-// A function of its own, so that what it needs of the stack is not added to its caller's.
-#[inline(never)]
+#[inline(always)]
 pub fn listen<F: Whole, T: Tables>(frame: &F, tables: &T, scene: &Scene) {
     F::with_excerpt(|f| {
         if let Some((key, flags)) = read_claim(frame, scene, f) {
@@ -265,9 +264,9 @@ fn known<T: Tables>(tables: &T, key: &NeighborKey, asker: Target) -> Option<Bind
 }
 
 /// Turns a question into its reply. Says how it was asked; 0: it stays as it is, and is flooded.
-// A number, because that is what a function of its own can return.
-#[inline(never)]
-fn turn<F: Whole, T: Tables>(frame: &mut F, tables: &T, scene: &Scene) -> u32 {
+// A number, because that is what a function of its own can return in the kernel.
+#[inline(always)]
+pub fn turn<F: Whole, T: Tables>(frame: &mut F, tables: &T, scene: &Scene) -> u32 {
     let turned = F::with_excerpt(|f| {
         if read_arp(frame, scene, f) {
             turn_arp(frame, tables, scene, f)
@@ -363,7 +362,7 @@ pub(crate) fn answer<F: Replicate, T: Tables>(
     let bytes = frame.len();
     let egress = port_egress(tables.port(id)?, frame.segment_size(), bytes).ok()?;
     let scene = Scene { source: port, segment, outer_len: 0, len: bytes, seconds: now.seconds };
-    let protocol = match turn(frame, tables, &scene) {
+    let protocol = match frame.answer(tables, &scene) {
         STAYS => return None,
         ARP_REPLY => Protocol::Arp,
         ND_REPLY => Protocol::Nd,

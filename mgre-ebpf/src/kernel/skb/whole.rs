@@ -10,11 +10,14 @@ use mgre_common::checksum::fold;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option};
+use mgre_common::target::Target;
 use mgre_common::wire::{GRE_FIELD_LEN, GRE_LEN, UDP_LEN};
 use mgre_ebpf::frame::{Excerpt, Frame, Replicate, Step, Whole};
+use mgre_ebpf::neighbor::{self, Scene};
+use mgre_ebpf::tables::Tables;
 
 use super::{Skb, check};
-use crate::kernel::maps::{SCRATCH, SUM_CHUNK};
+use crate::kernel::maps::{Maps, SCRATCH, SUM_CHUNK};
 use crate::kernel::wire::{behind_ip, opaque};
 
 impl<const INGRESS: bool> Whole for Skb<INGRESS> {
@@ -28,6 +31,16 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
         }
         // A checksum does not depend on the byte order, its value does (RFC 1071 2(B)).
         Some(u16::from_be(fold(sum.sum)))
+    }
+
+    #[inline(always)]
+    fn listen<T: Tables>(&self, _: &T, scene: &Scene) {
+        mgre_listen(self.skb, scene.source.to_bits(), scene.segment, place(scene), scene.seconds);
+    }
+
+    #[inline(always)]
+    fn answer<T: Tables>(&mut self, _: &T, scene: &Scene) -> u32 {
+        mgre_answer(self.skb, scene.source.to_bits(), scene.segment, place(scene))
     }
 
     #[inline(always)]
@@ -115,6 +128,36 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
         // SAFETY: the pointer is the program's context.
         check(unsafe { bpf_skb_vlan_pop(self.skb) })
     }
+}
+
+/// Where a frame begins and how long it is, as one number.
+#[inline(always)]
+const fn place(scene: &Scene) -> u64 {
+    (scene.outer_len as u64) << 32 | scene.len as u64
+}
+
+/// A scene out of numbers.
+#[inline(always)]
+const fn scene(source: u32, segment: u32, place: u64, seconds: u32) -> Scene {
+    let source = Target::from_bits(source);
+    Scene { source, segment, outer_len: (place >> 32) as u32, len: place as u32, seconds }
+}
+
+/// [`Whole::listen`]. The verifier looks at a global function by itself, once, whatever its
+/// callers know: it has a BTF type, and takes the context and numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u64, seconds: u32) -> u32 {
+    neighbor::listen(&Skb::<true> { skb }, &Maps, &scene(source, segment, at, seconds));
+    0
+}
+
+/// [`Whole::answer`], likewise. (What it does not use, the compiler would not pass, and the verifier
+/// miss: the time.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mgre_answer(skb: *mut __sk_buff, source: u32, segment: u32, at: u64) -> u32 {
+    neighbor::turn(&mut Skb::<true> { skb }, &Maps, &scene(source, segment, at, 0))
 }
 
 /// A checksum in the making.
