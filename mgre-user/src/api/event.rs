@@ -163,7 +163,7 @@ pub enum EventKind {
         place: Place,
         /// The MAC address before.
         #[serde(with = "mac_text")]
-        from: MacAddr,
+        old_mac: MacAddr,
     },
     /// An address is not known any more: it aged, or its MAC address left the FDB.
     NeighborRemoved {
@@ -186,7 +186,7 @@ pub enum EventKind {
         mac: MacAddr,
         /// The other one.
         #[serde(with = "mac_text")]
-        other: MacAddr,
+        other_mac: MacAddr,
     },
     /// A peer became reachable or unreachable.
     PeerState {

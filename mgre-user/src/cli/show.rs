@@ -322,14 +322,14 @@ pub fn event(event: &Event) -> String {
         EventKind::NeighborLearned { segment, address, mac, place } => {
             format!("neighbor learned {segment} {address} {mac} {place}")
         }
-        EventKind::NeighborMoved { segment, address, mac, place, from } => {
-            format!("neighbor moved {segment} {address} {mac} {place} from {from}")
+        EventKind::NeighborMoved { segment, address, mac, place, old_mac } => {
+            format!("neighbor moved {segment} {address} {mac} {place} from {old_mac}")
         }
         EventKind::NeighborRemoved { segment, address, mac } => {
             format!("neighbor removed {segment} {address} {mac}")
         }
-        EventKind::NeighborDuplicate { segment, address, mac, other } => {
-            format!("neighbor duplicate {segment} {address} {mac} and {other}")
+        EventKind::NeighborDuplicate { segment, address, mac, other_mac } => {
+            format!("neighbor duplicate {segment} {address} {mac} and {other_mac}")
         }
         EventKind::PeerState { peer, state, reason } => {
             format!("peer {peer} {}{}", peer_state(*state), because(reason.as_deref()))

@@ -37,14 +37,14 @@ impl Engine {
                 }
             }
             Decision::Renew => drop(self.write(&claim, now)),
-            Decision::Move(from) => {
+            Decision::Move(old_mac) => {
                 if self.write(&claim, now) {
                     self.tell(&claim.key, |segment, this| EventKind::NeighborMoved {
                         segment,
                         address: claim.key.address(),
                         mac: claim.binding.mac(),
                         place: this.index.place(claim.source).unwrap_or_default(),
-                        from,
+                        old_mac,
                     });
                 }
             }
@@ -62,7 +62,12 @@ impl Engine {
         self.duplicates_told.say(now, || {
             tracing::warn!(segment, %address, %mac, %other, "two hosts have one address");
         });
-        self.tell(&claim.key, |segment, _| EventKind::NeighborDuplicate { segment, address, mac, other });
+        self.tell(&claim.key, |segment, _| EventKind::NeighborDuplicate {
+            segment,
+            address,
+            mac,
+            other_mac: other,
+        });
     }
 
     fn suppresses(&self, segment: u16) -> bool {
