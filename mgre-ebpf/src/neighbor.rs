@@ -356,7 +356,9 @@ pub(crate) fn answer<F: Replicate, T: Tables>(
     now: Now,
 ) -> Option<F::Action> {
     let ethernet = Ethernet::read(frame)?;
-    if !concerns(frame, tables, &ethernet, 0, segment) || frame.has_tag_beside() {
+    // What is asked of one station alone it is to answer itself, wherever it is.
+    let to_all = ethernet.is_to_group() && !frame.has_tag_beside();
+    if !to_all || !concerns(frame, tables, &ethernet, 0, segment) {
         return None;
     }
     let bytes = frame.len();

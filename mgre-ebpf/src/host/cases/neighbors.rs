@@ -307,6 +307,8 @@ fn left_alone() -> Vec<Case> {
             .tag([0x81, 0, 0, 9])
             .flooded_from_51(&tagged(&beside, 0x8100, 9)),
     );
+    let probe = Arp { to: station(99), ..request }.bytes();
+    cases.push(from_port("ARP to one station whose place is unknown", 51, &probe).flooded_from_51(&probe));
     // To the owner alone: it is not flooded anyway.
     let probe = Arp { to: station(3), ..request }.bytes();
     cases.push(from_port("ARP to the owner", 51, &probe).into_tunnel(
