@@ -96,8 +96,8 @@ fn who_is_known_is_not_asked_for_on_the_underlay() -> Result<()> {
             wait_known(one, &address, two.host_mac(), "peer", "spoke2")?;
         }
         wait_known(one, &one.host_ip(), one.host_mac(), "port", "lan0")?;
-        let before = [two.host_ip(), two.host_ipv6()].len() as f64;
-        assert!(counter(one, "mgre_neighbor_entries", &[])? > before);
+        // Its own host and the other, and both addresses of that.
+        assert!(counter(one, "mgre_neighbor_entries", &[])? >= 3.0);
         asks_without_a_flood(one, two)?;
         assert!(counter(one, "mgre_neighbor_replies_total", &[("protocol", "arp")])? >= 1.0);
         assert!(counter(one, "mgre_neighbor_replies_total", &[("protocol", "nd")])? >= 1.0);
@@ -140,7 +140,6 @@ fn asks_without_a_flood(one: &Spoke, two: &Spoke) -> Result<()> {
     ensure!(asked([8, 6]) > 0 && asked([0x86, 0xdd]) > 0, "the host asked nobody");
     let flooded = wan.count(|packet| is_flooded_question(packet, one.host_mac()));
     ensure!(flooded == 0, "{flooded} questions were flooded");
-    // What is sent is what is received, counted as such.
     Ok(())
 }
 
