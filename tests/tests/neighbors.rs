@@ -12,7 +12,9 @@ use mgre_tests::{
     skip::skipped,
     spoke::Spoke,
     topology::{SEGMENT, Spokes, Underlay},
-    traffic, wait,
+    traffic,
+    vlan::Tagging,
+    wait,
 };
 use serde_json::Value;
 
@@ -314,5 +316,54 @@ fn a_peer_that_invents_addresses_has_its_share_and_no_more() -> Result<()> {
     forget(&one.host)?;
     assert!(traffic::reaches(&one.host, &three.host_ip())?);
     assert!(invented()? <= SHARE);
+    Ok(())
+}
+
+/// An interface of the host gets its reply into its receive path, a port by VLAN with its tag.
+#[test]
+fn other_kinds_of_ports_are_answered_too() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = suppressing(2)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let (made, guest_mac) = ([2, 0, 0, 0, 1, 0x61], [2, 0, 0, 0, 1, 0x62]);
+    let create = ["port", "create", SEGMENT, "ov0", "--address", "10.77.0.201/24", "--mac", &mac_text(made)];
+    one.daemon.mgre(&create)?;
+    one.netns.sysctl("ipv6/conf/ov0/disable_ipv6", "0")?;
+    one.netns.ip("addr add fd77::201/64 dev ov0 nodad")?;
+    let guest = one.add_host("lan1", guest_mac)?;
+    one.daemon.mgre(&["port", "add", SEGMENT, "lan1", "--vlan", "7"])?;
+    let _tagging = Tagging::new(&guest, "eth0", &[(0x8100, 7)])?;
+    guest.ip("addr add 10.77.0.77/24 dev eth0\naddr add fd77::77/64 dev eth0 nodad")?;
+
+    for (netns, interface, mac) in [(&one.netns, "ov0", made), (&guest, "eth0", guest_mac)] {
+        for address in [two.host_ip(), two.host_ipv6()] {
+            assert!(traffic::reaches(netns, &address)?, "{address} from {interface}");
+            wait_known(one, &address, two.host_mac(), "peer", "spoke2")?;
+        }
+        let wan = Capture::start(&one.netns, "wan0")?;
+        let replies = |protocol| counter(one, "mgre_neighbor_replies_total", &[("protocol", protocol)]);
+        for (protocol, address) in [("arp", two.host_ip()), ("nd", two.host_ipv6())] {
+            let before = replies(protocol)?;
+            netns.ip(&format!("neigh flush dev {interface}"))?;
+            assert!(traffic::reaches(netns, &address)?, "{address} from {interface}");
+            assert!(replies(protocol)? > before, "{protocol} from {interface}");
+        }
+        assert_eq!(wan.count(|packet| is_flooded_question(packet, mac)), 0, "from {interface}");
+    }
+    // The interface that the daemon made is answered for as well.
+    assert!(traffic::reaches(&two.host, "10.77.0.201")?);
+    wait_known(two, "10.77.0.201", made, "peer", "spoke1")?;
+    asks_for(two, "10.77.0.201")
+}
+
+/// A host asks anew, and its spoke answers.
+fn asks_for(spoke: &Spoke, address: &str) -> Result<()> {
+    let wan = Capture::start(&spoke.netns, "wan0")?;
+    forget(&spoke.host)?;
+    ensure!(traffic::reaches(&spoke.host, address)?, "{address} is out of reach");
+    let flooded = wan.count(|packet| is_flooded_question(packet, spoke.host_mac()));
+    ensure!(flooded == 0, "{flooded} questions were flooded");
     Ok(())
 }
