@@ -37,7 +37,7 @@ pub struct Traffic {
     pub last_receive_seconds: u64,
 }
 
-/// Flooding in one segment on one CPU.
+/// Flooding in one segment on one CPU, and what was answered instead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SegmentTraffic {
@@ -45,6 +45,10 @@ pub struct SegmentTraffic {
     pub flood_frames: u64,
     /// Copies made of them.
     pub flood_copies: u64,
+    /// ARP requests answered.
+    pub arp_replies: u64,
+    /// Neighbour solicitations answered.
+    pub nd_replies: u64,
 }
 
 /// Drops of one port or adjacency, one counter per direction and reason.
@@ -69,7 +73,7 @@ impl Drops {
 }
 
 const _: () = assert!(size_of::<Traffic>() == 64);
-const _: () = assert!(size_of::<SegmentTraffic>() == 16);
+const _: () = assert!(size_of::<SegmentTraffic>() == 32);
 const _: () = assert!(size_of::<Drops>() == 512);
 
 /// The most drop shards there are.

@@ -143,6 +143,14 @@ pub struct SegmentNumbers {
     pub fdb_holds: u64,
     /// Copies made of flooded frames.
     pub flood_copies: u64,
+    /// Addresses of hosts that are known, where ARP and ND are suppressed.
+    pub neighbors: u64,
+    /// ARP requests that were answered, not flooded.
+    pub arp_replies: u64,
+    /// Neighbour solicitations that were.
+    pub nd_replies: u64,
+    /// How often an address was found to be two hosts'.
+    pub neighbor_duplicates: u64,
 }
 
 /// How a program is attached to an interface.
@@ -276,6 +284,32 @@ fn segments(out: &mut Text, numbers: &Numbers<'_>) {
     out.family("mgre_flood_copies_total", Kind::Counter, "Copies made of flooded frames.");
     for segment in &numbers.segments {
         out.whole("mgre_flood_copies_total", &labels(segment), segment.flood_copies);
+    }
+    neighbors(out, &numbers.segments);
+}
+
+fn neighbors(out: &mut Text, segments: &[SegmentNumbers]) {
+    let labels = |segment: &SegmentNumbers| Labels::new(&[("segment", &segment.segment)]);
+    out.family(
+        "mgre_neighbor_entries",
+        Kind::Gauge,
+        "Hosts' addresses that are known, where ARP and ND are suppressed.",
+    );
+    for segment in segments {
+        out.whole("mgre_neighbor_entries", &labels(segment), segment.neighbors);
+    }
+    let name = "mgre_neighbor_replies_total";
+    out.family(name, Kind::Counter, "Questions for hosts' addresses that were answered, not flooded.");
+    for segment in segments {
+        for (protocol, count) in [("arp", segment.arp_replies), ("nd", segment.nd_replies)] {
+            let labels = Labels::new(&[("segment", &segment.segment), ("protocol", protocol)]);
+            out.whole(name, &labels, count);
+        }
+    }
+    let name = "mgre_neighbor_duplicates_total";
+    out.family(name, Kind::Counter, "How often two hosts were found to have one address.");
+    for segment in segments {
+        out.whole(name, &labels(segment), segment.neighbor_duplicates);
     }
 }
 

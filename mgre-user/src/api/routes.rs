@@ -13,7 +13,8 @@ use tokio::sync::watch;
 
 use super::extract::{Body, Json, Names, Options, json};
 use super::messages::{
-    Applied, Event, EventKind, FdbFilter, FdbView, Flushed, Handle, Problem, StatsView, StatusView,
+    Applied, Event, EventKind, FdbFilter, FdbView, Flushed, Handle, NeighborFilter, NeighborView, Problem,
+    StatsView, StatusView,
 };
 use super::messages::{PeerView, PortView, SegmentView, UnderlayView};
 use super::server::stop_told;
@@ -54,6 +55,7 @@ pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
         .route("/v1/fdb", get(fdb))
         .route("/v1/fdb/flush", post(flush))
         .route("/v1/fdb/{segment}/{mac}", get(fdb_entry).put(put_fdb).delete(delete_fdb))
+        .route("/v1/neighbors", get(neighbors))
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
         .route("/v1/config", get(config))
@@ -273,6 +275,13 @@ fn mac(text: &str) -> Result<MacAddr, Problem> {
 
 async fn fdb(State(app): State<App>, Options(filter): Options<FdbFilter>) -> Answer<Vec<FdbView>> {
     app.engine.fdb(filter).await.map(JsonResponse)
+}
+
+async fn neighbors(
+    State(app): State<App>,
+    Options(filter): Options<NeighborFilter>,
+) -> Answer<Vec<NeighborView>> {
+    app.engine.neighbors(filter).await.map(JsonResponse)
 }
 
 async fn fdb_entry(

@@ -26,6 +26,7 @@ mod requests;
 mod resting;
 mod slow;
 mod store;
+mod suppression;
 mod system;
 mod transact;
 

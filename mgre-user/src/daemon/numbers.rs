@@ -142,6 +142,7 @@ impl Engine {
         let held = self.held();
         let numbers = |(name, segment): (&String, &crate::model::Segment)| {
             let (all, local) = given.get(&segment.id).copied().unwrap_or_default();
+            let traffic = self.datapath.counters().segment(segment.id);
             SegmentNumbers {
                 segment: name.clone(),
                 fdb_static: all - local,
@@ -150,7 +151,11 @@ impl Engine {
                 fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
                 fdb_held: held.get(&segment.id).copied().unwrap_or(0),
                 fdb_holds: self.holds.get(&segment.id).copied().unwrap_or(0),
-                flood_copies: self.datapath.counters().segment(segment.id).flood_copies,
+                flood_copies: traffic.flood_copies,
+                neighbors: self.neighbors.count_in(segment.id).into(),
+                arp_replies: traffic.arp_replies,
+                nd_replies: traffic.nd_replies,
+                neighbor_duplicates: self.duplicates.get(&segment.id).copied().unwrap_or(0),
             }
         };
         self.state.segments.iter().map(numbers).collect()

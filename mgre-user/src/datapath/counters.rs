@@ -68,6 +68,8 @@ impl Counters {
         rows.fold(SegmentTraffic::default(), |sum, row| SegmentTraffic {
             flood_frames: sum.flood_frames + row.flood_frames,
             flood_copies: sum.flood_copies + row.flood_copies,
+            arp_replies: sum.arp_replies + row.arp_replies,
+            nd_replies: sum.nd_replies + row.nd_replies,
         })
     }
 

@@ -105,7 +105,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 23] = [
+    let wanted: [(&str, &[&str]); 26] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -124,6 +124,9 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
         ("mgre_flood_copies_total", &["segment"]),
+        ("mgre_neighbor_entries", &["segment"]),
+        ("mgre_neighbor_replies_total", &["segment", "protocol"]),
+        ("mgre_neighbor_duplicates_total", &["segment"]),
         ("mgre_slow_path_packets_total", &["event"]),
         ("mgre_interface_mode", &["interface", "hook", "mode"]),
         ("mgre_build_info", &["version"]),
