@@ -84,6 +84,7 @@ impl Options {
 /// What keeps it from running.
 pub async fn run(options: Options) -> Result<()> {
     system::give_memory_back();
+    system::raise_descriptor_limit();
     let object = object()?;
     system::check_privileges()?;
     let kernel = system::kernel_release()?;
