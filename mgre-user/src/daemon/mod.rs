@@ -6,7 +6,7 @@
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
-//! - `observe`, `names`: the picture of the kernel, and of DNS;
+//! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
 //! - `store`, `journal`: the saved state; `system`: what must be there before a start.
 
 mod check;
@@ -17,6 +17,7 @@ mod journal;
 mod learning;
 mod limits;
 mod listing;
+mod losses;
 mod names;
 mod neighbors;
 mod numbers;

@@ -98,6 +98,7 @@ fn snapshot() -> Numbers<'static> {
         fdb_capacity: 131_072,
         fdb_events: 9,
         fdb_events_lost: 0,
+        netlink_losses: 0,
         slow_path: Counters::default(),
     }
 }
@@ -121,6 +122,7 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_moves_total", &["segment"]),
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
+        ("mgre_netlink_losses_total", &[]),
         ("mgre_flood_copies_total", &["segment"]),
         ("mgre_slow_path_packets_total", &["event"]),
         ("mgre_interface_mode", &["interface", "hook", "mode"]),
