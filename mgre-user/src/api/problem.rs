@@ -69,20 +69,23 @@ impl Problem {
     }
 }
 
-/// Text that a client may have had a part in, as something that can be shown: in one line, and not too long.
+/// Text that a client may have had a part in, as something that can be shown: in one line, and not too long. What
+/// stands at its ends says most.
 pub(super) fn one_line(text: String) -> String {
     if text.len() <= DETAIL_MAX && !text.contains(char::is_control) {
         return text;
     }
-    let mut line = String::new();
-    for c in text.chars() {
-        if line.len() >= DETAIL_MAX {
-            line.push_str(" ...");
-            break;
-        }
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    let escape = |part: &str| {
+        let escaped =
+            part.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() });
+        escaped.collect::<String>()
+    };
+    if text.len() <= DETAIL_MAX {
+        return escape(&text);
     }
-    line
+    let half = DETAIL_MAX / 2;
+    let (start, end) = (text.floor_char_boundary(half), text.ceil_char_boundary(text.len() - half));
+    format!("{} ... {}", escape(&text[..start]), escape(&text[end..]))
 }
 
 impl fmt::Display for Problem {
@@ -112,7 +115,8 @@ mod tests {
     fn what_is_said_is_one_line_and_not_too_long() {
         assert_eq!(Problem::not_found("no peer \"ä\"").detail, "no peer \"ä\"");
         assert_eq!(Problem::not_found("a\n\u{1b}[2Jb\0").detail, "a\\n\\u{1b}[2Jb\\u{0}");
-        let long = Problem::not_found("ä".repeat(1 << 20)).detail;
-        assert!(long.len() < DETAIL_MAX + 10 && long.ends_with("ää ..."), "{long}");
+        let long = Problem::not_found(format!("no {} here", "ä".repeat(1 << 20))).detail;
+        assert!(long.len() < DETAIL_MAX + 10, "{long}");
+        assert!(long.starts_with("no ää") && long.contains("ä ... ä") && long.ends_with("ää here"), "{long}");
     }
 }

@@ -3,6 +3,7 @@
 mod abuse;
 mod api;
 mod cli;
+mod documents;
 mod engine;
 mod nonsense;
 mod raw;
