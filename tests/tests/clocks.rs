@@ -141,7 +141,7 @@ fn a_daemon_that_stood_still_forgets_nobody_who_spoke() -> Result<()> {
     }
     let spokes = Spokes::new(2, Underlay::Routed)?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-    one.daemon.mgre(&["segment", "set", SEGMENT, "--aging", "8"])?;
+    one.daemon.mgre(&["segment", "set", SEGMENT, "--aging", "5"])?;
     traffic::wait_reachable(&one.host, &two.host_ip(), wait::SOON)?;
     capture::send(&one.host, "eth0", &[marked(BROADCAST, STATION, "and never again")])?;
     one.wait_fdb_port(STATION, "lan0")?;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     thread::sleep,
@@ -16,7 +16,7 @@ use mgre_tests::{
     http::{exchange, request},
     lone::Lone,
     metrics::Metrics,
-    packet::{BROADCAST, Mac, UNKNOWN, mac_text, marked},
+    packet::{BROADCAST, Datagram, Mac, UNKNOWN, mac_text, marked},
     process,
     skip::skipped,
     topology::SEGMENT,
@@ -85,6 +85,54 @@ fn events_that_the_ring_has_no_room_for_are_counted_and_come_again() -> Result<(
     assert_eq!(missing.len() as f64, lost);
     send(&lone, missing)?;
     wait::until("all are learned", wait::SOON, || Ok(learned(&lone)? == STATIONS as usize)).map(|_| ())
+}
+
+#[test]
+fn frames_too_big_that_the_ring_has_no_room_for_are_dropped_and_counted_all_the_same() -> Result<()> {
+    const FRAMES: u32 = 3000;
+    const SERVER: Mac = [0x02, 0, 0, 0, 0xaa, 0x05];
+    if skipped() {
+        return Ok(());
+    }
+    let lone = Lone::new(Options::default())?;
+    lone.daemon.mgre(&["fdb", "add", SEGMENT, &mac_text(SERVER), "--peer", "b"])?;
+    let frame = |number: u32| {
+        let [_, _, high, low] = number.to_be_bytes();
+        let source = Ipv4Addr::new(10, 77, high, low).into();
+        let destination = (SERVER, Ipv4Addr::new(10, 78, 0, 1).into());
+        let datagram = Datagram::new((station(number), source), destination);
+        Datagram { dont_fragment: true, length: 1500, ..datagram }.frame()
+    };
+    let frames = (0..FRAMES).map(frame).collect::<Result<Vec<_>>>()?;
+    let count = |name: &str| -> Result<u64> {
+        lone.daemon.json(&["status"])?["slow_path"][name].as_u64().context("no such number")
+    };
+    let handled = || -> Result<u64> { Ok(count("icmp_sent")? + count("icmp_suppressed")?) };
+    let paused = lone.daemon.pause()?;
+    for some in frames.chunks(500) {
+        capture::send(&lone.netns, "host0", some)?;
+    }
+    drop(paused);
+    let dropped = || -> Result<u64> {
+        let rows = lone.daemon.list(&["stats", "--drops"])?;
+        Ok(rows
+            .iter()
+            .filter(|row| row["reason"] == "too_big")
+            .filter_map(|row| row["packets"].as_u64())
+            .sum())
+    };
+    wait::until("all are counted", wait::SOON, || Ok(dropped()? == u64::from(FRAMES)))?;
+    wait::until("some senders are told", wait::SOON, || Ok(count("icmp_sent")? > 0))?;
+    let told = handled()?;
+    assert!(told < u64::from(FRAMES), "the ring was not full: {told}");
+    // It goes on.
+    wait::until("the next one is told", wait::SOON, || {
+        let before = count("icmp_sent")?;
+        capture::send(&lone.netns, "host0", &[frame(FRAMES + 1)?])?;
+        sleep(Duration::from_millis(50));
+        Ok(count("icmp_sent")? > before)
+    })
+    .map(|_| ())
 }
 
 #[test]
