@@ -198,6 +198,10 @@ fn idle(socket: &Path, lone: &Lone, count: usize) -> Result<(Vec<UnixStream>, Ve
                     [number % 3];
             stream.write_all(half)?;
             unix.push(stream);
+            // There are fewer of these, and still more than there are places for.
+            if number % 8 >= 3 {
+                continue;
+            }
             // Where the daemon has no descriptor for it, it stays with the kernel.
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
             stream.write_all(if number % 2 == 0 { b"GET /metr" } else { b"" })?;
@@ -234,7 +238,7 @@ fn thousands_of_clients_that_do_nothing_keep_nobody_out() -> Result<()> {
         lone.daemon.mgre(&["segment", "set", SEGMENT, "--aging", &format!("{}", 100 + round)])?;
         worst = worst.max(start.elapsed());
     }
-    eprintln!("{count} clients each: answers within {worst:?}");
+    eprintln!("{count} clients at the socket: answers within {worst:?}");
     assert!(worst < Duration::from_secs(15), "{worst:?}");
     let grown = process::anonymous_kilobytes(pid)?.saturating_sub(memory);
     eprintln!("{grown} KiB more");
