@@ -77,6 +77,8 @@ pub struct Numbers<'a> {
     pub fdb_events: u64,
     /// Learn events that were lost.
     pub fdb_events_lost: u64,
+    /// Times that notifications of the kernel were lost.
+    pub netlink_losses: u64,
     /// What the slow path did.
     pub slow_path: Counters,
 }
@@ -322,6 +324,9 @@ fn instance(out: &mut Text, numbers: &Numbers<'_>) {
     let lost = "Learn events that were lost: bursts beyond the limit, or a full ring.";
     out.family("mgre_fdb_events_lost_total", Kind::Counter, lost);
     out.whole("mgre_fdb_events_lost_total", &none, numbers.fdb_events_lost);
+    let losses = "Times that notifications of the kernel were lost, and everything was looked at again.";
+    out.family("mgre_netlink_losses_total", Kind::Counter, losses);
+    out.whole("mgre_netlink_losses_total", &none, numbers.netlink_losses);
     let name = "mgre_slow_path_packets_total";
     out.family(name, Kind::Counter, "What happened to packets that the datapath leaves to the daemon.");
     for happening in Happening::ALL {

@@ -11,6 +11,8 @@
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
+//! - [`lone`]: one daemon, and nobody to talk to; [`disk`]: file systems that are full;
+//! - [`process`]: what a process uses, and how to stop it for a while; [`http`]: requests by hand;
 //! - [`metrics`]: the Prometheus text;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
@@ -19,12 +21,16 @@
 pub mod bench;
 pub mod capture;
 pub mod daemon;
+pub mod disk;
 pub mod gre;
+pub mod http;
 pub mod icmp;
+pub mod lone;
 pub mod metrics;
 pub mod monitor;
 pub mod netns;
 pub mod packet;
+pub mod process;
 pub mod skip;
 pub mod spoke;
 pub mod tcx;

@@ -357,6 +357,8 @@ pub struct StatusView {
     pub events: u64,
     /// Learn events that were lost: bursts beyond the limit, or a full ring.
     pub events_lost: u64,
+    /// Times that notifications of the kernel were lost, and everything was looked at again.
+    pub netlink_losses: u64,
     /// What the datapath does not do by itself.
     pub slow_path: SlowPathView,
     /// Segments in which addresses are held, because they are seen in two places by turns.

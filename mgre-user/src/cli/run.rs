@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::settings::{Command, Settings};
 use super::show;
 use crate::api::client::{Client, encode};
-use crate::api::messages::{Applied, Event, FdbFilter, StatsView};
+use crate::api::messages::{Applied, Event, FdbFilter, Flushed, StatsView};
 use crate::daemon;
 use crate::model::Document;
 
@@ -54,7 +54,7 @@ async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()
             Ok(())
         }
         Command::Flush(filter) => {
-            let flushed: Value = client.send(Method::POST, "/v1/fdb/flush", Some(&filter)).await?;
+            let flushed: Flushed = client.send(Method::POST, "/v1/fdb/flush", Some(&filter)).await?;
             if json { print_json(&flushed) } else { Ok(()) }
         }
         Command::Underlays => list(client, json, "/v1/underlays", show::underlays).await,

@@ -22,6 +22,7 @@ use super::Options;
 use super::index::Index;
 use super::limits::Touched;
 use super::loops::Loops;
+use super::losses::Losses;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
@@ -64,9 +65,12 @@ pub(super) struct Engine {
     /// Names by id, of `state`.
     pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
+    /// What `promiscuous` is could not be saved.
+    pub(super) unsaved_promiscuous: bool,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) netlink: Netlink,
     pub(super) observer: Observer,
+    pub(super) losses: Losses,
     pub(super) observed: Observed,
     /// What comes of state and picture.
     pub(super) compiled: Compiled,
@@ -150,9 +154,11 @@ impl Engine {
             index,
             state: parts.state,
             promiscuous: parts.promiscuous,
+            unsaved_promiscuous: false,
             store: Arc::new(Mutex::new(parts.store)),
             observer: Observer::new(parts.netlink.clone()),
             netlink: parts.netlink,
+            losses: Losses::default(),
             observed: Observed::default(),
             compiled: Compiled::default(),
             plan: Plan::default(),
@@ -256,7 +262,7 @@ impl Engine {
                 change = monitor.next() => match change {
                     Ok(change) => self.note(change),
                     Err(error) => {
-                        tracing::warn!(%error, "lost the kernel's notifications, starting anew");
+                        tracing::warn!(%error, "cannot read the kernel's notifications, starting anew");
                         monitor = Monitor::open()?;
                         self.note(Change::Resynchronize);
                     }
@@ -372,6 +378,7 @@ impl Engine {
                 self.stale.told = true;
             }
             Change::Resynchronize => {
+                self.losses.note();
                 self.observer.forget_addresses();
                 self.stale = Stale::all();
             }

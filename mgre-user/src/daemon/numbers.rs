@@ -111,6 +111,7 @@ impl Engine {
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             fdb_events: self.learn_events,
             fdb_events_lost: self.events_lost(),
+            netlink_losses: self.losses.count(),
             slow_path: self.slow.counters().clone(),
             ..Numbers::default()
         };
@@ -256,6 +257,7 @@ const fn sum(traffic: &Traffic) -> TrafficSum {
 }
 
 /// So many seconds ago, in seconds since 1970-01-01 UTC.
+#[expect(clippy::disallowed_methods, reason = "a time that is shown")]
 fn timestamp(seconds_ago: u64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(seconds_ago)).as_secs_f64()

@@ -264,6 +264,7 @@ impl Engine {
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             events: self.learn_events,
             events_lost: self.events_lost(),
+            netlink_losses: self.losses.count(),
             slow_path: self.slow_path_view(),
             held: self.held_views(),
         }

@@ -98,6 +98,7 @@ fn snapshot() -> Numbers<'static> {
         fdb_capacity: 131_072,
         fdb_events: 9,
         fdb_events_lost: 0,
+        netlink_losses: 0,
         slow_path: Counters::default(),
     }
 }
@@ -105,7 +106,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 26] = [
+    let wanted: [(&str, &[&str]); 27] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -123,6 +124,7 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_holds_total", &["segment"]),
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
+        ("mgre_netlink_losses_total", &[]),
         ("mgre_flood_copies_total", &["segment"]),
         ("mgre_neighbor_entries", &["segment"]),
         ("mgre_neighbor_replies_total", &["segment", "protocol"]),

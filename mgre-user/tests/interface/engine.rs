@@ -81,6 +81,7 @@ pub(crate) struct Daemon {
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
     pub(crate) metrics: std::net::SocketAddr,
+    pub(crate) events: broadcast::Sender<Event>,
 }
 
 impl Daemon {
@@ -91,12 +92,12 @@ impl Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let metrics = listener.local_addr().expect("an address");
         let (handle, requests, events) = Handle::new();
-        tokio::spawn(engine(requests, events));
+        tokio::spawn(engine(requests, events.clone()));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or_default() };
         let server = tokio::spawn(serve(socket, Some(listener), handle, shutdown));
         let client = Client::new(directory.path(), "t");
-        (Self { directory, stop, server, metrics }, client)
+        (Self { directory, stop, server, metrics, events }, client)
     }
 
     pub(crate) fn socket(&self) -> std::path::PathBuf {
