@@ -11,7 +11,8 @@
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
-//! - [`metrics`]: the Prometheus text;
+//! - [`metrics`]: the Prometheus text; [`drops`]: what was dropped, by each way of reading it;
+//! - [`tables`]: those of a datapath that runs;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
 //! Packets are made and read here and by `etherparse`, never by mgre's own code: a mistake there must not hide itself.
@@ -19,6 +20,7 @@
 pub mod bench;
 pub mod capture;
 pub mod daemon;
+pub mod drops;
 pub mod gre;
 pub mod icmp;
 pub mod metrics;
@@ -26,6 +28,7 @@ pub mod netns;
 pub mod packet;
 pub mod skip;
 pub mod spoke;
+pub mod tables;
 pub mod tcx;
 pub mod topology;
 pub mod traffic;

@@ -224,7 +224,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
         let mask = config_field!(drop_shard_mask);
-        let Some(row) = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + (cpu() & mask)) else { return };
+        let shard = cpu() & mask;
+        // A target without a row is one that a table is wrong about. Its frame is nobody's then, and counted.
+        let row = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + shard);
+        let Some(row) = row.or_else(|| DROPS.get_ptr_mut(shard)) else { return };
         let index = opaque(direction as usize * REASON_SLOTS + reason.index());
         if index >= 2 * REASON_SLOTS {
             return;
