@@ -7,6 +7,7 @@
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`gre`]: GRE packets, captured and made by hand; [`icmp`]: messages about packets that are too big;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
+//! - [`hostile`]: a peer that means no good;
 //! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
@@ -22,6 +23,7 @@ pub mod capture;
 pub mod daemon;
 pub mod drops;
 pub mod gre;
+pub mod hostile;
 pub mod icmp;
 pub mod metrics;
 pub mod netns;
