@@ -41,10 +41,12 @@ pub struct Traffic {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SegmentTraffic {
-    /// Frames flooded.
+    /// Frames flooded: those that there was somebody to send to.
     pub flood_frames: u64,
     /// Copies made of them.
     pub flood_copies: u64,
+    /// Copies that could not be made; each is counted as a drop as well.
+    pub flood_lost: u64,
 }
 
 /// Drops of one port or adjacency, one counter per direction and reason.
@@ -69,7 +71,7 @@ impl Drops {
 }
 
 const _: () = assert!(size_of::<Traffic>() == 64);
-const _: () = assert!(size_of::<SegmentTraffic>() == 16);
+const _: () = assert!(size_of::<SegmentTraffic>() == 24);
 const _: () = assert!(size_of::<Drops>() == 384);
 
 /// The most drop shards there are.

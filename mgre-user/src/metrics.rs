@@ -7,7 +7,7 @@
 
 use std::fmt::Display;
 
-use mgre_common::counters::Drops;
+use mgre_common::counters::{Drops, SegmentTraffic};
 use mgre_common::reason::{Direction, DropReason};
 
 use crate::slow::counters::{Counters, Happening};
@@ -39,6 +39,13 @@ const PORT_TRAFFIC: [TrafficNumber; 4] = [
     ("receive_bytes", "Bytes of frames taken in from the port.", |sum| sum.receive_bytes),
     ("transmit_packets", "Frames delivered out of the port.", |sum| sum.transmit_packets),
     ("transmit_bytes", "Bytes of frames delivered out of the port.", |sum| sum.transmit_bytes),
+];
+
+/// The numbers of a segment's [`SegmentTraffic`], as [`TrafficNumber`].
+const FLOOD: [(&str, &str, fn(&SegmentTraffic) -> u64); 3] = [
+    ("frames", "Frames that were for all of a segment, or for nobody known.", |flood| flood.flood_frames),
+    ("copies", "Copies made of flooded frames.", |flood| flood.flood_copies),
+    ("lost", "Copies that could not be made; each is counted as a drop as well.", |flood| flood.flood_lost),
 ];
 
 /// Traffic of a port or an adjacency, summed over CPUs.
@@ -137,8 +144,8 @@ pub struct SegmentNumbers {
     pub fdb_local: u64,
     /// Addresses that were seen elsewhere and followed.
     pub fdb_moves: u64,
-    /// Copies made of flooded frames.
-    pub flood_copies: u64,
+    /// Flooded frames, their copies, and copies that could not be made.
+    pub flood: SegmentTraffic,
 }
 
 /// How a program is attached to an interface.
@@ -261,9 +268,12 @@ fn segments(out: &mut Text, numbers: &Numbers<'_>) {
     for segment in &numbers.segments {
         out.whole("mgre_fdb_moves_total", &labels(segment), segment.fdb_moves);
     }
-    out.family("mgre_flood_copies_total", Kind::Counter, "Copies made of flooded frames.");
-    for segment in &numbers.segments {
-        out.whole("mgre_flood_copies_total", &labels(segment), segment.flood_copies);
+    for (middle, help, value) in FLOOD {
+        let name = format!("mgre_flood_{middle}_total");
+        out.family(&name, Kind::Counter, help);
+        for segment in &numbers.segments {
+            out.whole(&name, &labels(segment), value(&segment.flood));
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
 //! - [`metrics`]: the Prometheus text; [`drops`]: what was dropped, by each way of reading it;
+//! - [`conservation`]: whether nothing vanished;
 //! - [`tables`]: those of a datapath that runs;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
@@ -20,6 +21,7 @@
 
 pub mod bench;
 pub mod capture;
+pub mod conservation;
 pub mod daemon;
 pub mod drops;
 pub mod gre;

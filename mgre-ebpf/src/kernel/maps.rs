@@ -237,12 +237,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_flood(&self, segment: u32, copies: u32) {
+    fn count_flood(&self, segment: u32, copies: u32, lost: u32) {
         if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(cpus) + cpu()) {
             // SAFETY: the row is this CPU's.
             let row = unsafe { &mut *row };
             row.flood_frames += 1;
             row.flood_copies += u64::from(copies);
+            row.flood_lost += u64::from(lost);
         }
     }
 

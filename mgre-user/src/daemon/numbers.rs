@@ -147,7 +147,7 @@ impl Engine {
                 fdb_learned: self.datapath.fdb.learned_in(segment.id).into(),
                 fdb_local: local,
                 fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
-                flood_copies: self.datapath.counters().segment(segment.id).flood_copies,
+                flood: self.datapath.counters().segment(segment.id),
             }
         };
         self.state.segments.iter().map(numbers).collect()

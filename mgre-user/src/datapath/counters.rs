@@ -68,6 +68,7 @@ impl Counters {
         rows.fold(SegmentTraffic::default(), |sum, row| SegmentTraffic {
             flood_frames: sum.flood_frames + row.flood_frames,
             flood_copies: sum.flood_copies + row.flood_copies,
+            flood_lost: sum.flood_lost + row.flood_lost,
         })
     }
 
