@@ -68,6 +68,7 @@ impl World {
             send(spoke, &marked(spoke.host_mac(), spoke.host_mac(), "to where it comes from"))?;
         }
         self.vlan()?;
+        self.spared()?;
         self.hostile()
     }
 
@@ -101,6 +102,23 @@ impl World {
         }
         self.spokes.spoke(1).wait_fdb_port(VLAN_HOST, &format!("{VLAN_PORT}.{VLAN}"))?;
         send(two, &marked(VLAN_HOST, two.host_mac(), "to a VLAN"))
+    }
+
+    /// Frames over a storm limit, and for bridges.
+    fn spared(&self) -> Result<()> {
+        let one = self.spokes.spoke(1);
+        one.daemon.mgre(&["port", "set", "lan0", "--storm-limit", "1"])?;
+        one.daemon.mgre(&["segment", "set", SEGMENT, "--link-local", "lldp"])?;
+        for to in [BROADCAST, UNKNOWN, MULTICAST] {
+            send(one, &marked(to, one.host_mac(), "a storm"))?;
+        }
+        for last in [0x00, 0x01, 0x0e] {
+            send(one, &marked([0x01, 0x80, 0xc2, 0, 0, last], one.host_mac(), "to a bridge"))?;
+        }
+        let refused = || -> Result<u64> { Ok(one.drops("storm_limit")?.min(one.drops("link_local")?)) };
+        wait::until("frames are refused", wait::SOON, || Ok(refused()? > 0))?;
+        one.daemon.mgre(&["port", "set", "lan0", "--storm-limit", "off"])?;
+        one.daemon.mgre(&["segment", "set", SEGMENT, "--link-local", "forward"]).map(|_| ())
     }
 
     /// Packets that say they are the first spoke's, at the second one.
