@@ -1,8 +1,14 @@
 //! Nothing vanishes: after all kinds of traffic, what went in has come out or is counted.
 
-use anyhow::{Context as _, Result};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
 use mgre_tests::{
-    capture,
+    capture::{self, Sender},
     conservation::{self, Books},
     gre::Outer,
     netns::Netns,
@@ -216,4 +222,51 @@ fn where_outer_packets_are_fragmented() -> Result<()> {
 #[test]
 fn through_hubs() -> Result<()> {
     nothing_vanishes(Family::V4, &[], true)
+}
+
+/// Frames are counted while programs are swapped, too.
+#[test]
+fn while_a_daemon_is_started_again() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(2, Underlay::Switched)?;
+    for spoke in spokes.iter() {
+        spoke.host.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+        capture::send(&spoke.host, "eth0", &[marked(BROADCAST, spoke.host_mac(), "here I am")])?;
+    }
+    spokes.spoke(1).wait_fdb_peer(spokes.spoke(2).host_mac(), "spoke2")?;
+    spokes.spoke(2).wait_fdb_peer(spokes.spoke(1).host_mac(), "spoke1")?;
+    let mut books = Books::open(&spokes)?;
+    let over = AtomicBool::new(false);
+    let senders: Vec<_> = [(1, 2), (2, 1)]
+        .into_iter()
+        .map(|(from, to)| {
+            let (from, to) = (spokes.spoke(from), spokes.spoke(to));
+            let frames = [to.host_mac(), BROADCAST].map(|mac| marked(mac, from.host_mac(), "all the time"));
+            Ok((Sender::new(&from.host, "eth0")?, frames))
+        })
+        .collect::<Result<_>>()?;
+    thread::scope(|scope| -> Result<()> {
+        let send = |(sender, frames): &(Sender, [Vec<u8>; 2])| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                frames.iter().try_for_each(|frame| sender.send(frame))?;
+                thread::sleep(Duration::from_micros(200));
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = senders.iter().map(|sender| scope.spawn(move || send(sender))).collect();
+        let restarted = (0..3)
+            .try_for_each(|_| [1, 2].into_iter().try_for_each(|number| books.restart(&mut spokes, number)));
+        over.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().map_err(|_| anyhow!("a sender panicked"))??;
+        }
+        restarted
+    })?;
+    books.check(&spokes)?;
+    books.check_hosts(&spokes)?;
+    books.check_underlay(&spokes)?;
+    conservation::check_peer(spokes.spoke(1), spokes.spoke(2))?;
+    conservation::check_peer(spokes.spoke(2), spokes.spoke(1))
 }

@@ -83,7 +83,7 @@ static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS,
 static CONFIG: Config = Config {
     fdb_multipliers: [1, 1],
     fdb_shift: 63,
-    cpus: 1,
+    traffic_rows: 1,
     drop_shard_mask: 0,
     strip_flags: 0,
     endpoint_shift: 63,
@@ -137,7 +137,7 @@ pub(crate) fn renew_lease() {
 /// The row of a target for this CPU.
 #[inline(always)]
 fn traffic(target: Target) -> Option<*mut Traffic> {
-    TRAFFIC.get_ptr_mut(row_of(target) * config_field!(cpus) + cpu())
+    TRAFFIC.get_ptr_mut(row_of(target) * config_field!(traffic_rows) + cpu())
 }
 
 impl Tables for Maps {
@@ -249,7 +249,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_flood(&self, segment: u32, copies: u32, lost: u32) {
-        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(cpus) + cpu()) {
+        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(traffic_rows) + cpu()) {
             // SAFETY: the row is this CPU's.
             let row = unsafe { &mut *row };
             row.flood_frames += 1;
@@ -326,11 +326,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
         // The target's count of packets on this CPU and the CPU: of all its packets, no
-        // two of 65,536 / CPUs in a row on one CPU are alike.
+        // two of 65,536 / (CPUs + 1) in a row on one CPU are alike.
         let Some(row) = traffic(target) else { return 0 };
         // SAFETY: the row is this CPU's.
         let packets = unsafe { (*row).transmit_packets };
-        (packets as u32 * config_field!(cpus) + cpu()) as u16
+        (packets as u32 * config_field!(traffic_rows) + cpu()) as u16
     }
 
     #[inline(always)]

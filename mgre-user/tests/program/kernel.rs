@@ -232,8 +232,7 @@ impl Kernel {
     }
 
     fn counters(&self) -> Counters {
-        let cpus = self.loaded.config.cpus;
-        Counters::new(&self.loaded.tables, cpus, drop_shards(cpus))
+        Counters::new(&self.loaded.tables, &self.loaded.config)
     }
 
     /// A target's traffic so far.
