@@ -41,8 +41,10 @@ const PORT_TRAFFIC: [TrafficNumber; 4] = [
     ("transmit_bytes", "Bytes of frames delivered out of the port.", |sum| sum.transmit_bytes),
 ];
 
-/// The numbers of a segment's [`SegmentTraffic`], as [`TrafficNumber`].
-const FLOOD: [(&str, &str, fn(&SegmentTraffic) -> u64); 3] = [
+/// The same for one of a [`SegmentTraffic`].
+type FloodNumber = (&'static str, &'static str, fn(&SegmentTraffic) -> u64);
+
+const FLOOD: [FloodNumber; 3] = [
     ("frames", "Frames that were for all of a segment, or for nobody known.", |flood| flood.flood_frames),
     ("copies", "Copies made of flooded frames.", |flood| flood.flood_copies),
     ("lost", "Copies that could not be made; each is counted as a drop as well.", |flood| flood.flood_lost),

@@ -176,17 +176,7 @@ impl Books {
     /// # Errors
     /// Frames are missing, or there are more than there were; says which spoke's, and all its counters.
     pub fn check(&self, spokes: &Spokes) -> Result<()> {
-        for spoke in spokes.iter() {
-            let mut terms = Terms::default();
-            wait::until("nothing is missing", wait::SOON, || {
-                terms = self.terms(spoke)?;
-                Ok(terms.missing() == 0)
-            })
-            .with_context(|| spoke.daemon.mgre(&["stats", "--drops"]).unwrap_or_default())
-            .with_context(|| spoke.daemon.mgre(&["stats"]).unwrap_or_default())
-            .with_context(|| format!("spoke {}: {terms}", spoke.number))?;
-        }
-        Ok(())
+        spokes.iter().try_for_each(|spoke| balance(spoke, || self.terms(spoke)))
     }
 
     /// Checks that each packet that came from the underlay is a peer's, or counted as nobody's.
@@ -224,6 +214,26 @@ impl Books {
         }
         Ok(())
     }
+}
+
+/// Checks the balance of each spoke since it began. No port and no peer was removed since then: their counters went with them.
+///
+/// # Errors
+/// As [`Books::check`].
+pub fn check(spokes: &Spokes) -> Result<()> {
+    spokes.iter().try_for_each(|spoke| balance(spoke, || Terms::read(spoke)))
+}
+
+fn balance(spoke: &Spoke, read: impl Fn() -> Result<Terms>) -> Result<()> {
+    let mut terms = Terms::default();
+    wait::until("nothing is missing", wait::SOON, || {
+        terms = read()?;
+        Ok(terms.missing() == 0)
+    })
+    .map(|_| ())
+    .with_context(|| spoke.daemon.mgre(&["stats", "--drops"]).unwrap_or_default())
+    .with_context(|| spoke.daemon.mgre(&["stats"]).unwrap_or_default())
+    .with_context(|| format!("spoke {}: {terms}", spoke.number))
 }
 
 /// Whether a frame is a packet to an address that is GRE, or a fragment of one.

@@ -145,7 +145,7 @@ impl World {
             outer.frame(&marked(self.spokes.spoke(3).host_mac(), HOSTILE, "on to another peer"))?,
         ];
         for packet in &packets {
-            self.spokes.send_to(2, &vec![packet; FRAMES])?;
+            self.spokes.send_to(2, &[packet; FRAMES])?;
         }
         for identification in 1..=FRAMES as u16 {
             let packet = Outer { identification, ..outer.clone() };

@@ -105,7 +105,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 23] = [
+    let wanted: [(&str, &[&str]); 25] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),

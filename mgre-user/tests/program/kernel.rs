@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
-use mgre_common::counters::{Drops, Traffic, drop_shards, row_of};
+use mgre_common::counters::{Drops, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash};

@@ -38,7 +38,7 @@ pub(crate) const CASES: &[Case] = &[
         mgre(spokes, &["peer", "set", "spoke1", "--storm-limit", "1"])?;
         let refused = not_flooded(spokes, || {
             let packet = outer(spokes).frame(&marked(BROADCAST, SENDER, "a storm"))?;
-            repeat(|| send(spokes, &[packet.clone()]))
+            repeat(|| send(spokes, std::slice::from_ref(&packet)))
         })?;
         mgre(spokes, &["peer", "set", "spoke1", "--storm-limit", "off"])?;
         Ok(refused)
