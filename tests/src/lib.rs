@@ -28,6 +28,7 @@ pub mod gre;
 pub mod hostile;
 pub mod icmp;
 pub mod metrics;
+pub mod monitor;
 pub mod netns;
 pub mod packet;
 pub mod skip;
