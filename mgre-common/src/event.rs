@@ -24,8 +24,9 @@ const _: () = assert!(size_of::<LearnEvent>() == 24);
 
 /// Bits of [`LearnEvent::flags`].
 pub mod learn_flag {
-    /// The address is held elsewhere, and the frame, which would have been flooded, was dropped.
-    pub const STOPPED: u32 = 1 << 0;
+    /// The frame is a loop probe, and was dropped: the address is who sent it,
+    /// [`super::LearnEvent::known`] what it is about.
+    pub const PROBE: u32 = 1 << 0;
 }
 
 /// Frames from an address that is held are flooded at most once in this time, on one CPU.

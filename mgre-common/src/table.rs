@@ -70,6 +70,8 @@ pub mod port_flag {
     /// Frames have the 802.1Q tag with the VLAN id in the upper half while they are on
     /// its interface, and not while they are in the segment.
     pub const TAGGED: u32 = 1 << 6;
+    /// Nothing goes in or out: another way leads to the same LAN. Such a port is not in the port index.
+    pub const BLOCKED: u32 = 1 << 7;
     /// Where the VLAN id begins.
     pub const VLAN_SHIFT: u32 = 16;
 

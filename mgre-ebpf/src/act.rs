@@ -35,6 +35,10 @@ pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex:
         Interface::Port(port) => decide::from_port::<Last, F, T>(frame, tables, port, now),
         Interface::Other(verdict) => verdict,
         Interface::ByVlan => Verdict::Pass,
+        Interface::Blocked(target) => {
+            tables.count_received(target, frame.len(), now);
+            Verdict::Drop { target, direction: Direction::Receive, reason: DropReason::Loop }
+        }
     };
     act(frame, tables, verdict, now)
 }

@@ -176,6 +176,8 @@ pub enum Interface {
     Port(Local),
     /// One that has ports by VLAN.
     ByVlan,
+    /// A port that is blocked.
+    Blocked(Target),
     /// Not as it should be: what to do with its frames.
     Other(Verdict),
 }
@@ -209,8 +211,12 @@ fn recorded<T: Tables>(tables: &T, id: u32) -> Interface {
     let Some(port) = tables.port(id) else {
         return Interface::Other(Verdict::refuse(Target::NONE, DropReason::Internal));
     };
-    if port.flags.load(Ordering::Relaxed) & port_flag::VALID == 0 {
+    let flags = port.flags.load(Ordering::Relaxed);
+    if flags & port_flag::VALID == 0 {
         return Interface::Other(Verdict::Pass);
+    }
+    if flags & port_flag::BLOCKED != 0 {
+        return Interface::Blocked(Target::port(id));
     }
     Interface::Port(Local { id, segment: port.segment.load(Ordering::Relaxed) })
 }
@@ -226,7 +232,7 @@ pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, port: Loc
         return Verdict::refuse(source, DropReason::Malformed);
     };
     let arrival = Arrival { source, segment: port.segment, out_of: None, now };
-    arrival.decide::<S, T>(tables, &ethernet)
+    arrival.decide::<S, F, T>(frame, tables, &ethernet)
 }
 
 /// A packet that the underlay gave us.
@@ -275,7 +281,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         }
     }
     let arrival = Arrival { source, segment, out_of: Some(out_of), now };
-    arrival.decide::<S, T>(tables, &ethernet)
+    arrival.decide::<S, F, T>(frame, tables, &ethernet)
 }
 
 /// Checks what a packet claims; says what the packet inside is, and its new traffic class.
@@ -332,6 +338,12 @@ fn blocks<T: Tables>(tables: &T, segment: u32, group: u32) -> bool {
     blocked.is_some_and(|blocked| blocked >> (group & 15) & 1 != 0)
 }
 
+// A source that is not refused, as a number that can be blurred.
+const KNOWN: u32 = 0;
+const HELD: u32 = 1;
+const NEW: u32 = 2;
+const ELSEWHERE: u32 = 3;
+
 /// What a frame's source address is.
 #[derive(Clone, Copy)]
 enum Source {
@@ -339,10 +351,10 @@ enum Source {
     Known,
     /// The same, and held there: it was seen elsewhere by turns.
     Held,
-    /// One that is new here; the daemon is to hear of it.
-    New(LearnEvent),
-    /// One that is held elsewhere; the daemon is to hear of it.
-    Elsewhere(LearnEvent),
+    /// One that is new here, and where it is known to be; the daemon is to hear of it.
+    New(Target),
+    /// One that is held elsewhere, and where; the daemon is to hear of it.
+    Elsewhere(Target),
     /// One that the frame may not have.
     Refused(DropReason),
 }
@@ -357,32 +369,43 @@ struct Arrival {
 
 impl Arrival {
     #[inline(always)]
-    fn decide<S: Stage, T: Tables>(&self, tables: &T, ethernet: &Ethernet) -> Verdict {
+    fn decide<S: Stage, F: Frame, T: Tables>(&self, frame: &F, tables: &T, ethernet: &Ethernet) -> Verdict {
         let hash = tables.fdb_hash();
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
-        let admitted = self.admit(tables, hash, ethernet);
-        match admitted {
-            Source::Known | Source::Held => {}
+        let (kind, known) = match self.admit(tables, hash, ethernet) {
             Source::Refused(reason) => return Verdict::refuse(self.source, reason),
+            Source::Known => (KNOWN, Target::NONE),
+            Source::Held => (HELD, Target::NONE),
             Source::New(_) | Source::Elsewhere(_) if S::EARLY => return Verdict::Defer,
-            Source::New(event) => tables.report(&event, self.source),
-            Source::Elsewhere(_) => {}
-        }
-        let verdict = self.switch(tables, hash, ethernet);
+            Source::New(known) => (NEW, known),
+            Source::Elsewhere(known) => (ELSEWHERE, known),
+        };
         if S::EARLY {
+            return self.switch(tables, hash, ethernet);
+        }
+        let kind = frame.blur(kind);
+        let mut event = LearnEvent {
+            key: ethernet.source(self.segment),
+            source: self.source.to_bits(),
+            known: frame.blur(known.to_bits()),
+            flags: 0,
+            reserved: 0,
+        };
+        let verdict = self.switch(tables, hash, ethernet);
+        if kind == KNOWN {
             return verdict;
         }
         let flooded = matches!(verdict, Verdict::Flood { .. });
-        let stopped = match admitted {
-            Source::Held => flooded && !tables.paces(ethernet.source(self.segment)),
-            Source::Elsewhere(event) => {
-                // The daemon is to hear how long that goes on.
-                let flags = if flooded { learn_flag::STOPPED } else { 0 };
-                tables.report(&LearnEvent { flags, ..event }, self.source);
-                flooded
+        let stopped = if kind == HELD {
+            flooded && !tables.paces(event.key)
+        } else {
+            let probe = if kind == NEW { ethernet.probe() } else { None };
+            if let Some(about) = probe {
+                (event.known, event.flags) = (about, learn_flag::PROBE);
             }
-            _ => false,
+            tables.report(&event, self.source);
+            event.flags != 0 || kind == ELSEWHERE && flooded
         };
         if stopped { Verdict::refuse(self.source, DropReason::Loop) } else { verdict }
     }
@@ -437,13 +460,6 @@ impl Arrival {
             return Source::Refused(DropReason::SourceMacInvalid);
         }
         let key = ethernet.source(self.segment);
-        let event = |known: Target| LearnEvent {
-            key,
-            source: self.source.to_bits(),
-            known: known.to_bits(),
-            flags: 0,
-            reserved: 0,
-        };
         if let Some(slot) = tables.fdb(hash, key) {
             let binding = slot.binding();
             let known = binding.target();
@@ -455,16 +471,16 @@ impl Arrival {
                 return Source::Refused(DropReason::StaticMacMoved);
             }
             if binding.is_held() {
-                return Source::Elsewhere(event(known));
+                return Source::Elsewhere(known);
             }
             if !known.is_none() {
-                return Source::New(event(known));
+                return Source::New(known);
             }
         }
         if self.source_full(tables) || self.segment_full(tables) {
             return Source::Refused(DropReason::MacLimit);
         }
-        Source::New(event(Target::NONE))
+        Source::New(Target::NONE)
     }
 
     #[inline(always)]

@@ -26,7 +26,7 @@ pub fn process_port<F: Resize, T: Tables>(frame: &mut F, tables: &T, ifindex: u3
         Interface::Port(port) => decide::from_port::<Early, F, T>(frame, tables, port, now),
         Interface::Other(verdict) => verdict,
         // Whose tag it is, the last hook sees.
-        Interface::ByVlan => Verdict::Defer,
+        Interface::ByVlan | Interface::Blocked(_) => Verdict::Defer,
     };
     act(frame, tables, verdict, now)
 }

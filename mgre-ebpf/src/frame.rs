@@ -5,7 +5,7 @@ use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, PROBE_GROUPS, VLAN_TAG_LEN};
 
 use crate::inner::Inner;
 
@@ -81,6 +81,16 @@ impl Ethernet {
             return None;
         }
         Some(self.start.to_ne_bytes()[5] as u32)
+    }
+
+    /// What it is about, if it is a loop probe.
+    #[inline(always)]
+    pub const fn probe(&self) -> Option<u32> {
+        let [a, b, c, d, e, f, ..] = self.start.to_ne_bytes();
+        if u32::from_ne_bytes([a, b, c, d]) != u32::from_ne_bytes(PROBE_GROUPS) {
+            return None;
+        }
+        Some(u16::from_be_bytes([e, f]) as u32)
     }
 
     /// Whether its source is neither a group nor zero.

@@ -60,8 +60,6 @@ pub struct Sighting {
     pub key: FdbKey,
     /// Where it was seen.
     pub source: Target,
-    /// Whether the frame was dropped: one for many, from an address that is held elsewhere.
-    pub stopped: bool,
     /// When, by the clock.
     pub now: u32,
 }
@@ -115,7 +113,7 @@ mod tests {
     }
 
     fn sighting(source: Target, now: u32) -> Sighting {
-        Sighting { key: key(), source, stopped: false, now }
+        Sighting { key: key(), source, now }
     }
 
     fn decide_once(known: Known, source: Target, peer: Option<Quota>, segment: Quota) -> Decision {
@@ -150,22 +148,17 @@ mod tests {
     #[test]
     fn an_address_that_flaps_is_held_while_both_places_speak() {
         let mut damper = Damper::default();
-        let mut see = |source, known, now, stopped| {
-            decide(&mut damper, Sighting { stopped, ..sighting(source, now) }, known, None, FREE)
-        };
+        let mut see = |source, known, now| decide(&mut damper, sighting(source, now), known, None, FREE);
         for _ in 0..DAMPING_MOVES {
-            assert_eq!(see(THERE, Known::Learned(HERE), 3, false), Decision::Move);
+            assert_eq!(see(THERE, Known::Learned(HERE), 3), Decision::Move);
         }
-        assert_eq!(see(THERE, Known::Learned(HERE), 4, false), Decision::Hold(HERE));
-        assert_eq!(see(HERE, Known::Held(HERE, 4), 4, false), Decision::Nothing);
-        // It speaks to one, and is still heard of where it is held; then it is not.
-        assert_eq!(see(THERE, Known::Held(HERE, 12), 13, false), Decision::Stay);
-        assert_eq!(see(THERE, Known::Held(HERE, 12), 14, false), Decision::Move);
-        assert_eq!(see(THERE, Known::Held(THERE, 14), 14, false), Decision::Nothing);
-        // To all: that may be a copy of what was said elsewhere.
-        assert_eq!(see(HERE, Known::Held(THERE, 14), 23, true), Decision::Stay);
-        assert_eq!(see(HERE, Known::Held(THERE, 14), 14 + DAMPING_SECONDS, true), Decision::Move);
-        assert_eq!(damper.hold(key()).expect("it is held all the while").home, HERE);
+        assert_eq!(see(THERE, Known::Learned(HERE), 4), Decision::Hold(HERE));
+        assert_eq!(see(HERE, Known::Held(HERE, 4), 4), Decision::Nothing);
+        // It is still heard of where it is held; then it is not.
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 13), Decision::Stay);
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 14), Decision::Move);
+        assert_eq!(see(THERE, Known::Held(THERE, 14), 14), Decision::Nothing);
+        assert_eq!(damper.hold(key()).expect("it is held all the while").home, THERE);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Two spokes that share a LAN make a loop: it is found, damped, reported, and forgotten when it is gone.
+//! Two spokes that share a LAN make a loop: it is found, reported and ended, and forgotten when it is gone.
 
 use std::{thread::sleep, time::Duration};
 
@@ -9,6 +9,7 @@ use mgre_tests::{
     netns::{self, Netns},
     packet::{Mac, mac_text},
     skip::skipped,
+    spoke::Spoke,
     topology::{SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
@@ -17,9 +18,10 @@ use mgre_tests::{
 const STATION: Mac = [0x02, 0, 0, 0, 9, 0x10];
 const STATION_IP: &str = "10.77.0.9";
 
-/// How long it may take until everything that goes round is held: each address a second or so.
+/// How long it may take until nothing goes round any more.
 const DAMPED: Duration = Duration::from_secs(30);
-/// How long until a hold is over: ten seconds of quiet, or twice and four times as long where it was held again.
+/// How long until a port is tried again, and until a hold is over: twenty seconds, and ten of quiet, or twice as long
+/// where it was held again.
 const RELEASED: Duration = Duration::from_secs(60);
 
 /// A bridge with a station, to which spokes can be connected.
@@ -77,71 +79,93 @@ impl Lan {
     }
 }
 
-#[test]
-fn a_loop_over_a_shared_lan_is_damped_and_reported() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
-    let spokes = Spokes::new(4, Underlay::Switched)?;
-    let [one, two, three, four] = [1, 2, 3, 4].map(|number| spokes.spoke(number));
-    let lan = Lan::new()?;
-    lan.connect(&spokes, 1)?;
-    for to in [one, two, three] {
-        assert!(traffic::reaches(&lan.station, &to.host_ip())?, "spoke {}", to.number);
-    }
-    let monitor = Monitor::start(&one.daemon)?;
-    lan.connect(&spokes, 2)?;
-    // Something for all, which goes round and round, and what hosts far from the loop say as well.
-    lan.station.run(&["ip", "neigh", "flush", "all"])?;
-    traffic::ping(&lan.station, &["-c", "1", "-W", "1", &three.host_ip()])?;
-    assert!(traffic::reaches(&three.host, &four.host_ip())?);
+/// Whether the spoke's port on the LAN is blocked.
+fn is_blocked(spoke: &Spoke) -> Result<bool> {
+    let ports = spoke.daemon.list(&["port", "show"])?;
+    Ok(ports.iter().any(|port| port["name"] == "shared0" && port["state"] == "blocked"))
+}
 
-    wait::until("the first spoke holds the station", DAMPED, || {
-        let entry = one.fdb(STATION)?;
-        Ok(entry.is_some_and(|entry| entry["flags"] == serde_json::json!(["learned", "held"])))
-    })?;
-    assert_eq!(one.fdb(STATION)?.context("it has it")?["port"], "shared0");
-    let event = monitor.wait_for("it is told", |event| {
-        event["event"] == "fdb_held" && event["mac"] == mac_text(STATION).as_str()
-    })?;
-    assert_eq!((&event["segment"], &event["port"]), (&SEGMENT.into(), &"shared0".into()), "{event}");
-    assert!(one.daemon.log().contains("by turns"), "{}", one.daemon.log());
-    let status = one.daemon.json(&["status"])?;
-    assert_eq!(status["held"][0]["segment"], SEGMENT, "{status}");
-    assert!(one.daemon.mgre(&["status"])?.contains("in segment lan: seen in two places by turns"));
-    let metrics = Metrics::over_socket(&one.daemon.socket())?;
-    assert!(metrics.get("mgre_fdb_held", &[("segment", SEGMENT)]).is_some_and(|held| held >= 1.0));
-    assert!(metrics.get("mgre_fdb_holds_total", &[("segment", SEGMENT)]).is_some_and(|holds| holds >= 1.0));
+fn holds_nothing(spoke: &Spoke) -> Result<bool> {
+    Ok(spoke.daemon.json(&["status"])?["held"] == serde_json::json!([]))
+}
 
-    // Nothing goes round any more, and who is not in the loop does not suffer from it.
-    lan.wait_quiet()?;
-    assert!(one.drops("loop")? + two.drops("loop")? > 0);
-    for (from, to) in [(three, four), (four, three)] {
-        from.host.run(&["ip", "neigh", "flush", "all"])?;
-        for address in [to.host_ip(), to.host_ipv6()] {
-            assert!(traffic::reaches(&from.host, &address)?, "{} to {address}", from.number);
-        }
-    }
-    lan.wait_quiet()?;
-
-    // Without it, all is as before.
-    two.daemon.mgre(&["port", "del", "shared0"])?;
-    wait::until("nothing is held any more", RELEASED, || {
-        let held = |daemon: &mgre_tests::daemon::Daemon| -> Result<bool> {
-            Ok(daemon.json(&["status"])?["held"] != serde_json::json!([]))
-        };
-        for spoke in spokes.iter() {
-            if held(&spoke.daemon)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    })?;
-    monitor.wait_for("it is let go", |event| event["event"] == "fdb_released")?;
-    assert!(one.daemon.mgre(&["status"])?.contains("no addresses"));
+/// Everybody reaches everybody.
+fn all_reach_all(spokes: &Spokes, lan: &Lan) -> Result<()> {
     for to in spokes.iter() {
         assert!(traffic::reaches(&lan.station, &to.host_ip())?, "the station to host {}", to.number);
         assert!(traffic::reaches(&to.host, STATION_IP)?, "host {} to the station", to.number);
+        for from in spokes.iter() {
+            assert!(traffic::reaches(&from.host, &to.host_ip())?, "{} to {}", from.number, to.number);
+        }
     }
+    Ok(())
+}
+
+#[test]
+fn of_two_spokes_on_one_lan_one_stands_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(3, Underlay::Switched)?;
+    let [one, two, three] = [1, 2, 3].map(|number| spokes.spoke(number));
+    let lan = Lan::new()?;
+    lan.connect(&spokes, 1)?;
+    for to in spokes.iter() {
+        assert!(traffic::reaches(&lan.station, &to.host_ip())?, "spoke {}", to.number);
+    }
+    let monitors = [Monitor::start(&one.daemon)?, Monitor::start(&two.daemon)?];
+    lan.connect(&spokes, 2)?;
+    // Something for all, which goes round and round.
+    lan.station.run(&["ip", "neigh", "flush", "all"])?;
+    traffic::ping(&lan.station, &["-c", "1", "-W", "1", &three.host_ip()])?;
+
+    // An address is seen in two places by turns, and held; it is said everywhere.
+    let (held, monitor) = wait::value("an address is held", DAMPED, || {
+        for (spoke, monitor) in [(one, &monitors[0]), (two, &monitors[1])] {
+            if !holds_nothing(spoke)? {
+                return Ok(Some((spoke, monitor)));
+            }
+        }
+        Ok(None)
+    })?;
+    let status = held.daemon.json(&["status"])?;
+    assert_eq!(status["held"][0]["segment"], SEGMENT, "{status}");
+    assert!(held.daemon.mgre(&["status"])?.contains("in segment lan: seen in two places by turns"));
+    let entries = held.daemon.list(&["fdb", "show"])?;
+    assert!(
+        entries.iter().any(|entry| entry["flags"] == serde_json::json!(["learned", "held"])),
+        "{entries:?}"
+    );
+    let metrics = Metrics::over_socket(&held.daemon.socket())?;
+    assert!(metrics.get("mgre_fdb_held", &[("segment", SEGMENT)]).is_some_and(|held| held >= 1.0));
+    assert!(metrics.get("mgre_fdb_holds_total", &[("segment", SEGMENT)]).is_some_and(|holds| holds >= 1.0));
+    let event = monitor.wait_for("it is told", |event| event["event"] == "fdb_held")?;
+    assert_eq!(event["segment"], SEGMENT);
+    wait::until("the log says it", wait::SOON, || Ok(held.daemon.log().contains("by turns")))?;
+
+    // They find out about each other, and one of them stands back.
+    wait::until("one port is blocked", DAMPED, || Ok(is_blocked(one)? || is_blocked(two)?))?;
+    let (blocked, left) = if is_blocked(one)? { (one, two) } else { (two, one) };
+    assert!(!is_blocked(left)?, "both of them");
+    let monitor = &monitors[usize::from(blocked.number) - 1];
+    let event = monitor.wait_for("the port is blocked", |event| event["event"] == "port_state")?;
+    assert_eq!((&event["port"], &event["state"]), (&"shared0".into(), &"blocked".into()), "{event}");
+    let ports = blocked.daemon.mgre(&["port", "show"])?;
+    assert!(ports.contains("blocked") && ports.contains("on the same LAN"), "{ports}");
+    lan.wait_quiet()?;
+    assert!(one.drops("loop")? + two.drops("loop")? > 0);
+    all_reach_all(&spokes, &lan)?;
+    lan.wait_quiet()?;
+    assert!(!is_blocked(left)?);
+
+    // Without the other way, it takes over.
+    left.daemon.mgre(&["port", "del", "shared0"])?;
+    wait::until("the port is tried again", RELEASED, || Ok(!is_blocked(blocked)?))?;
+    wait::until("nothing is held any more", RELEASED, || {
+        Ok(holds_nothing(one)? && holds_nothing(two)? && holds_nothing(three)?)
+    })?;
+    assert!(one.daemon.mgre(&["status"])?.contains("no addresses"));
+    all_reach_all(&spokes, &lan)?;
+    assert!(!is_blocked(blocked)? && holds_nothing(blocked)?);
     Ok(())
 }

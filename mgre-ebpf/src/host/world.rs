@@ -327,6 +327,7 @@ impl World {
                     flags |= port_flag::TAGGED | u32::from(vlan) << port_flag::VLAN_SHIFT;
                 }
             } else {
+                let indexed = indexed && port.flags & port_flag::BLOCKED == 0;
                 sink.port_index(port.ifindex, port.id, indexed.then_some(port.segment));
             }
             let record = sink.port(port.id);
@@ -375,6 +376,7 @@ impl World {
                 .ports
                 .iter()
                 .filter(|port| port.segment == id && port.flags & port_flag::VALID != 0)
+                .filter(|port| port.flags & port_flag::BLOCKED == 0)
                 .map(|port| Target::port(port.id))
                 .collect();
             let peers: Vec<_> = self

@@ -62,6 +62,8 @@ pub enum PortState {
     Down,
     /// There is no such interface.
     Missing,
+    /// Another port of the segment is on the same LAN.
+    Blocked,
 }
 
 /// A port.

@@ -80,6 +80,7 @@ fn port_state(state: PortState) -> &'static str {
         PortState::Up => "up",
         PortState::Down => "down",
         PortState::Missing => "missing",
+        PortState::Blocked => "blocked",
     }
 }
 

@@ -21,6 +21,7 @@ use mgre_common::target::Target;
 use super::Options;
 use super::index::Index;
 use super::limits::Touched;
+use super::loops::Loops;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
@@ -80,6 +81,8 @@ pub(super) struct Engine {
     pub(super) moves: HashMap<u16, u64>,
     /// How often addresses were held, by segment.
     pub(super) holds: HashMap<u16, u64>,
+    /// Which ports are blocked.
+    pub(super) loops: Loops,
     /// What was held since the last tick.
     pub(super) newly_held: Vec<Hold>,
     pub(super) events: broadcast::Sender<Event>,
@@ -156,6 +159,7 @@ impl Engine {
             moves: HashMap::new(),
             holds: HashMap::new(),
             newly_held: Vec::new(),
+            loops: Loops::new()?,
             events: parts.events,
             names: Names::new(),
             kept: BTreeSet::new(),

@@ -34,6 +34,9 @@ impl Engine {
 
     fn learn_one(&mut self, event: &LearnEvent) {
         self.learn_events += 1;
+        if event.flags & learn_flag::PROBE != 0 {
+            return self.probed(event);
+        }
         let (key, source) = (event.key, Target::from_bits(event.source));
         // The event may be older than the last change.
         if self.segment_of(source) != Some(key.segment()) {
@@ -48,8 +51,7 @@ impl Engine {
         let Some(segment) = self.segment_quota(key.segment()) else { return };
         let now = self.datapath.now();
         let peer = self.peer_quota(source).map(|(_, quota)| quota);
-        let stopped = event.flags & learn_flag::STOPPED != 0;
-        let sighting = Sighting { key, source, stopped, now };
+        let sighting = Sighting { key, source, now };
         match decide(&mut self.damper, sighting, known, peer, segment) {
             Decision::Nothing | Decision::Refuse | Decision::Stay => {}
             Decision::Hold(home) => self.hold(key, home),
@@ -103,6 +105,9 @@ impl Engine {
         }
         self.datapath.fdb.hold(key, true);
         *self.holds.entry(key.segment()).or_default() += 1;
+        if self.newly_held.is_empty() {
+            self.probe();
+        }
         let Some(hold) = self.damper.hold(key) else { return };
         let Some(other) = self.index.place(hold.other) else { return };
         self.newly_held.push(hold);
@@ -125,6 +130,8 @@ impl Engine {
                 self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbReleased { segment, mac, place });
             }
         }
+        self.unblock(now);
+        self.probe();
         let held = std::mem::take(&mut self.newly_held);
         let Some(first) = held.first() else { return };
         let segment = self.index.segment(first.key.segment()).unwrap_or("?");

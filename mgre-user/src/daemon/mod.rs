@@ -17,6 +17,7 @@ mod journal;
 mod learning;
 mod limits;
 mod listing;
+mod loops;
 mod names;
 mod neighbors;
 mod numbers;

@@ -110,6 +110,7 @@ impl Engine {
         match (self.observed.link(interface), self.plan.ports.get(&port.id)) {
             (None, _) => (PortState::Missing, Some(format!("there is no interface named {interface}"))),
             (Some(_), None) => (PortState::Down, Some("not attached".to_owned())),
+            (Some(_), Some(record)) if record.blocked => (PortState::Blocked, self.why_blocked(port.id)),
             (Some(_), Some(record)) if record.up => (PortState::Up, None),
             (Some(link), Some(_)) if link.up => (PortState::Down, Some("no carrier".to_owned())),
             (Some(_), Some(_)) => (PortState::Down, Some("the interface is down".to_owned())),

@@ -224,6 +224,13 @@ impl Datapath {
         };
         self.tables.port_index.insert(ifindex, id, 0)?;
         let slot = self.tables.port_slots.get(PortSlot::index(ifindex)).context("no such slot")?;
+        let blocked = match to {
+            PortIndex::Port(port) => self.tables.ports.get(port),
+            PortIndex::ByVlan => None,
+        };
+        if blocked.is_some_and(|port| port.flags.load(Ordering::Relaxed) & port_flag::BLOCKED != 0) {
+            return Ok(());
+        }
         // Another interface may have it: this one is found in the hash map then.
         if slot.is_free() || slot.find(ifindex).is_some() {
             slot.set(ifindex, indexed);
@@ -242,7 +249,8 @@ impl Datapath {
     fn set_port(&mut self, id: u32, record: &PortRecord, removed: &mut Vec<Entry>) -> Result<()> {
         self.set_storm(Target::port(id), record.storm_limit);
         let port = self.tables.ports.get(id).context("no such port")?;
-        let was_up = port.flags.load(Ordering::Relaxed) & port_flag::UP != 0;
+        let was = port.flags.load(Ordering::Relaxed);
+        let (was_up, was_blocked) = (was & port_flag::UP != 0, was & port_flag::BLOCKED != 0);
         port.ifindex.store(record.ifindex, Ordering::Relaxed);
         port.segment.store(record.segment.into(), Ordering::Relaxed);
         port.max_frame.store(record.max_frame, Ordering::Relaxed);
@@ -250,6 +258,7 @@ impl Datapath {
         for (on, bit) in [
             (record.vlan != 0, port_flag::TAGGED),
             (record.up, port_flag::UP),
+            (record.blocked, port_flag::BLOCKED),
             (record.host, port_flag::HOST),
             (record.peer, port_flag::PEER),
             (record.express, port_flag::EXPRESS),
@@ -258,10 +267,15 @@ impl Datapath {
         }
         port.flags.store(flags, Ordering::Release);
         let slot = self.tables.port_slots.get(PortSlot::index(record.ifindex));
-        if let Some(slot) = slot.filter(|slot| {
-            slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN)
-        }) {
-            slot.set(record.ifindex, Indexed { port: id, segment: record.segment.into() });
+        let indexed = Indexed { port: id, segment: record.segment.into() };
+        if let Some(slot) = slot {
+            let is_its = slot.find(record.ifindex).is_some_and(|to| to.port == id && to != Indexed::BY_VLAN);
+            if is_its && record.blocked {
+                // The index knows of no flags: it is found in the hash map, and its record read.
+                slot.clear();
+            } else if is_its || was_blocked && slot.is_free() && record.vlan == 0 {
+                slot.set(record.ifindex, indexed);
+            }
         }
         if was_up && !record.up {
             // As a bridge does: nobody can be behind it now.

@@ -92,15 +92,13 @@ impl Damper {
     /// Notes that an address is seen elsewhere while it is held; says whether it stays where it
     /// is, and was last seen at this time.
     ///
-    /// It does if it was seen there lately: within ten seconds, for a frame to many may be a copy
-    /// that went round; within two, for one that was for a station has come the way that works.
+    /// It does if it was seen there lately. Copies of what it says come later than that itself.
     pub fn stays(&mut self, sighting: &Sighting, seen: u32) -> bool {
-        let lately = if sighting.stopped { DAMPING_SECONDS } else { FRESH_SECONDS };
         if let Some(flaps) = self.addresses.get_mut(&sighting.key) {
             flaps.disputed = Some(sighting.now);
             flaps.other = sighting.source;
         }
-        sighting.now.saturating_sub(seen) < lately
+        sighting.now.saturating_sub(seen) < FRESH_SECONDS
     }
 
     /// Notes that an address that is held is held elsewhere now.
@@ -170,7 +168,7 @@ mod tests {
     }
 
     fn sighting(now: u32) -> Sighting {
-        Sighting { key: key(1), source: OTHER, stopped: false, now }
+        Sighting { key: key(1), source: OTHER, now }
     }
 
     /// Moves it to and fro until it is held; where, and how many moves it took.
@@ -239,9 +237,8 @@ mod tests {
     fn who_is_not_heard_of_any_more_does_not_keep_it() {
         let mut damper = Damper::default();
         flap(&mut damper, ONE, OTHER, 50);
-        let to_many = |now| Sighting { stopped: true, ..sighting(now) };
-        assert!(damper.stays(&sighting(51), 50) && damper.stays(&to_many(59), 50));
-        assert!(!damper.stays(&sighting(52), 50) && !damper.stays(&to_many(60), 50));
+        assert!(damper.stays(&sighting(51), 50));
+        assert!(!damper.stays(&sighting(52), 50));
         damper.relocate(key(1), OTHER);
         let hold = damper.hold(key(1)).expect("held");
         assert_eq!((hold.home, hold.other), (OTHER, ONE));

@@ -95,6 +95,7 @@ impl Compiled {
             || differ(&self.observed.features, &observed.features)
             || self.observed.own_xdp != observed.own_xdp
             || self.observed.slow != observed.slow
+            || self.observed.blocked != observed.blocked
     }
 
     /// Interfaces, segments and ports: few enough to be done anew.
@@ -342,15 +343,19 @@ impl<'a> Frame<'a> {
         }
         // The kernel lets a tagged frame be longer by its tag (is_skb_forwardable).
         let max_frame = link.mtu + ETHERNET_LEN as u32 + 4;
-        let up = link.up && link.running;
+        let blocked = self.observed.blocked.contains(&port.id);
+        let up = link.up && link.running && !blocked;
         // An end in this namespace would have an index here.
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
         let express = !host && self.express(link.index);
         let (ifindex, vlan, segment) = (link.index, port.vlan.unwrap_or(0), segment.id);
         let storm_limit = port.storm_limit.frames_per_second();
-        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express, storm_limit };
+        let record =
+            PortRecord { ifindex, vlan, segment, max_frame, up, blocked, host, peer, express, storm_limit };
         self.ports.insert(port.id, record);
-        self.port_lists.entry(segment).or_default().insert(port.id);
+        if !blocked {
+            self.port_lists.entry(segment).or_default().insert(port.id);
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Observed {
     pub neighbors: OrdMap<(u32, IpAddr), Neighbor>,
     /// The longest packets that paths to endpoints take, in bytes, where routers on them said so.
     pub path_mtu: OrdMap<IpAddr, u32>,
+    /// Ports that are blocked, by id: another way leads to the same LAN.
+    pub blocked: BTreeSet<u32>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
 }
@@ -134,8 +136,10 @@ pub struct PortRecord {
     pub segment: u16,
     /// The longest frame it takes, Ethernet header included.
     pub max_frame: u32,
-    /// Whether its interface is up.
+    /// Whether its interface is up, and it is not blocked.
     pub up: bool,
+    /// Whether nothing goes in or out.
+    pub blocked: bool,
     /// Whether it is an interface made for the host.
     pub host: bool,
     /// Whether it is a veth whose other end is in another network namespace.

@@ -258,7 +258,7 @@ prop_compose! {
             let host = host && trunk == 0;
             let (ifindex, vlan) = if trunk == 0 { (10 + id, 0) } else { (20 + u32::from(trunk), id as u16) };
             let peer = !host && up;
-            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, host, peer, express: up, storm_limit: 0 });
+            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, blocked: false, host, peer, express: up, storm_limit: 0 });
             let hook = if host { Hook::HostPort } else { Hook::Port };
             plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{ifindex}"), xdp: None, optional: false });
             if up {

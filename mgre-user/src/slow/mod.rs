@@ -117,6 +117,14 @@ impl Drop for Task {
     }
 }
 
+/// Sends one frame out of an interface.
+///
+/// # Errors
+/// There is no such interface, it is down, or it takes no more.
+pub(crate) fn send_frame(ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    socket::frames(ifindex)?.send(frame).map(drop)
+}
+
 /// The slow path of one instance, as the engine has it.
 pub struct Slow {
     known: watch::Sender<Known>,

@@ -15,6 +15,7 @@ const KEY: u32 = 37;
 pub fn cases() -> Vec<Case> {
     let mut cases = storms();
     cases.extend(held());
+    cases.extend(loops());
     cases.extend(link_local());
     cases
 }
@@ -81,6 +82,26 @@ fn held() -> Vec<Case> {
     cases.push(case.stopped(17, station(6), here, peer));
     let (case, bytes) = at_port("a frame to an address held behind a peer", 28, station(6), station(1));
     cases.push(case.into_tunnel(37, peer_v4(37), Some(KEY), &bytes));
+    cases
+}
+
+fn loops() -> Vec<Case> {
+    // Port 30 is blocked. Who sent a probe is no station.
+    let probe = MacAddr([0x03, b'm', b'g', b'r', 0x12, 0x34]);
+    let (port, peer) = (Target::port(28), Target::adjacency(37));
+    let mut cases = Vec::new();
+    let (case, _) = at_port("a loop probe at a port", 28, probe, station(120));
+    cases.push(case.probed(17, station(120), port, 0x1234));
+    let (case, _) = from_peer("a loop probe from a peer", 37, probe, station(121));
+    cases.push(case.probed(17, station(121), peer, 0x1234));
+    for (name, to) in
+        [("a frame at a blocked port", station(1)), ("a broadcast at a blocked port", MacAddr::BROADCAST)]
+    {
+        let (case, _) = at_port(name, 30, to, station(122));
+        cases.push(case.refused(Target::port(30), DropReason::Loop));
+    }
+    let (case, _) = at_port("a frame to a station at a blocked port", 28, station(7), station(1));
+    cases.push(case.refused(port, DropReason::RedirectFailed));
     cases
 }
 

@@ -325,8 +325,15 @@ impl Case {
 
     /// It would have been flooded, but its source is held elsewhere: that is reported.
     fn stopped(self, segment: u16, mac: MacAddr, source: Target, known: Target) -> Self {
-        let mut case = self.refused(source, DropReason::Loop).reported(segment, mac, source, known);
-        case.expected.reports.iter_mut().for_each(|event| event.flags = learn_flag::STOPPED);
+        self.refused(source, DropReason::Loop).reported(segment, mac, source, known)
+    }
+
+    /// It is a loop probe: the daemon hears of it, and nobody else.
+    fn probed(self, segment: u16, mac: MacAddr, source: Target, about: u32) -> Self {
+        let mut case = self.refused(source, DropReason::Loop).reported(segment, mac, source, Target::NONE);
+        for event in &mut case.expected.reports {
+            (event.flags, event.known) = (learn_flag::PROBE, about);
+        }
         case
     }
 

@@ -50,6 +50,7 @@ impl World {
                 port(27, 16),
                 port(28, 17),
                 port(29, 17),
+                PortSpec { flags: port_flag::VALID | port_flag::BLOCKED, ..port(30, 17) },
             ],
             peers: vec![
                 peer(0, 1, PEER_A, Some(7)),
@@ -150,6 +151,7 @@ impl World {
                     entry(16, 4, Target::port(27)),
                     entry(17, 1, Target::port(28)),
                     entry(17, 2, Target::port(29)),
+                    entry(17, 7, Target::port(30)),
                     Entry { held: true, ..entry(17, 5, Target::port(28)) },
                     Entry { held: true, ..entry(17, 6, Target::adjacency(37)) },
                 ],
