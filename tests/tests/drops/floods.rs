@@ -74,9 +74,11 @@ pub(crate) const CASES: &[Case] = &[
         not_flooded(spokes, || {
             let frame = marked(BROADCAST, LOOPING, "round and round");
             let packet = outer(spokes).frame(&frame)?;
-            let mut sent = 0;
+            // It was at the port before it was anywhere else.
+            let mut sent = send_from_host(spokes, &frame)?;
+            here(spokes).wait_fdb_port(LOOPING, "lan0")?;
             wait::until("the address is held", wait::SOON, || {
-                // As often as reports of one address are taken, and from the port last: it belongs there.
+                // As often as reports of one address are taken.
                 spokes.send_to(case::HERE, &[&packet])?;
                 mgre_tests::capture::send(&here(spokes).host, "eth0", &[&frame])?;
                 sent += 2;
