@@ -1,8 +1,8 @@
 //! Counter rows, read by the daemon through shared memory.
 //!
 //! A *row* belongs to nobody (row 0), to a port, or to an adjacency; see
-//! [`row_of`]. Traffic rows exist once per row and CPU, so a counter has one
-//! writer at a time. Drop rows are shared by a few CPUs each and written
+//! [`row_of`]. Traffic rows exist once per row and CPU, and once for the daemon, so a
+//! counter has one writer at a time. Drop rows are shared by a few CPUs each and written
 //! atomically: a frame that is dropped has done all its expensive work, and a
 //! row of reasons for each of many CPUs would cost more memory than it is worth.
 
@@ -41,10 +41,12 @@ pub struct Traffic {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SegmentTraffic {
-    /// Frames flooded.
+    /// Frames flooded: those that there was somebody to send to.
     pub flood_frames: u64,
     /// Copies made of them.
     pub flood_copies: u64,
+    /// Copies that could not be made; each is counted as a drop as well.
+    pub flood_lost: u64,
     /// ARP requests answered.
     pub arp_replies: u64,
     /// Neighbour solicitations answered.
@@ -73,8 +75,14 @@ impl Drops {
 }
 
 const _: () = assert!(size_of::<Traffic>() == 64);
-const _: () = assert!(size_of::<SegmentTraffic>() == 32);
+const _: () = assert!(size_of::<SegmentTraffic>() == 40);
 const _: () = assert!(size_of::<Drops>() == 512);
+
+/// How many traffic rows each row has on a machine with so many possible CPUs: one for each of them, and
+/// one behind those that only the daemon writes.
+pub const fn traffic_rows(cpus: u32) -> u32 {
+    cpus + 1
+}
 
 /// The most drop shards there are.
 pub const MAX_DROP_SHARDS: u32 = 8;

@@ -452,8 +452,8 @@ pub struct Config {
     pub fdb_multipliers: [u64; 2],
     /// [`crate::fdb::FdbHash::shift`].
     pub fdb_shift: u32,
-    /// Possible CPUs, which is how many traffic rows there are for each row.
-    pub cpus: u32,
+    /// [`crate::counters::traffic_rows`].
+    pub traffic_rows: u32,
     /// [`crate::counters::drop_shards`] less one.
     pub drop_shard_mask: u32,
     /// More flags for `bpf_skb_adjust_room` when it strips, where the kernel knows them.

@@ -26,6 +26,7 @@ pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex:
             && let Interface::Port(port) = interface
             && let Err(reason) = frame.untag()
         {
+            tables.count_received(port.target(), frame.len(), now);
             tables.count_drop(port.target(), Direction::Receive, reason);
             return frame.drop();
         }

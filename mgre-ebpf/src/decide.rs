@@ -222,7 +222,7 @@ pub fn vlan<T: Tables>(tables: &T, ifindex: u32, vlan: u16) -> Interface {
 #[inline(always)]
 fn recorded<T: Tables>(tables: &T, id: u32) -> Interface {
     let Some(port) = tables.port(id) else {
-        return Interface::Other(Verdict::refuse(Target::port(id), DropReason::Internal));
+        return Interface::Other(Verdict::refuse(Target::NONE, DropReason::Internal));
     };
     let flags = port.flags.load(Ordering::Relaxed);
     if flags & port_flag::VALID == 0 {
@@ -243,13 +243,12 @@ pub fn from_port<S: Admission<F>, F: Frame, T: Tables>(
     now: Now,
 ) -> Verdict {
     let source = port.target();
+    if !S::EARLY {
+        tables.count_received(source, frame.len(), now);
+    }
     let Some(ethernet) = Ethernet::read(frame) else {
         return Verdict::refuse(source, DropReason::Malformed);
     };
-    let bytes = frame.len();
-    if !S::EARLY {
-        tables.count_received(source, bytes, now);
-    }
     let arrival = Arrival { source, segment: port.segment, out_of: None, now };
     arrival.decide::<S, F, T>(frame, tables, &ethernet)
 }
@@ -269,7 +268,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
     let (segment, flags) = match owner {
         Owner { segment: 0, adjacency, .. } => {
             let Some(adjacency) = tables.adjacency(adjacency) else {
-                return Verdict::refuse(source, DropReason::Internal);
+                return Verdict::refuse(Target::NONE, DropReason::Internal);
             };
             let flags = adjacency.flags.load(Ordering::Relaxed);
             if flags & adjacency_flag::VALID == 0 {
@@ -279,12 +278,12 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         }
         Owner { segment, flags, .. } => (u32::from(segment), u32::from(flags)),
     };
-    let Some(ethernet) = Ethernet::read_behind(frame, strip.outer_len) else {
-        return Verdict::refuse(source, DropReason::Malformed);
-    };
     if !S::EARLY {
         tables.count_received(source, strip.inner_len, now);
     }
+    let Some(ethernet) = Ethernet::read_behind(frame, strip.outer_len) else {
+        return Verdict::refuse(source, DropReason::Malformed);
+    };
     let mut out_of = OutOf::new(strip);
     // Most packets have nothing that needs a closer look.
     if u32::from(claims.bits) | flags | u32::from(strip.tos & ECN) != 0 {

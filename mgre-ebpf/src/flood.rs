@@ -50,7 +50,9 @@ struct Flood<'a, F, T> {
     /// Where that is: the interface, and [`Egress::how`].
     ifindex: u32,
     how: u32,
+    /// Copies made, and copies that could not be.
     copies: u32,
+    lost: u32,
     /// The outer headers that it came with.
     out_of: OutOf,
     /// Length of the outer header that we put on it, if any.
@@ -128,6 +130,7 @@ pub fn flood<F: Replicate, T: Tables>(
         ifindex: 0,
         how: 0,
         copies: 0,
+        lost: 0,
         out_of: relayed.unwrap_or(OutOf::NOTHING),
         outer_len: 0,
         state: if relayed.is_some() { state::RECEIVED } else { 0 },
@@ -153,15 +156,18 @@ impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
         let wrapped = index.wrapping_sub(self.wrapped_from);
         let as_it_is = bare < self.bare;
         let place = if as_it_is { bare } else { self.ports + wrapped };
-        let Some(slot) = self.tables.flood_slot(self.start + place) else { return false };
+        let Some(slot) = self.tables.flood_slot(self.start + place) else {
+            self.state |= state::TRIED;
+            self.lose(Target::NONE, DropReason::Internal);
+            return false;
+        };
         let to = slot.target();
         if to == self.source {
             return true;
         }
         self.state |= state::TRIED;
         if let Err(reason) = self.send(to, as_it_is) {
-            let (target, direction) = blame(self.source, to);
-            self.tables.count_drop(target, direction, reason);
+            self.lose(to, reason);
         }
         self.blur();
         true
@@ -250,6 +256,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         self.outer_len = self.frame.blur(self.outer_len);
         self.state = self.frame.blur(self.state);
         self.copies = self.frame.blur(self.copies);
+        self.lost = self.frame.blur(self.lost);
     }
 
     /// Where the next copy goes through a template.
@@ -318,11 +325,16 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         let Some((to, egress)) = self.take_pending() else { return };
         match self.frame.copy_to(egress) {
             Ok(()) => self.sent(to),
-            Err(reason) => {
-                let (target, direction) = blame(self.source, to);
-                self.tables.count_drop(target, direction, reason);
-            }
+            Err(reason) => self.lose(to, reason),
         }
+    }
+
+    /// Counts a copy that nobody gets.
+    #[inline(always)]
+    fn lose(&mut self, to: Target, reason: DropReason) {
+        let (target, direction) = blame(self.source, to);
+        self.tables.count_drop(target, direction, reason);
+        self.lost += 1;
     }
 
     #[inline(always)]
@@ -336,21 +348,20 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     #[inline(always)]
     fn finish(mut self, segment: u32) -> F::Action {
         let Some((to, egress)) = self.take_pending() else {
-            if !self.has(state::TRIED) {
+            if self.has(state::TRIED) {
+                self.tables.count_flood(segment, self.copies, self.lost);
+            } else {
+                // It was dropped and not flooded: it counts once.
                 self.tables.count_drop(self.source, Direction::Receive, DropReason::NoTarget);
             }
-            self.tables.count_flood(segment, self.copies);
             return self.frame.drop();
         };
         let sent = self.frame.redirect(egress);
         match &sent {
             Ok(_) => self.sent(to),
-            Err(reason) => {
-                let (target, direction) = blame(self.source, to);
-                self.tables.count_drop(target, direction, *reason);
-            }
+            Err(reason) => self.lose(to, *reason),
         }
-        self.tables.count_flood(segment, self.copies);
+        self.tables.count_flood(segment, self.copies, self.lost);
         sent.unwrap_or_else(|_| self.frame.drop())
     }
 }

@@ -74,8 +74,8 @@ pub trait Tables {
     /// Counts a frame that was not forwarded.
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason);
 
-    /// Counts a flooded frame and its copies.
-    fn count_flood(&self, segment: u32, copies: u32);
+    /// Counts a flooded frame, its copies, and those that could not be made.
+    fn count_flood(&self, segment: u32, copies: u32, lost: u32);
 
     /// The port that a VLAN is on an interface that has ports by VLAN.
     fn vlan_port(&self, key: VlanKey) -> Option<u32>;

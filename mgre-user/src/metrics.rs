@@ -7,7 +7,7 @@
 
 use std::fmt::Display;
 
-use mgre_common::counters::Drops;
+use mgre_common::counters::{Drops, SegmentTraffic};
 use mgre_common::reason::{Direction, DropReason};
 
 use crate::slow::counters::{Counters, Happening};
@@ -39,6 +39,15 @@ const PORT_TRAFFIC: [TrafficNumber; 4] = [
     ("receive_bytes", "Bytes of frames taken in from the port.", |sum| sum.receive_bytes),
     ("transmit_packets", "Frames delivered out of the port.", |sum| sum.transmit_packets),
     ("transmit_bytes", "Bytes of frames delivered out of the port.", |sum| sum.transmit_bytes),
+];
+
+/// The same for one of a [`SegmentTraffic`].
+type FloodNumber = (&'static str, &'static str, fn(&SegmentTraffic) -> u64);
+
+const FLOOD: [FloodNumber; 3] = [
+    ("frames", "Frames that were for all of a segment, or for nobody known.", |flood| flood.flood_frames),
+    ("copies", "Copies made of flooded frames.", |flood| flood.flood_copies),
+    ("lost", "Copies that could not be made; each is counted as a drop as well.", |flood| flood.flood_lost),
 ];
 
 /// Traffic of a port or an adjacency, summed over CPUs.
@@ -143,14 +152,10 @@ pub struct SegmentNumbers {
     pub fdb_held: u64,
     /// How often an address was held.
     pub fdb_holds: u64,
-    /// Copies made of flooded frames.
-    pub flood_copies: u64,
+    /// Flooded frames, their copies, and copies that could not be made; questions answered.
+    pub flood: SegmentTraffic,
     /// Addresses of hosts that are known, where ARP and ND are suppressed.
     pub neighbors: u64,
-    /// ARP requests that were answered, not flooded.
-    pub arp_replies: u64,
-    /// Neighbour solicitations that were.
-    pub nd_replies: u64,
     /// How often an address was found to be two hosts'.
     pub neighbor_duplicates: u64,
 }
@@ -283,9 +288,12 @@ fn segments(out: &mut Text, numbers: &Numbers<'_>) {
     for segment in &numbers.segments {
         out.whole("mgre_fdb_holds_total", &labels(segment), segment.fdb_holds);
     }
-    out.family("mgre_flood_copies_total", Kind::Counter, "Copies made of flooded frames.");
-    for segment in &numbers.segments {
-        out.whole("mgre_flood_copies_total", &labels(segment), segment.flood_copies);
+    for (middle, help, value) in FLOOD {
+        let name = format!("mgre_flood_{middle}_total");
+        out.family(&name, Kind::Counter, help);
+        for segment in &numbers.segments {
+            out.whole(&name, &labels(segment), value(&segment.flood));
+        }
     }
     neighbors(out, &numbers.segments);
 }
@@ -303,7 +311,7 @@ fn neighbors(out: &mut Text, segments: &[SegmentNumbers]) {
     let name = "mgre_neighbor_replies_total";
     out.family(name, Kind::Counter, "Questions for hosts' addresses that were answered, not flooded.");
     for segment in segments {
-        for (protocol, count) in [("arp", segment.arp_replies), ("nd", segment.nd_replies)] {
+        for (protocol, count) in [("arp", segment.flood.arp_replies), ("nd", segment.flood.nd_replies)] {
             let labels = Labels::new(&[("segment", &segment.segment), ("protocol", protocol)]);
             out.whole(name, &labels, count);
         }

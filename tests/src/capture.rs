@@ -233,6 +233,43 @@ impl Sender {
         }
         Ok(())
     }
+
+    /// Sends frames as they are, many with each system call. Those that a full queue has no room for are sent again.
+    ///
+    /// # Errors
+    /// The kernel does not take them.
+    pub fn send_all<B: AsRef<[u8]>>(&self, frames: &[B]) -> Result<()> {
+        let mut parts: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| frame.as_ref())
+            .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = parts
+            .iter_mut()
+            .map(|part| {
+                // SAFETY: all-zero is a valid value of this plain structure.
+                let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+                (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (part, 1);
+                message
+            })
+            .collect();
+        let mut rest = &mut messages[..];
+        while !rest.is_empty() {
+            // SAFETY: each message points to one part of `parts`, and that to a frame; all live until the end of this
+            // function, and nothing is written to frames that are sent.
+            let sent = unsafe {
+                libc::sendmmsg(self.0.as_raw_fd(), rest.as_mut_ptr(), u32::try_from(rest.len())?, 0)
+            };
+            match usize::try_from(sent) {
+                Ok(sent) => rest = &mut rest[sent..],
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.raw_os_error() == Some(libc::ENOBUFS) => thread::yield_now(),
+                    error => return Err(error).context("cannot send frames"),
+                },
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A packet socket for all protocols on an interface of this thread's namespace.

@@ -7,22 +7,28 @@
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`gre`]: GRE packets, captured and made by hand; [`icmp`]: messages about packets that are too big;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
+//! - [`hostile`]: a peer that means no good;
 //! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface;
 //! - [`lone`]: one daemon, and nobody to talk to; [`disk`]: file systems that are full;
 //! - [`process`]: what a process uses, and how to stop it for a while; [`http`]: requests by hand;
-//! - [`metrics`]: the Prometheus text;
+//! - [`metrics`]: the Prometheus text; [`drops`]: what was dropped, by each way of reading it;
+//! - [`conservation`]: whether nothing vanished;
+//! - [`tables`]: those of a datapath that runs;
 //! - [`wait`]: waiting for something, but not for ever.
 //!
 //! Packets are made and read here and by `etherparse`, never by mgre's own code: a mistake there must not hide itself.
 
 pub mod bench;
 pub mod capture;
+pub mod conservation;
 pub mod daemon;
 pub mod disk;
+pub mod drops;
 pub mod gre;
+pub mod hostile;
 pub mod http;
 pub mod icmp;
 pub mod lone;
@@ -33,6 +39,7 @@ pub mod packet;
 pub mod process;
 pub mod skip;
 pub mod spoke;
+pub mod tables;
 pub mod tcx;
 pub mod topology;
 pub mod traffic;

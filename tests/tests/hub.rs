@@ -5,6 +5,7 @@ use std::{net::IpAddr, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::{self, Capture},
+    conservation::Books,
     packet::{BROADCAST, UNKNOWN, mac_text, marked},
     skip::skipped,
     topology::{Family, Layout, SEGMENT, Spokes, Underlay},
@@ -44,6 +45,7 @@ fn spokes_reach_each_other_through_the_hub_alone() -> Result<()> {
 }
 
 fn through_the_hub(spokes: &Spokes) -> Result<()> {
+    let books = Books::open(spokes)?;
     let (hub, two, three) = (spokes.spoke(1), spokes.spoke(2), spokes.spoke(3));
     assert!(traffic::reaches(&two.host, &hub.host_ip())? && traffic::reaches(&three.host, &hub.host_ip())?);
     assert!(traffic::cut_off(&two.host, &three.host_ip())?, "split horizon");
@@ -72,7 +74,8 @@ fn through_the_hub(spokes: &Spokes) -> Result<()> {
     let before = hub.drops("no_target")?;
     assert!(traffic::cut_off(&two.host, &three.host_ip())?, "a hub no more");
     assert!(hub.drops("no_target")? > before);
-    Ok(())
+    // Superframes from IPv6 to IPv4 are cut on the way.
+    if spokes.layout.family == Family::Mixed { Ok(()) } else { books.check(spokes) }
 }
 
 #[test]

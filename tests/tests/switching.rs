@@ -5,6 +5,7 @@ use std::{thread::sleep, time::Duration};
 use anyhow::Result;
 use mgre_tests::{
     capture::{self, Capture, Frame},
+    conservation,
     metrics::Metrics,
     netns::Netns,
     packet::{self, BROADCAST, Gre, MULTICAST, Mac, UNKNOWN, mac_text, marked},
@@ -43,7 +44,7 @@ fn every_host_reaches_every_other() -> Result<()> {
             assert!(traffic::reaches(&from.host, &to.host_ipv6())?, "{} to {}, IPv6", from.number, to.number);
         }
     }
-    Ok(())
+    conservation::check(&spokes)
 }
 
 #[test]
@@ -74,7 +75,7 @@ fn known_unicast_goes_to_its_spoke_alone() -> Result<()> {
         let stray = Gre::parse(&packet.bytes).filter(Gre::is_to_station);
         assert_eq!(stray.and_then(|gre| gre.inner_destination()).map(mac_text), None, "at spoke 3");
     }
-    Ok(())
+    conservation::check(&spokes)
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn flooded_frames_reach_each_peer_exactly_once() -> Result<()> {
     let metrics = Metrics::over_socket(&one.daemon.socket())?;
     let copies = metrics.get("mgre_flood_copies_total", &[("segment", SEGMENT)]);
     assert!(copies >= Some(9.0), "three copies of three frames: {copies:?}");
-    Ok(())
+    conservation::check(&spokes)
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn ports_of_one_spoke_switch_among_themselves() -> Result<()> {
         assert_eq!(arrived(capture, &to_third), usize::from(*whom == "the third"), "{whom}");
     }
     assert_eq!(arrived(&at_other, &to_all), 0, "it came back");
-    Ok(())
+    conservation::check(&spokes)
 }
 
 #[test]

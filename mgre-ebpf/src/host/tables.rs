@@ -286,11 +286,12 @@ impl Tables for MemoryTables {
         *self.drops.borrow_mut().entry((target, direction, reason)).or_default() += 1;
     }
 
-    fn count_flood(&self, segment: u32, copies: u32) {
+    fn count_flood(&self, segment: u32, copies: u32, lost: u32) {
         let mut rows = self.floods.borrow_mut();
         let row = rows.entry(segment).or_default();
         row.flood_frames += 1;
         row.flood_copies += u64::from(copies);
+        row.flood_lost += u64::from(lost);
     }
 
     fn vlan_port(&self, key: VlanKey) -> Option<u32> {

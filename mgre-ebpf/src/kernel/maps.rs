@@ -87,7 +87,7 @@ static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS,
 static CONFIG: Config = Config {
     fdb_multipliers: [1, 1],
     fdb_shift: 63,
-    cpus: 1,
+    traffic_rows: 1,
     drop_shard_mask: 0,
     strip_flags: 0,
     endpoint_shift: 63,
@@ -141,7 +141,7 @@ pub(crate) fn renew_lease() {
 /// The row of a target for this CPU.
 #[inline(always)]
 fn traffic(target: Target) -> Option<*mut Traffic> {
-    TRAFFIC.get_ptr_mut(row_of(target) * config_field!(cpus) + cpu())
+    TRAFFIC.get_ptr_mut(row_of(target) * config_field!(traffic_rows) + cpu())
 }
 
 impl Tables for Maps {
@@ -239,7 +239,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn count_drop(&self, target: Target, direction: Direction, reason: DropReason) {
         let mask = config_field!(drop_shard_mask);
-        let Some(row) = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + (cpu() & mask)) else { return };
+        let shard = cpu() & mask;
+        // A target without a row is one that a table is wrong about. Its frame is nobody's then, and counted.
+        let row = DROPS.get_ptr_mut(row_of(target) * (mask + 1) + shard);
+        let Some(row) = row.or_else(|| DROPS.get_ptr_mut(shard)) else { return };
         let index = opaque(direction as usize * REASON_SLOTS + reason.index());
         if index >= 2 * REASON_SLOTS {
             return;
@@ -249,12 +252,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_flood(&self, segment: u32, copies: u32) {
-        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(cpus) + cpu()) {
+    fn count_flood(&self, segment: u32, copies: u32, lost: u32) {
+        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(traffic_rows) + cpu()) {
             // SAFETY: the row is this CPU's.
             let row = unsafe { &mut *row };
             row.flood_frames += 1;
             row.flood_copies += u64::from(copies);
+            row.flood_lost += u64::from(lost);
         }
     }
 
@@ -339,11 +343,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
         // The target's count of packets on this CPU and the CPU: of all its packets, no
-        // two of 65,536 / CPUs in a row on one CPU are alike.
+        // two of 65,536 / (CPUs + 1) in a row on one CPU are alike.
         let Some(row) = traffic(target) else { return 0 };
         // SAFETY: the row is this CPU's.
         let packets = unsafe { (*row).transmit_packets };
-        (packets as u32 * config_field!(cpus) + cpu()) as u16
+        (packets as u32 * config_field!(traffic_rows) + cpu()) as u16
     }
 
     #[inline(always)]
@@ -369,7 +373,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_answered(&self, segment: u32, protocol: Protocol) {
-        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(cpus) + cpu()) {
+        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(traffic_rows) + cpu()) {
             // SAFETY: the row is this CPU's.
             let row = unsafe { &mut *row };
             match protocol {

@@ -59,7 +59,8 @@ fn encapsulation_fails_while_flooding() {
     assert_eq!(sent, [(11, bytes)]);
     let lost = |id| ((Target::adjacency(id), Direction::Transmit, DropReason::Headroom), 1);
     assert_eq!(drops(&tables), [lost(0), lost(1)]);
-    assert_eq!(tables.floods.borrow()[&1].flood_copies, 1);
+    let floods = tables.floods.borrow();
+    assert_eq!((floods[&1].flood_copies, floods[&1].flood_lost), (1, 2));
 }
 
 /// A copy that an interface does not take is lost for that one only.
@@ -84,7 +85,8 @@ fn copies_fail() {
     let (sent, dropped, tables) = flood(vec![UNDERLAY]);
     assert_eq!(sent, [bytes.clone(), b]);
     assert_eq!(dropped, [((Target::adjacency(0), Direction::Transmit, DropReason::RedirectFailed), 1)]);
-    assert_eq!(tables.floods.borrow()[&1].flood_copies, 2);
+    let floods = tables.floods.borrow();
+    assert_eq!((floods[&1].flood_copies, floods[&1].flood_lost), (2, 1));
 }
 
 /// Tables that point nowhere.

@@ -152,10 +152,8 @@ impl Engine {
                 fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
                 fdb_held: held.get(&segment.id).copied().unwrap_or(0),
                 fdb_holds: self.holds.get(&segment.id).copied().unwrap_or(0),
-                flood_copies: traffic.flood_copies,
+                flood: traffic,
                 neighbors: self.neighbors.count_in(segment.id).into(),
-                arp_replies: traffic.arp_replies,
-                nd_replies: traffic.nd_replies,
                 neighbor_duplicates: self.duplicates.get(&segment.id).copied().unwrap_or(0),
             }
         };

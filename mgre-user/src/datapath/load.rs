@@ -8,7 +8,7 @@ use aya::maps::xdp::DevMapHash;
 use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic_rows};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
@@ -120,7 +120,7 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
     let mut config = Config {
         fdb_multipliers: random_multipliers()?,
         fdb_shift: hash_shift(buckets_for(capacity.fdb_entries)),
-        cpus,
+        traffic_rows: traffic_rows(cpus),
         drop_shard_mask: drop_shards(cpus) - 1,
         strip_flags: 0,
         endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(capacity.adjacencies)).shift,
@@ -158,9 +158,9 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
         .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
         .map_max_entries(map_name::STORMS, rows)
-        .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
+        .map_max_entries(map_name::TRAFFIC, rows * config.traffic_rows)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
-        .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
+        .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.traffic_rows)
         .load(object)
         .context("the kernel refuses mgre's maps")
 }
@@ -171,7 +171,7 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
     let config = Config {
         fdb_multipliers: [1, 1],
         fdb_shift: hash_shift(buckets_for(1)),
-        cpus: possible_cpus()?,
+        traffic_rows: 1,
         drop_shard_mask: 0,
         strip_flags: 0,
         endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(1)).shift,

@@ -26,7 +26,7 @@ use mgre_common::table::{
 use mgre_common::target::{Target, TargetKind};
 
 use self::attach::Attachments;
-use self::counters::Counters;
+use self::counters::{Counters, TakenOver};
 use self::endpoints::Endpoints;
 use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
@@ -44,6 +44,8 @@ pub struct Datapath {
     endpoints: Endpoints,
     attachments: Attachments,
     counters: Counters,
+    /// The tables of an earlier daemon whose programs may still run, and what was taken over from them.
+    predecessor: Option<(Predecessor, TakenOver)>,
     /// Adjacencies whose idle template may still be in use by a running program.
     switched: HashMap<u32, ()>,
     /// The forwarding database.
@@ -67,7 +69,7 @@ impl Datapath {
             tables.endpoints.take().context("the endpoints are taken")?,
             tables.endpoint_slots.take().context("the endpoint index is taken")?,
         );
-        let counters = Counters::new(&tables, config.cpus, config.drop_shard_mask + 1);
+        let counters = Counters::new(&tables, &config);
         Ok(Self {
             programs,
             tables,
@@ -75,6 +77,7 @@ impl Datapath {
             endpoints,
             attachments: Attachments::new(pins)?,
             counters,
+            predecessor: None,
             switched: HashMap::new(),
             fdb,
             neighbors,
@@ -350,12 +353,13 @@ impl Datapath {
             self.fdb.set(entry.key, entry.target, entry.seen)?;
         }
         let counters = self.counters();
+        let mut taken = TakenOver::default();
         let ports = plan.ports.keys().map(|id| Target::port(*id));
         let adjacencies = plan.adjacencies.keys().map(|id| Target::adjacency(*id));
         for target in ports.chain(adjacencies).chain([Target::NONE]) {
-            counters.inherit(&from, target);
+            counters.inherit(&from, target, &mut taken);
         }
-        plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment));
+        plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment, &mut taken));
         if let Some(sequences) = handover::sequences(pins)? {
             for id in plan.adjacencies.keys() {
                 if let (Some(from), Some(to)) = (sequences.get(*id), self.tables.sequences.get(*id)) {
@@ -363,6 +367,7 @@ impl Datapath {
                 }
             }
         }
+        self.predecessor = Some((from, taken));
         Ok(())
     }
 
@@ -376,12 +381,18 @@ impl Datapath {
         self.attachments.xdp_interfaces()
     }
 
-    /// Swaps out what an earlier daemon left attached and is not wanted any more.
+    /// Swaps out what an earlier daemon left attached and is not wanted any more. Everything that is wanted is
+    /// attached; what the earlier programs counted up to their end is taken over now.
     ///
     /// # Errors
     /// A pin cannot be removed.
     pub fn detach_unused(&mut self) -> Result<()> {
-        self.attachments.detach_unused()
+        self.attachments.detach_unused()?;
+        if let Some((from, taken)) = self.predecessor.take() {
+            wait_for_programs();
+            self.counters.catch_up(&from, &taken);
+        }
+        Ok(())
     }
 
     /// Takes every program off and removes the pins.

@@ -106,7 +106,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 27] = [
+    let wanted: [(&str, &[&str]); 29] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -125,7 +125,9 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
         ("mgre_netlink_losses_total", &[]),
+        ("mgre_flood_frames_total", &["segment"]),
         ("mgre_flood_copies_total", &["segment"]),
+        ("mgre_flood_lost_total", &["segment"]),
         ("mgre_neighbor_entries", &["segment"]),
         ("mgre_neighbor_replies_total", &["segment", "protocol"]),
         ("mgre_neighbor_duplicates_total", &["segment"]),

@@ -204,6 +204,7 @@ impl Bench {
             let flooded = SegmentTraffic {
                 flood_frames: after.flood_frames - before.flood_frames,
                 flood_copies: after.flood_copies - before.flood_copies,
+                flood_lost: after.flood_lost - before.flood_lost,
                 arp_replies: after.arp_replies - before.arp_replies,
                 nd_replies: after.nd_replies - before.nd_replies,
             };

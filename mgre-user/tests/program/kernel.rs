@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
-use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, row_of};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash};
@@ -233,8 +233,7 @@ impl Kernel {
     }
 
     fn counters(&self) -> Counters {
-        let cpus = self.loaded.config.cpus;
-        Counters::new(&self.loaded.tables, cpus, drop_shards(cpus))
+        Counters::new(&self.loaded.tables, &self.loaded.config)
     }
 
     /// A target's traffic so far.

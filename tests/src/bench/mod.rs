@@ -6,7 +6,7 @@
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`old`]: another build of mgre;
 //! - [`micro`]: what programs cost by themselves;
-//! - [`control`]: the daemon with many peers;
+//! - [`control`]: the daemon with many peers; [`hostile`]: one of them means no good;
 //! - [`machine`]: what they were measured on; [`cpu`]: how long its CPUs were busy;
 //! - [`programs`]: the size of mgre's programs;
 //! - [`bpf`], [`assemble`], [`frame`]: the generator and the sink.
@@ -19,6 +19,7 @@ pub mod control;
 pub mod cpu;
 pub mod field;
 pub mod frame;
+pub mod hostile;
 pub mod kind;
 pub mod latency;
 pub mod machine;

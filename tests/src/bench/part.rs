@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use super::{
     control,
     field::Field,
+    hostile,
     micro::{flood, program, scaling},
     old,
     race::Race,
@@ -37,6 +38,8 @@ pub enum Part {
     Flood,
     /// The daemon with many peers: changes, scrapes, learning, memory
     Control,
+    /// A peer that sends each frame from another address, while others work
+    Hostile,
     /// 64-byte frames, by this build and by the one that --old names
     Old,
 }
@@ -59,6 +62,7 @@ impl Part {
             Self::Scaling => scaling::run(object()?, plan),
             Self::Flood => flood::run(object()?, plan),
             Self::Control => control::run(plan),
+            Self::Hostile => hostile::run(plan),
             Self::Old => old::run(field, plan),
         }
     }

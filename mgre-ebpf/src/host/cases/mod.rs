@@ -29,7 +29,7 @@ pub mod wire;
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use mgre_common::counters::SegmentTraffic;
+use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::event::{LearnEvent, PROBE, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::FdbKey;
 use mgre_common::neighbor::{NeighborEvent, Protocol};
@@ -346,7 +346,32 @@ impl Case {
         World::standard().install(&mut tables);
         let mut frame = self.frame();
         let action = self.at_last_hook(&mut frame, &tables);
+        self.check_balance(&frame, &tables);
         observed(action, &frame, &tables)
+    }
+
+    /// Whether nothing vanished and nothing counts twice: `docs/counters.md`.
+    fn check_balance(&self, frame: &HostFrame, tables: &MemoryTables) {
+        let traffic = tables.traffic.borrow();
+        let sum = |what: fn(&Traffic) -> u64| traffic.values().map(what).sum::<u64>();
+        let (received, counted) = (sum(|row| row.receive_packets), sum(|row| row.transmit_packets));
+        let drops = tables.drops.borrow();
+        let dropped: u64 =
+            drops.iter().filter(|((target, ..), _)| !target.is_none()).map(|(_, times)| times).sum();
+        let floods = tables.floods.borrow();
+        let flood = floods.values().copied().next().unwrap_or_default();
+        // What comes back from the slow interface with a mark was received before.
+        let returned = u64::from(matches!(self.entrance, Entrance::Slow(mark) if mark != 0));
+        let sent = frame.sent.len() as u64;
+        assert_eq!(
+            received + returned + flood.flood_copies + flood.flood_lost,
+            sent + flood.flood_frames + dropped,
+            "{}: {traffic:?} {drops:?} {flood:?}",
+            self.name
+        );
+        // What is not counted as sent is when it comes back.
+        let handed = frame.sent.iter().filter(|(egress, _)| egress.ifindex == SLOW).count() as u64;
+        assert!(counted <= sent && sent <= counted + handed, "{}: {traffic:?}", self.name);
     }
 
     /// Runs it on the host through an early hook, and through the last one if that leaves

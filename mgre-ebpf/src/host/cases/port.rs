@@ -112,8 +112,7 @@ fn flooded() -> Vec<Case> {
             .flooded(4),
     ]);
     cases.push(
-        from_port("nobody else in the segment", 10, &small)
-            .flooded(7)
+        from_port("nobody else in the segment: dropped, not flooded", 10, &small)
             .refused(Target::port(10), DropReason::NoTarget),
     );
     cases.push(from_port("flooded into the host", 11, &small).out_of_port(12, &small).flooded(8));
@@ -219,11 +218,12 @@ fn odd_ports() -> Vec<Case> {
         Case::port("an interface that is no port", 77, bytes.clone()),
         Case::port("a port not in use", 23, bytes.clone()),
         Case::port("a port without a record", 30, bytes.clone())
-            .refused(Target::port(ABSENT), DropReason::Internal)
-            .host_only("counter rows end where adjacencies do"),
+            .refused(Target::NONE, DropReason::Internal)
+            .host_only("tests in the kernel have no such interface"),
     ];
     for len in [0, 1, 13] {
         let case = Case::port(format!("a frame of {len} bytes"), 10, bytes[..len].to_vec())
+            .received(Target::port(0), len)
             .refused(Target::port(0), DropReason::Malformed);
         cases.push(case.host_only("a test run needs an Ethernet header"));
     }

@@ -308,9 +308,9 @@ impl Programs {
 
     /// Frames flooded and copies made so far.
     pub fn flooded(&self) -> (u64, u64) {
-        let cpus = self.loaded.config.cpus;
-        let rows = (0..cpus)
-            .filter_map(|cpu| self.loaded.tables.segment_traffic.read(u32::from(SEGMENT) * cpus + cpu));
+        let rows = self.loaded.config.traffic_rows;
+        let rows = (0..rows)
+            .filter_map(|row| self.loaded.tables.segment_traffic.read(u32::from(SEGMENT) * rows + row));
         rows.fold((0, 0), |(frames, copies), row| (frames + row.flood_frames, copies + row.flood_copies))
     }
 }
