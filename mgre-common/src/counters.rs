@@ -37,7 +37,7 @@ pub struct Traffic {
     pub last_receive_seconds: u64,
 }
 
-/// Flooding in one segment on one CPU.
+/// Flooding in one segment on one CPU, and what was answered instead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SegmentTraffic {
@@ -47,6 +47,10 @@ pub struct SegmentTraffic {
     pub flood_copies: u64,
     /// Copies that could not be made; each is counted as a drop as well.
     pub flood_lost: u64,
+    /// ARP requests answered.
+    pub arp_replies: u64,
+    /// Neighbour solicitations answered.
+    pub nd_replies: u64,
 }
 
 /// Drops of one port or adjacency, one counter per direction and reason.
@@ -71,7 +75,7 @@ impl Drops {
 }
 
 const _: () = assert!(size_of::<Traffic>() == 64);
-const _: () = assert!(size_of::<SegmentTraffic>() == 24);
+const _: () = assert!(size_of::<SegmentTraffic>() == 40);
 const _: () = assert!(size_of::<Drops>() == 512);
 
 /// How many traffic rows each row has on a machine with so many possible CPUs: one for each of them, and

@@ -12,21 +12,21 @@ pub struct LearnEvent {
     pub key: FdbKey,
     /// Where the frame came from ([`crate::target::Target`] bits).
     pub source: u32,
-    /// What the FDB said when the frame came (bits; zero: nothing).
+    /// What the FDB said when the frame came (bits; zero: nothing), or [`PROBE`].
     pub known: u32,
-    /// [`learn_flag`] bits.
-    pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<LearnEvent>() == 24);
+const _: () = assert!(size_of::<LearnEvent>() == 16);
 
-/// Bits of [`LearnEvent::flags`].
-pub mod learn_flag {
-    /// The frame is a loop probe, and was dropped: the address is who sent it,
-    /// [`super::LearnEvent::known`] what it is about.
-    pub const PROBE: u32 = 1 << 0;
+/// In [`LearnEvent::known`], which then is no [`crate::target::Target`]: the frame was a loop probe, and was
+/// dropped. The address is who sent it, and the lower half of this says which segment it is about.
+pub const PROBE: u32 = 3 << 30;
+
+impl LearnEvent {
+    /// Which segment it is about, if it is a loop probe.
+    pub const fn probe(&self) -> Option<u16> {
+        if self.known & PROBE == PROBE { Some(self.known as u16) } else { None }
+    }
 }
 
 /// Frames from an address that is held are flooded at most once in this time, on one CPU.

@@ -9,6 +9,7 @@
 //! - [`target`]: where a frame can go: a port or an adjacency;
 //! - [`fdb`]: the forwarding database's buckets and their memory protocol;
 //! - [`endpoint`]: whose packet it is;
+//! - [`neighbor`]: which address has which MAC address;
 //! - [`table`]: adjacencies, ports, segments, flood lists;
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
@@ -28,6 +29,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod event;
 pub mod fdb;
+pub mod neighbor;
 pub mod reason;
 #[cfg(not(loom))]
 pub mod storm;
@@ -74,7 +76,7 @@ pub mod map_name {
     pub const DROPS: &str = "mgre_drops";
     /// Array: [`crate::counters::SegmentTraffic`] rows.
     pub const SEGMENT_TRAFFIC: &str = "mgre_seg_stats";
-    /// Ring buffer of [`crate::event::LearnEvent`].
+    /// Ring buffer of [`crate::event::LearnEvent`] and [`crate::neighbor::NeighborEvent`].
     pub const EVENTS: &str = "mgre_events";
     /// Per-CPU array: which events were reported lately.
     pub const RECENT: &str = "mgre_recent";
@@ -82,6 +84,8 @@ pub mod map_name {
     pub const VLAN_PORTS: &str = "mgre_port_vlan";
     /// Array: adjacency id to [`crate::table::Sequence`].
     pub const SEQUENCES: &str = "mgre_sequence";
+    /// Hash: [`crate::neighbor::NeighborKey`] to [`crate::neighbor::NeighborRecord`].
+    pub const NEIGHBORS: &str = "mgre_neighbors";
     /// Array: [`crate::storm::Storm`], one for each row of traffic.
     pub const STORMS: &str = "mgre_storm";
     /// Ring buffer of [`crate::event::TooBig`].

@@ -185,6 +185,8 @@ pub mod segment_flag {
     /// Some adjacency's frames go by the slow interface, or did
     /// ([`super::template_option::NEEDS_FINISHING`]).
     pub const FINISHES: u32 = 1 << 4;
+    /// Questions for addresses that are known are answered, not flooded.
+    pub const SUPPRESS: u32 = 1 << 5;
 }
 
 /// A broadcast domain.

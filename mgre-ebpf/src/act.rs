@@ -11,7 +11,7 @@ use crate::decide::{self, Interface, Last, OutOf, Verdict};
 use crate::frame::{Egress, Frame, Replicate, Resize, Side};
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
-use crate::{flood, mss, tunnel};
+use crate::{flood, mss, neighbor, tunnel};
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
@@ -40,6 +40,12 @@ pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex:
             Verdict::Drop { target, direction: Direction::Receive, reason: DropReason::Loop }
         }
     };
+    if let Verdict::Flood { source, segment, .. } = verdict
+        && let TargetKind::Port(id) = source.kind()
+        && let Some(action) = neighbor::answer(frame, tables, source, id, segment, now)
+    {
+        return action;
+    }
     act(frame, tables, verdict, now)
 }
 

@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::Owner;
-use mgre_common::event::{LearnEvent, learn_flag};
+use mgre_common::event::{LearnEvent, PROBE};
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Indexed, PORT_BY_VLAN, VlanKey, adjacency_flag, port_flag, segment_flag};
@@ -18,6 +18,7 @@ use mgre_common::wire::GRE_FIELD_LEN;
 use crate::frame::{Ethernet, Frame, Strip, Whole};
 use crate::inner::{ECN, Inner, Version, combine_ecn};
 use crate::mss::Opening;
+use crate::neighbor::{self, Scene};
 use crate::outer::{self, Claims, Outer, Packet, claim};
 use crate::tables::{Now, Tables};
 use crate::verify;
@@ -122,6 +123,9 @@ pub trait Admission<F: Frame>: Stage {
     /// # Errors
     /// One is wrong.
     fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason>;
+
+    /// Takes note of what ARP or ND say.
+    fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene);
 }
 
 impl<F: Frame> Admission<F> for Early {
@@ -130,12 +134,21 @@ impl<F: Frame> Admission<F> for Early {
     fn verify(_: &F, _: Strip, _: Claims) -> Result<(), DropReason> {
         Ok(())
     }
+
+    /// It leaves them to the last hook.
+    #[inline(always)]
+    fn listen<T: Tables>(_: &F, _: &T, _: &Scene) {}
 }
 
 impl<F: Whole> Admission<F> for Last {
     #[inline(always)]
     fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason> {
         verify::checksums(frame, strip, claims)
+    }
+
+    #[inline(always)]
+    fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene) {
+        frame.listen(tables, scene);
     }
 }
 
@@ -223,7 +236,12 @@ fn recorded<T: Tables>(tables: &T, id: u32) -> Interface {
 
 /// A frame from a port, as it is in its segment.
 #[inline(always)]
-pub fn from_port<S: Stage, F: Frame, T: Tables>(frame: &F, tables: &T, port: Local, now: Now) -> Verdict {
+pub fn from_port<S: Admission<F>, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    port: Local,
+    now: Now,
+) -> Verdict {
     let source = port.target();
     if !S::EARLY {
         tables.count_received(source, frame.len(), now);
@@ -369,7 +387,12 @@ struct Arrival {
 
 impl Arrival {
     #[inline(always)]
-    fn decide<S: Stage, F: Frame, T: Tables>(&self, frame: &F, tables: &T, ethernet: &Ethernet) -> Verdict {
+    fn decide<S: Admission<F>, F: Frame, T: Tables>(
+        &self,
+        frame: &F,
+        tables: &T,
+        ethernet: &Ethernet,
+    ) -> Verdict {
         let hash = tables.fdb_hash();
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
@@ -381,33 +404,42 @@ impl Arrival {
             Source::New(known) => (NEW, known),
             Source::Elsewhere(known) => (ELSEWHERE, known),
         };
+        let outer_len = self.out_of.map_or(0, |out_of| out_of.strip.outer_len);
+        let concerns = neighbor::concerns(frame, tables, ethernet, outer_len, self.segment);
+        let concerns_neighbors = frame.blur(concerns.into()) != 0;
         if S::EARLY {
-            return self.switch(tables, hash, ethernet);
+            return if concerns_neighbors { Verdict::Defer } else { self.switch(tables, hash, ethernet) };
         }
         let kind = frame.blur(kind);
         let mut event = LearnEvent {
             key: ethernet.source(self.segment),
             source: self.source.to_bits(),
             known: frame.blur(known.to_bits()),
-            flags: 0,
-            reserved: 0,
         };
         let verdict = self.switch(tables, hash, ethernet);
-        if kind == KNOWN {
-            return verdict;
-        }
         let flooded = matches!(verdict, Verdict::Flood { .. });
-        let stopped = if kind == HELD {
-            flooded && !tables.paces(event.key)
-        } else {
-            let probe = if kind == NEW { ethernet.probe() } else { None };
-            if let Some(about) = probe {
-                (event.known, event.flags) = (about, learn_flag::PROBE);
+        let stopped = match kind {
+            KNOWN => false,
+            HELD => flooded && !tables.paces(event.key),
+            _ => {
+                let probe = if kind == NEW { ethernet.probe() } else { None };
+                if let Some(about) = probe {
+                    event.known = PROBE | about;
+                }
+                tables.report(&event, self.source);
+                event.known & PROBE == PROBE || kind == ELSEWHERE && flooded
             }
-            tables.report(&event, self.source);
-            event.flags != 0 || kind == ELSEWHERE && flooded
         };
-        if stopped { Verdict::refuse(self.source, DropReason::Loop) } else { verdict }
+        if stopped {
+            return Verdict::refuse(self.source, DropReason::Loop);
+        }
+        // What is held elsewhere is not believed.
+        if concerns_neighbors && kind != ELSEWHERE {
+            let Self { source, segment, now, .. } = *self;
+            let len = self.out_of.map_or_else(|| frame.len(), |out_of| out_of.strip.inner_len);
+            S::listen(frame, tables, &Scene { source, segment, outer_len, len, seconds: now.seconds });
+        }
+        verdict
     }
 
     #[inline(always)]

@@ -8,6 +8,8 @@ use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, PROBE_GROUPS, VLAN_TAG_LEN};
 
 use crate::inner::Inner;
+use crate::neighbor::{self, Scene};
+use crate::tables::Tables;
 
 /// What [`Frame::read_behind`] is asked for is before this: the longest outer headers (78 bytes:
 /// IPv6, UDP, GRE with every field), Ethernet with two tags, IPv6, and the start of TCP.
@@ -283,11 +285,45 @@ pub trait Frame {
     }
 }
 
+/// Bytes of a frame in pairs, as loaded: as many as a neighbour message has that gives one
+/// link-layer address.
+pub type Excerpt = [u16; 43];
+
 /// A frame all of whose bytes can be looked at, not its first ones only.
 pub trait Whole: Frame {
     /// The folded ones' complement sum (RFC 1071) of so many bytes from an offset on, of no
     /// more than 65,535; nothing if they are not there.
     fn sum(&self, offset: u32, len: u32) -> Option<u16>;
+
+    /// Takes note of what ARP or ND say ([`neighbor::listen`]).
+    #[inline(always)]
+    fn listen<T: Tables>(&self, tables: &T, scene: &Scene)
+    where
+        Self: Sized,
+    {
+        neighbor::listen(self, tables, scene);
+    }
+
+    /// Turns a question into its reply ([`neighbor::turn`]).
+    #[inline(always)]
+    fn answer<T: Tables>(&mut self, tables: &T, scene: &Scene) -> u32
+    where
+        Self: Sized,
+    {
+        neighbor::turn(self, tables, scene)
+    }
+
+    /// Lends memory for an excerpt. `work` sends no frame.
+    fn with_excerpt<R>(work: impl FnOnce(&mut Excerpt) -> R) -> Option<R>;
+
+    /// Copies so many bytes from an offset on, and no fewer; says whether they are there.
+    fn load(&self, offset: u32, len: usize, to: &mut Excerpt) -> bool;
+
+    /// Writes so many bytes over the frame's first ones.
+    ///
+    /// # Errors
+    /// The frame does not reach so far, or the kernel could not.
+    fn overwrite(&mut self, len: usize, from: &Excerpt) -> Result<(), DropReason>;
 
     /// Copies as many bytes from an offset on as there are and have room; says how many.
     fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32;

@@ -12,6 +12,7 @@
 //! - [`stamp`]: what an outer packet has of its own;
 //! - [`outer`]: parses and validates the headers outside;
 //! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
+//! - [`neighbor`]: answers ARP and ND;
 //! - [`verify`]: checksums over a whole packet;
 //! - [`act`]: carries a verdict out;
 //! - `tunnel`: into a tunnel, and what does not fit there;
@@ -31,6 +32,7 @@ pub mod frame;
 pub mod host;
 pub mod inner;
 pub mod mss;
+pub mod neighbor;
 pub mod outer;
 pub mod stamp;
 pub mod tables;

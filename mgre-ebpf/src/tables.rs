@@ -6,6 +6,7 @@ use mgre_common::cell::AtomicU64;
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::{Admission, Storm};
 use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Sequence, VlanKey};
@@ -99,6 +100,14 @@ pub trait Tables {
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);
 
+    /// Who has an address in a segment.
+    fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot>;
+
+    /// Tells the daemon who says that he has an address, unless it was told lately.
+    fn report_neighbor(&self, event: &NeighborEvent, source: Target);
+
+    /// Counts a question that was answered.
+    fn count_answered(&self, segment: u32, protocol: Protocol);
     /// What a source's storm limit is.
     fn storm(&self, source: Target) -> Option<&Storm>;
 

@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod learn;
 pub mod metrics;
 pub mod model;
+pub mod neighbors;
 pub mod netlink;
 pub mod object;
 pub mod plan;

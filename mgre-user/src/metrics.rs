@@ -86,6 +86,8 @@ pub struct Numbers<'a> {
     pub fdb_events: u64,
     /// Learn events that were lost.
     pub fdb_events_lost: u64,
+    /// Times that notifications of the kernel were lost.
+    pub netlink_losses: u64,
     /// What the slow path did.
     pub slow_path: Counters,
 }
@@ -152,6 +154,14 @@ pub struct SegmentNumbers {
     pub fdb_holds: u64,
     /// Flooded frames, their copies, and copies that could not be made.
     pub flood: SegmentTraffic,
+    /// Addresses of hosts that are known, where ARP and ND are suppressed.
+    pub neighbors: u64,
+    /// ARP requests that were answered, not flooded.
+    pub arp_replies: u64,
+    /// Neighbour solicitations that were.
+    pub nd_replies: u64,
+    /// How often an address was found to be two hosts'.
+    pub neighbor_duplicates: u64,
 }
 
 /// How a program is attached to an interface.
@@ -289,6 +299,32 @@ fn segments(out: &mut Text, numbers: &Numbers<'_>) {
             out.whole(&name, &labels(segment), value(&segment.flood));
         }
     }
+    neighbors(out, &numbers.segments);
+}
+
+fn neighbors(out: &mut Text, segments: &[SegmentNumbers]) {
+    let labels = |segment: &SegmentNumbers| Labels::new(&[("segment", &segment.segment)]);
+    out.family(
+        "mgre_neighbor_entries",
+        Kind::Gauge,
+        "Hosts' addresses that are known, where ARP and ND are suppressed.",
+    );
+    for segment in segments {
+        out.whole("mgre_neighbor_entries", &labels(segment), segment.neighbors);
+    }
+    let name = "mgre_neighbor_replies_total";
+    out.family(name, Kind::Counter, "Questions for hosts' addresses that were answered, not flooded.");
+    for segment in segments {
+        for (protocol, count) in [("arp", segment.arp_replies), ("nd", segment.nd_replies)] {
+            let labels = Labels::new(&[("segment", &segment.segment), ("protocol", protocol)]);
+            out.whole(name, &labels, count);
+        }
+    }
+    let name = "mgre_neighbor_duplicates_total";
+    out.family(name, Kind::Counter, "How often two hosts were found to have one address.");
+    for segment in segments {
+        out.whole(name, &labels(segment), segment.neighbor_duplicates);
+    }
 }
 
 fn instance(out: &mut Text, numbers: &Numbers<'_>) {
@@ -300,6 +336,9 @@ fn instance(out: &mut Text, numbers: &Numbers<'_>) {
     let lost = "Learn events that were lost: bursts beyond the limit, or a full ring.";
     out.family("mgre_fdb_events_lost_total", Kind::Counter, lost);
     out.whole("mgre_fdb_events_lost_total", &none, numbers.fdb_events_lost);
+    let losses = "Times that notifications of the kernel were lost, and everything was looked at again.";
+    out.family("mgre_netlink_losses_total", Kind::Counter, losses);
+    out.whole("mgre_netlink_losses_total", &none, numbers.netlink_losses);
     let name = "mgre_slow_path_packets_total";
     out.family(name, Kind::Counter, "What happened to packets that the datapath leaves to the daemon.");
     for happening in Happening::ALL {

@@ -22,7 +22,7 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::netns::Netns;
+use crate::{netns::Netns, process::Paused};
 
 /// How long a daemon may take until it says `ready`. The verifier takes its time on a machine that is busy.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// FDB entries that it has room for, if not as many as by itself.
     pub fdb_entries: Option<u32>,
+    /// Words of a command that becomes the daemon, such as `prlimit --nofile=64`.
+    pub wrapper: Vec<String>,
     /// Another build of `mgre` than [`program`]'s, for the daemon and for the commands that talk to it.
     pub program: Option<PathBuf>,
 }
@@ -143,6 +145,14 @@ impl Daemon {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Stops it where it stands, until what is given is dropped.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pause(&self) -> Result<Paused> {
+        Paused::new(self.pid().context("the daemon does not run")?)
+    }
+
     fn instance(&self) -> &str {
         if self.options.instance.is_empty() { "default" } else { &self.options.instance }
     }
@@ -154,7 +164,8 @@ impl Daemon {
     /// The command that starts it.
     pub fn daemon_command(&self) -> Result<Command> {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns.display())).arg("--").arg(self.program()?);
+        command.arg(format!("--net={}", self.netns.display())).arg("--").args(&self.options.wrapper);
+        command.arg(self.program()?);
         command.args(["--instance", self.instance(), "--run-dir"]).arg(self.path.join("run")).arg("daemon");
         command.arg("--state-dir").arg(self.path.join("state")).arg("--bpffs").arg(self.bpffs());
         command.arg("--metrics");

@@ -159,7 +159,7 @@ fn of_two_spokes_on_one_lan_one_stands_back() -> Result<()> {
     assert!(!is_blocked(left)?);
 
     // Without the other way, it takes over.
-    left.daemon.mgre(&["port", "del", "shared0"])?;
+    left.netns.ip("link del shared0")?;
     wait::until("the port is tried again", RELEASED, || Ok(!is_blocked(blocked)?))?;
     wait::until("nothing is held any more", RELEASED, || {
         Ok(holds_nothing(one)? && holds_nothing(two)? && holds_nothing(three)?)

@@ -119,6 +119,7 @@ fn metrics_are_all_there_from_the_start_and_grow() -> Result<()> {
         assert!((least..least + 5000.0).contains(&bytes), "{bytes} bytes, {direction}");
     }
     let seen = end.get("mgre_peer_last_seen_timestamp_seconds", &[("peer", "spoke2")]).unwrap_or(0.0);
+    #[expect(clippy::disallowed_methods, reason = "a time that is shown")]
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
     assert!((now - seen).abs() < 5.0, "last seen at {seen}, now is {now}");
     assert_eq!(end.get("mgre_fdb_entries", &[("segment", SEGMENT), ("type", "learned")]), Some(2.0));

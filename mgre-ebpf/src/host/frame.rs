@@ -7,7 +7,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::{OuterFamily, Template, template_option};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_TAG_LEN};
 
-use crate::frame::{Egress, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
+use crate::frame::{Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
 use crate::inner::{Inner, Version};
 
 /// What became of a frame.
@@ -28,6 +28,8 @@ pub struct Failures {
     pub strip: bool,
     /// [`Resize::encapsulate`] fails.
     pub encapsulate: bool,
+    /// [`Whole::overwrite`] fails.
+    pub overwrite: bool,
     /// [`Replicate::copy_to`] fails for these interfaces.
     pub copy_to: Vec<u32>,
 }
@@ -139,6 +141,29 @@ impl Whole for HostFrame {
     fn sum(&self, offset: u32, len: u32) -> Option<u16> {
         let (start, end) = (offset as usize, offset as usize + len as usize);
         Some(checksum::fold(checksum::add_bytes(0, self.bytes.get(start..end)?)))
+    }
+
+    fn with_excerpt<R>(work: impl FnOnce(&mut Excerpt) -> R) -> Option<R> {
+        Some(work(&mut [0xdbdb; size_of::<Excerpt>() / 2]))
+    }
+
+    fn load(&self, offset: u32, len: usize, to: &mut Excerpt) -> bool {
+        let bytes = self.bytes.get(offset as usize..offset as usize + len);
+        bytes.is_some_and(|bytes| {
+            bytemuck::bytes_of_mut(to)[..len].copy_from_slice(bytes);
+            true
+        })
+    }
+
+    fn overwrite(&mut self, len: usize, from: &Excerpt) -> Result<(), DropReason> {
+        if self.failures.overwrite {
+            self.damage();
+            return Err(DropReason::Headroom);
+        }
+        let bytes = &bytemuck::bytes_of(from)[..len];
+        self.bytes.get_mut(..len).ok_or(DropReason::Headroom)?.copy_from_slice(bytes);
+        self.touched = true;
+        Ok(())
     }
 
     fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32 {

@@ -305,7 +305,7 @@ fn local(peer: IpAddr) -> IpAddr {
 }
 
 /// RFC 1071, as plain as can be.
-fn internet_checksum(bytes: &[u8]) -> u16 {
+pub(super) fn internet_checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0));
     let sum = bytes.chunks(2).map(word).sum::<u64>() % 0xffff;
     // A sum that is not zero folds to 0xffff where it is divisible.

@@ -9,6 +9,7 @@ use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{HELD_INTERVAL_NS, LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
@@ -49,6 +50,9 @@ pub struct MemoryTables {
     pub reports: RefCell<Vec<LearnEvent>>,
     vlan_ports: HashMap<VlanKey, u32>,
     sequences: Vec<Sequence>,
+    neighbors: HashMap<NeighborKey, NeighborSlot>,
+    /// What hosts said of themselves.
+    pub claims: RefCell<Vec<NeighborEvent>>,
     storms: BTreeMap<Target, Storm>,
     /// When a frame of an address that is held was flooded last.
     pub paced: RefCell<BTreeMap<FdbKey, u64>>,
@@ -87,6 +91,8 @@ impl Default for MemoryTables {
             reports: RefCell::default(),
             vlan_ports: HashMap::new(),
             sequences: Vec::new(),
+            neighbors: HashMap::new(),
+            claims: RefCell::default(),
             storms: BTreeMap::new(),
             paced: RefCell::default(),
             nanos: Cell::new(0),
@@ -102,6 +108,7 @@ impl MemoryTables {
         self.drops.borrow_mut().clear();
         self.floods.borrow_mut().clear();
         self.reports.borrow_mut().clear();
+        self.claims.borrow_mut().clear();
         self.too_big.borrow_mut().clear();
         self.paced.borrow_mut().clear();
     }
@@ -189,6 +196,10 @@ impl Sink for MemoryTables {
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
         grown(&mut self.flood, index)
+    }
+
+    fn neighbor(&mut self, key: NeighborKey, record: NeighborRecord) {
+        self.neighbors.insert(key, NeighborSlot::new(record));
     }
 
     fn fdb_hash(&self) -> FdbHash {
@@ -332,6 +343,23 @@ impl Tables for MemoryTables {
 
     fn packet_id(&self, target: Target) -> u16 {
         self.traffic(target).transmit_packets as u16
+    }
+
+    fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot> {
+        self.neighbors.get(key)
+    }
+
+    fn report_neighbor(&self, event: &NeighborEvent, _source: Target) {
+        self.claims.borrow_mut().push(*event);
+    }
+
+    fn count_answered(&self, segment: u32, protocol: Protocol) {
+        let mut rows = self.floods.borrow_mut();
+        let row = rows.entry(segment).or_default();
+        match protocol {
+            Protocol::Arp => row.arp_replies += 1,
+            Protocol::Nd => row.nd_replies += 1,
+        }
     }
 
     fn report(&self, event: &LearnEvent, _source: Target) {

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
+use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, FloodList, FloodSlot, PORT_BY_VLAN, Port, Segment, Template, VlanKey, adjacency_flag,
@@ -45,6 +46,7 @@ pub const VLAN_INTERFACE: u32 = 60;
 /// An id for which no table has a record.
 pub const ABSENT: u32 = 50_000;
 
+pub mod neighbors;
 mod standard;
 
 /// Where tables are filled.
@@ -67,6 +69,8 @@ pub trait Sink {
     fn storm(&mut self, source: Target) -> &Storm;
     /// A slot of the flood lists.
     fn flood_slot(&mut self, index: u32) -> &FloodSlot;
+    /// Who has an address.
+    fn neighbor(&mut self, key: NeighborKey, record: NeighborRecord);
     /// Where the FDB keeps an address.
     fn fdb_hash(&self) -> FdbHash;
     /// A bucket of the FDB.
@@ -167,6 +171,8 @@ pub struct World {
     pub storms: Vec<StormSpec>,
     /// Addresses.
     pub entries: Vec<Entry>,
+    /// Who has which address.
+    pub neighbors: Vec<(NeighborKey, NeighborRecord)>,
     /// Interfaces that are ports without a record.
     pub stray_interfaces: Vec<(u32, u32)>,
     /// Endpoints whose adjacency has no record.
@@ -366,6 +372,9 @@ impl World {
         }
         for entry in &self.entries {
             install_entry(sink, entry);
+        }
+        for &(key, record) in &self.neighbors {
+            sink.neighbor(key, record);
         }
     }
 

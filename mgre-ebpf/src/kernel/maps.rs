@@ -5,7 +5,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
@@ -17,6 +17,7 @@ use mgre_common::event::{
     TOO_BIG_INTERVAL_NS, TooBig, TooBigHead,
 };
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
+use mgre_common::neighbor::{MAX_NEIGHBORS, NeighborEvent, NeighborKey, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
@@ -64,7 +65,7 @@ static DROPS: Array<Drops> = Array::with_max_entries(1, SHARED);
 static SEGMENT_TRAFFIC: Array<SegmentTraffic> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_events")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
-/// What the next chunk of a packet is summed from; the slots behind it stay zero.
+/// What the next chunk of a packet is summed from, and what is looked at of a neighbour message.
 #[map(name = "mgre_scratch")]
 pub(super) static SCRATCH: PerCpuArray<[u8; SUM_CHUNK]> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "mgre_port_vlan")]
@@ -73,6 +74,9 @@ static VLAN_PORTS: HashMap<VlanKey, u32> = HashMap::with_max_entries(MAX_PORTS, 
 static SEQUENCES: Array<Sequence> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_too_big")]
 static TOO_BIG: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[map(name = "mgre_neighbors")]
+static NEIGHBORS: HashMap<NeighborKey, NeighborSlot> =
+    HashMap::with_max_entries(MAX_NEIGHBORS, BPF_F_NO_PREALLOC);
 #[map(name = "mgre_storm")]
 static STORMS: Array<Storm> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_recent")]
@@ -349,21 +353,54 @@ impl Tables for Maps {
     #[inline(always)]
     fn report(&self, event: &LearnEvent, source: Target) {
         let tag = event.key.0 ^ (event.source as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let now = nanos();
-        let Some(recent) = recent(tag) else { return };
-        if recent.tag == tag && now - recent.reported_ns < REPORT_INTERVAL_NS {
-            return;
-        }
-        let Some(row) = traffic(source) else { return };
-        // SAFETY: the row is this CPU's.
-        let row = unsafe { &mut *row };
-        if !take_token(row, now) || EVENTS.output::<LearnEvent>(event, 0).is_err() {
-            row.reports_lost += 1;
-            return;
-        }
-        recent.tag = tag;
-        recent.reported_ns = now;
+        tell(tag, event, source);
     }
+
+    #[inline(always)]
+    fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot> {
+        // SAFETY: all of it is atomics; the memory stays for as long as the program runs.
+        unsafe { NEIGHBORS.get(key) }
+    }
+
+    #[inline(always)]
+    fn report_neighbor(&self, event: &NeighborEvent, source: Target) {
+        let mut tag = event.key.0 ^ (event.source as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for pair in event.address {
+            tag = (tag ^ pair as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+        }
+        tell(tag ^ (event.flags as u64) << 32, event, source);
+    }
+
+    #[inline(always)]
+    fn count_answered(&self, segment: u32, protocol: Protocol) {
+        if let Some(row) = SEGMENT_TRAFFIC.get_ptr_mut(segment * config_field!(traffic_rows) + cpu()) {
+            // SAFETY: the row is this CPU's.
+            let row = unsafe { &mut *row };
+            match protocol {
+                Protocol::Arp => row.arp_replies += 1,
+                Protocol::Nd => row.nd_replies += 1,
+            }
+        }
+    }
+}
+
+/// Tells the daemon of something, unless it was told lately or the source has told too much.
+#[inline(always)]
+fn tell<E: 'static>(tag: u64, event: &E, source: Target) {
+    let now = nanos();
+    let Some(recent) = recent(tag) else { return };
+    if recent.tag == tag && now - recent.reported_ns < REPORT_INTERVAL_NS {
+        return;
+    }
+    let Some(row) = traffic(source) else { return };
+    // SAFETY: the row is this CPU's.
+    let row = unsafe { &mut *row };
+    if !take_token(row, now) || EVENTS.output::<E>(event, 0).is_err() {
+        row.reports_lost += 1;
+        return;
+    }
+    recent.tag = tag;
+    recent.reported_ns = now;
 }
 
 /// Adds one to a counter that other CPUs write too. The target's `AtomicU64` has

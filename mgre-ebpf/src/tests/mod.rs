@@ -4,6 +4,7 @@ mod cases;
 mod failure;
 mod flood;
 mod mss;
+mod neighbors;
 mod properties;
 mod rfc;
 mod state;

@@ -148,7 +148,7 @@ fn few_frames_of_a_held_address_are_flooded() {
     let mut tables = MemoryTables::default();
     World::standard().install(&mut tables);
     let broadcast = frame(MacAddr::BROADCAST, station(5), 0x0806, 46);
-    let mut send = |tables: &MemoryTables| {
+    let send = |tables: &MemoryTables| {
         let mut frame = HostFrame::new(broadcast.clone());
         act::process_port(&mut frame, tables, 38);
         frame.sent.len()

@@ -2,18 +2,27 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::body::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::problem::{Problem, one_line};
 use super::socket::socket_path;
+
+/// How long the daemon may take to answer: far longer than the largest document takes.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest answer that is read: several times the listing of a full FDB.
+const ANSWER_MAX: usize = 256 << 20;
+/// The longest line of a stream.
+const LINE_MAX: usize = 1 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +49,14 @@ pub enum ClientError {
         /// Why not.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// It took too long.
+    #[error("the daemon at {} has not answered for {} s: it is stuck, or is not mgre", .path.display(), .patience.as_secs_f32())]
+    Silent {
+        /// Its socket.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
     /// What was received could not be passed on.
     #[error("cannot write")]
     Output(#[from] io::Error),
@@ -53,6 +70,7 @@ pub enum ClientError {
 pub struct Client {
     instance: String,
     path: PathBuf,
+    patience: Duration,
 }
 
 /// Joins parts of a path, each percent-encoded (RFC 3986 2.1).
@@ -80,7 +98,13 @@ pub fn encode(text: &str) -> String {
 impl Client {
     /// A client of `RUN_DIR/INSTANCE.sock`.
     pub fn new(run_dir: &Path, instance: &str) -> Self {
-        Self { instance: instance.to_owned(), path: socket_path(run_dir, instance) }
+        Self { instance: instance.to_owned(), path: socket_path(run_dir, instance), patience: PATIENCE }
+    }
+
+    /// The same, that waits so long for an answer.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Gets a resource.
@@ -103,7 +127,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         let response = self.request(method, path, body).await?;
         let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(|error| self.transport(error))?.to_bytes();
+        let bytes = self.body(response).await?;
         // No content reads as null.
         let bytes = if status == StatusCode::NO_CONTENT { Bytes::from_static(b"null") } else { bytes };
         Ok(serde_json::from_slice(&bytes)?)
@@ -123,6 +147,9 @@ impl Client {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.transport(error))?;
             buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            if buffer.len() > LINE_MAX && !buffer.contains(&b'\n') {
+                return Err(self.transport(format!("a line of more than {LINE_MAX} bytes")));
+            }
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let rest = buffer.split_off(end + 1);
                 let text = String::from_utf8_lossy(&buffer[..end]).into_owned();
@@ -152,15 +179,31 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.transport(error))?;
-        let response = sender.send_request(request).await.map_err(|error| self.transport(error))?;
+        let response = self.in_time(sender.send_request(request)).await?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status().as_u16();
-        let bytes = response.into_body().collect().await.map_err(|error| self.transport(error))?.to_bytes();
-        let problem = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Problem::new(status, format!("the daemon answered with status {status}")));
+        let bytes = self.body(response).await?;
+        let problem = match serde_json::from_slice::<Problem>(&bytes) {
+            Ok(problem) => Problem { detail: one_line(problem.detail), ..problem },
+            Err(_) => Problem::new(status, format!("the daemon answered with status {status}")),
+        };
         Err(ClientError::Problem(problem))
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        Ok(self.in_time(Limited::new(response.into_body(), ANSWER_MAX).collect()).await?.to_bytes())
+    }
+
+    async fn in_time<T, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ClientError> {
+        match timeout(self.patience, answer).await {
+            Ok(answer) => answer.map_err(|error| self.transport(error)),
+            Err(_) => Err(ClientError::Silent { path: self.path.clone(), patience: self.patience }),
+        }
     }
 
     fn no_connection(&self, error: io::Error) -> ClientError {

@@ -1,6 +1,7 @@
 //! What happens, as it happens: the items of `GET /v1/events`.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mgre_common::wire::MacAddr;
@@ -21,6 +22,7 @@ pub struct Event {
 
 impl Event {
     /// Something that happens now.
+    #[expect(clippy::disallowed_methods, reason = "a time that is shown")]
     pub fn now(kind: EventKind) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let timestamp_milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
@@ -29,7 +31,7 @@ impl Event {
 }
 
 /// Where an address is or was: a peer or a port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The peer's name.
     pub peer: Option<String>,
@@ -134,6 +136,58 @@ pub enum EventKind {
         /// Where it was.
         #[serde(flatten)]
         place: Place,
+    },
+    /// A host's address became known, in a segment that suppresses ARP and ND.
+    NeighborLearned {
+        /// The segment.
+        segment: String,
+        /// The address.
+        address: IpAddr,
+        /// The host's MAC address.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        /// Where it is.
+        #[serde(flatten)]
+        place: Place,
+    },
+    /// An address has another MAC address now.
+    NeighborMoved {
+        /// The segment.
+        segment: String,
+        /// The address.
+        address: IpAddr,
+        /// The MAC address.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        /// Where it is.
+        #[serde(flatten)]
+        place: Place,
+        /// The MAC address before.
+        #[serde(with = "mac_text")]
+        old_mac: MacAddr,
+    },
+    /// An address is not known any more: it aged, or its MAC address left the FDB.
+    NeighborRemoved {
+        /// The segment.
+        segment: String,
+        /// The address.
+        address: IpAddr,
+        /// The MAC address that it had.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+    },
+    /// Two hosts say that they have one address: nobody answers for them now.
+    NeighborDuplicate {
+        /// The segment.
+        segment: String,
+        /// The address.
+        address: IpAddr,
+        /// One of them.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        /// The other one.
+        #[serde(with = "mac_text")]
+        other_mac: MacAddr,
     },
     /// A peer became reachable or unreachable.
     PeerState {

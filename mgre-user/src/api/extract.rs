@@ -1,14 +1,16 @@
 //! Parts of a request, with problems for answers when they are bad.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 
+use super::activity::Activity;
 use super::problem::{self, Problem};
 
 /// The longest body that is read: a document of some ten thousand peers.
@@ -31,7 +33,10 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let client = request.extensions().get::<Arc<Activity>>().cloned();
         let body = request.into_body();
+        // Until it has come, it is the client who is waited for.
+        let _turn = client.as_ref().map(Activity::wait);
         // What the head announces; a body that announces nothing is cut off below.
         if body.size_hint().lower() > BODY_MAX as u64 {
             return Err(too_long());
@@ -44,7 +49,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     }
 }
 
-fn too_long() -> Problem {
+pub(super) fn too_long() -> Problem {
     Problem::new(413, format!("the body is cut short, or longer than {BODY_MAX} bytes"))
 }
 
@@ -55,8 +60,31 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        check_kind(request.headers(), false)?;
         let Body(bytes) = Body::from_request(request, state).await?;
         json(&bytes).map(Self)
+    }
+}
+
+/// Whether a body is said to be TOML. Clients that say nothing of a body, or what curl says by itself, mean JSON.
+///
+/// # Errors
+/// It is said to be something else than JSON, or TOML where that is taken.
+pub(super) fn check_kind(headers: &HeaderMap, toml: bool) -> Result<bool, Problem> {
+    let said =
+        |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());
+    if let Some(encoding) = said(header::CONTENT_ENCODING).filter(|encoding| encoding != "identity") {
+        return Err(Problem::new(415, format!("a body in content encoding {encoding:?} is not taken")));
+    }
+    let Some(kind) = said(header::CONTENT_TYPE) else { return Ok(false) };
+    match kind.split(';').next().unwrap_or_default().trim() {
+        "application/toml" | "text/plain" | "text/x-toml" | "text/toml" if toml => Ok(true),
+        "" | "application/json" | "application/x-www-form-urlencoded" => Ok(false),
+        json if json.ends_with("+json") => Ok(false),
+        other => {
+            let wanted = if toml { "application/json or application/toml" } else { "application/json" };
+            Err(Problem::new(415, format!("a body of type {other:?} is not taken: send {wanted}")))
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub use super::event::{Event, EventKind, Place};
 pub use super::problem::Problem;
 pub use super::views::{
-    AdjacencyView, FdbFlag, FdbView, HeldView, PeerState, PeerView, PortState, PortView, SegmentView,
-    SlowPathView, StatsRow, StatsView, StatusView, TrafficRow, UnderlayView,
+    AdjacencyView, FdbFlag, FdbView, HeldView, NeighborFlag, NeighborView, PeerState, PeerView, PortState,
+    PortView, SegmentView, SlowPathView, StatsRow, StatsView, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::{Change, Document};
 
@@ -49,6 +49,15 @@ pub struct FdbFilter {
     /// Only at this peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
+}
+
+/// Which neighbours are meant. A segment that does not exist is a problem, not an empty list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NeighborFilter {
+    /// Only in this segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
 }
 
 /// An answer that is worked out by whoever asked: the engine has gathered what it takes.
@@ -111,6 +120,13 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply<Vec<FdbView>>,
     },
+    /// Neighbours.
+    Neighbors {
+        /// Which.
+        filter: NeighborFilter,
+        /// Where the answer goes.
+        reply: Reply<Vec<NeighborView>>,
+    },
     /// Traffic and drops.
     Stats(Reply<StatsView>),
     /// How the instance is.
@@ -129,7 +145,11 @@ impl Request {
         match self {
             Self::Change { changes, .. } => changes.iter().any(|change| matches!(change, Change::Replace(_))),
             Self::Peers { only, .. } => only.is_none(),
-            Self::Fdb { .. } | Self::Stats(_) | Self::Config(_) | Self::Metrics(_) => true,
+            Self::Fdb { .. }
+            | Self::Neighbors { .. }
+            | Self::Stats(_)
+            | Self::Config(_)
+            | Self::Metrics(_) => true,
             _ => false,
         }
     }
@@ -210,6 +230,14 @@ impl Handle {
     /// The filter names something that is not there.
     pub async fn fdb(&self, filter: FdbFilter) -> Result<Vec<FdbView>, Problem> {
         self.ask(|reply| Request::Fdb { filter, reply }).await
+    }
+
+    /// Neighbours.
+    ///
+    /// # Errors
+    /// The filter names something that is not there.
+    pub async fn neighbors(&self, filter: NeighborFilter) -> Result<Vec<NeighborView>, Problem> {
+        self.ask(|reply| Request::Neighbors { filter, reply }).await
     }
 
     /// Traffic and drops.

@@ -8,6 +8,8 @@ use crate::model::{ErrorKind, ModelError};
 
 /// The media type of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
+/// What a problem says is cut off after so many bytes.
+const DETAIL_MAX: usize = 1000;
 
 /// What went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ impl Problem {
             kind: "about:blank".to_owned(),
             title: reason.unwrap_or("Error").to_owned(),
             status,
-            detail: detail.into(),
+            detail: one_line(detail.into()),
         }
     }
 
@@ -67,6 +69,25 @@ impl Problem {
     }
 }
 
+/// Text that a client may have had a part in, as something that can be shown: in one line, and not too long. What
+/// stands at its ends says most.
+pub(super) fn one_line(text: String) -> String {
+    if text.len() <= DETAIL_MAX && !text.contains(char::is_control) {
+        return text;
+    }
+    let escape = |part: &str| {
+        let escaped =
+            part.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() });
+        escaped.collect::<String>()
+    };
+    if text.len() <= DETAIL_MAX {
+        return escape(&text);
+    }
+    let half = DETAIL_MAX / 2;
+    let (start, end) = (text.floor_char_boundary(half), text.ceil_char_boundary(text.len() - half));
+    format!("{} ... {}", escape(&text[..start]), escape(&text[end..]))
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)
@@ -83,5 +104,19 @@ impl From<ModelError> for Problem {
             ErrorKind::Invalid => 422,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_one_line_and_not_too_long() {
+        assert_eq!(Problem::not_found("no peer \"ä\"").detail, "no peer \"ä\"");
+        assert_eq!(Problem::not_found("a\n\u{1b}[2Jb\0").detail, "a\\n\\u{1b}[2Jb\\u{0}");
+        let long = Problem::not_found(format!("no {} here", "ä".repeat(1 << 20))).detail;
+        assert!(long.len() < DETAIL_MAX + 10, "{long}");
+        assert!(long.starts_with("no ää") && long.contains("ä ... ä") && long.ends_with("ää here"), "{long}");
     }
 }

@@ -1,19 +1,25 @@
 //! Which request does what. Handlers check the form, the engine the rest.
 
+use std::sync::Arc;
+
 use axum::body::Body as ResponseBody;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json as JsonResponse, Router};
+use axum::{Extension, Json as JsonResponse, Router};
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
-use super::extract::{Body, Json, Names, Options, json};
+use super::activity::Activity;
+use super::extract::{Body, Json, Names, Options, check_kind, json};
+use super::lanes::{self, Lanes};
 use super::messages::{
-    Applied, Event, EventKind, FdbFilter, FdbView, Flushed, Handle, Problem, StatsView, StatusView,
+    Applied, Event, EventKind, FdbFilter, FdbView, Flushed, Handle, NeighborFilter, NeighborView, Problem,
+    StatsView, StatusView,
 };
 use super::messages::{PeerView, PortView, SegmentView, UnderlayView};
 use super::server::stop_told;
@@ -35,10 +41,19 @@ struct App {
     engine: Handle,
     /// True once the server stops: endless answers end then.
     stop: watch::Receiver<bool>,
+    lanes: Lanes,
 }
 
 /// The whole interface.
 pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
+    let lanes = Lanes::new();
+    let listings = Router::new()
+        .route("/v1/peers", get(peers))
+        .route("/v1/fdb", get(fdb))
+        .route("/v1/stats", get(stats))
+        .route("/v1/config", get(config))
+        .route("/metrics", get(metrics_text))
+        .route_layer(from_fn_with_state(lanes.clone(), lanes::answers));
     Router::new()
         .route("/v1/underlays", get(underlays))
         .route("/v1/underlays/{interface}", get(underlay).put(put_underlay).delete(delete_underlay))
@@ -49,33 +64,30 @@ pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
         )
         .route("/v1/ports", get(ports))
         .route("/v1/ports/{name}", get(port).put(put_port).patch(patch_port).delete(delete_port))
-        .route("/v1/peers", get(peers))
         .route("/v1/peers/{name}", get(peer).put(put_peer).patch(patch_peer).delete(delete_peer))
-        .route("/v1/fdb", get(fdb))
         .route("/v1/fdb/flush", post(flush))
         .route("/v1/fdb/{segment}/{mac}", get(fdb_entry).put(put_fdb).delete(delete_fdb))
+        .route("/v1/neighbors", get(neighbors))
         .route("/v1/status", get(status))
-        .route("/v1/stats", get(stats))
-        .route("/v1/config", get(config))
         .route("/v1/apply", post(apply))
         .route("/v1/detach", post(detach))
         .route("/v1/events", get(events))
-        .merge(metrics_route())
+        .merge(listings)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(App { engine, stop })
+        .layer(from_fn_with_state(lanes.clone(), lanes::bodies))
+        .with_state(App { engine, stop, lanes })
 }
 
 /// Only what a scraper may see over TCP.
 pub(super) fn metrics_only(engine: Handle, stop: watch::Receiver<bool>) -> Router {
-    metrics_route()
+    let lanes = Lanes::new();
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route_layer(from_fn_with_state(lanes.clone(), lanes::answers))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(App { engine, stop })
-}
-
-fn metrics_route() -> Router<App> {
-    Router::new().route("/metrics", get(metrics_text))
+        .with_state(App { engine, stop, lanes })
 }
 
 async fn no_such_path(uri: Uri) -> Problem {
@@ -275,6 +287,13 @@ async fn fdb(State(app): State<App>, Options(filter): Options<FdbFilter>) -> Ans
     app.engine.fdb(filter).await.map(JsonResponse)
 }
 
+async fn neighbors(
+    State(app): State<App>,
+    Options(filter): Options<NeighborFilter>,
+) -> Answer<Vec<NeighborView>> {
+    app.engine.neighbors(filter).await.map(JsonResponse)
+}
+
 async fn fdb_entry(
     State(app): State<App>,
     Names((segment, text)): Names<(String, String)>,
@@ -336,8 +355,7 @@ async fn apply(
     headers: HeaderMap,
     Body(bytes): Body,
 ) -> Answer<Applied> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let document = if kind.starts_with("application/toml") || kind.starts_with("text/") {
+    let document = if check_kind(&headers, true)? {
         let text = std::str::from_utf8(&bytes).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
         Document::from_toml(text).map_err(|error| Problem::bad_request(error.to_string()))?
     } else {
@@ -357,19 +375,29 @@ async fn metrics_text(State(app): State<App>) -> Result<Response, Problem> {
 }
 
 /// One JSON object a line, until the client leaves or the server stops.
-async fn events(State(app): State<App>) -> Response {
-    let lines = futures::stream::unfold((app.engine.subscribe(), app.stop), |(mut events, mut stop)| async {
-        let event = tokio::select! {
-            event = events.recv() => match event {
-                Ok(event) => event,
-                Err(RecvError::Lagged(count)) => Event::now(EventKind::Lost { count }),
-                Err(RecvError::Closed) => return None,
-            },
-            () = stop_told(&mut stop) => return None,
-        };
-        Some((line(&event), (events, stop)))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response()
+async fn events(
+    State(app): State<App>,
+    client: Option<Extension<Arc<Activity>>>,
+) -> Result<Response, Problem> {
+    let turn = app.lanes.stream()?;
+    if let Some(Extension(client)) = client {
+        client.stay();
+    }
+    let lines = futures::stream::unfold(
+        (app.engine.subscribe(), app.stop, turn),
+        |(mut events, mut stop, turn)| async {
+            let event = tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) => event,
+                    Err(RecvError::Lagged(count)) => Event::now(EventKind::Lost { count }),
+                    Err(RecvError::Closed) => return None,
+                },
+                () = stop_told(&mut stop) => return None,
+            };
+            Some((line(&event), (events, stop, turn)))
+        },
+    );
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response())
 }
 
 fn line(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {

@@ -42,6 +42,8 @@ pub struct SegmentView {
     pub hub: bool,
     /// Whether TCP's maximum segment size is lowered to what fits.
     pub clamp_mss: bool,
+    /// Whether questions for addresses that are known are answered here, not flooded.
+    pub suppress_neighbors: bool,
     /// Which frames that bridges keep to one link it passes.
     pub link_local: LinkLocal,
     /// How many peers it has.
@@ -233,6 +235,46 @@ pub struct FdbView {
     pub age_seconds: Option<u64>,
 }
 
+/// What is said of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NeighborFlag {
+    /// It is a router.
+    Router,
+    /// Two hosts say that they have the address: questions are not answered.
+    Duplicate,
+}
+
+impl NeighborFlag {
+    /// Its name in output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Router => "router",
+            Self::Duplicate => "duplicate",
+        }
+    }
+}
+
+/// A host's address in a segment that suppresses ARP and ND.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighborView {
+    /// The segment.
+    pub segment: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The host's MAC address.
+    #[serde(with = "mac_text")]
+    pub mac: MacAddr,
+    /// The peer that it is at.
+    pub peer: Option<String>,
+    /// The port that it is at.
+    pub port: Option<String>,
+    /// What is said of it.
+    pub flags: Vec<NeighborFlag>,
+    /// Seconds since it was last heard of.
+    pub age_seconds: u64,
+}
+
 /// Frames dropped in one direction for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsRow {
@@ -315,6 +357,8 @@ pub struct StatusView {
     pub events: u64,
     /// Learn events that were lost: bursts beyond the limit, or a full ring.
     pub events_lost: u64,
+    /// Times that notifications of the kernel were lost, and everything was looked at again.
+    pub netlink_losses: u64,
     /// What the datapath does not do by itself.
     pub slow_path: SlowPathView,
     /// Segments in which addresses are held, because they are seen in two places by turns.

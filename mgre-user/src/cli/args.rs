@@ -58,6 +58,9 @@ pub enum Noun {
     /// The forwarding database: which address is where
     #[command(subcommand)]
     Fdb(Fdb),
+    /// Hosts' IP addresses and their MAC addresses, in segments that suppress ARP and ND
+    #[command(subcommand)]
+    Neigh(Neigh),
     /// Traffic of peers and ports, or what was dropped and why
     Stats {
         /// Show drop counters that are not zero, by reason
@@ -157,7 +160,7 @@ pub enum Segment {
         settings: SegmentSettings,
     },
     /// Change what is given
-    #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local"]).required(true).multiple(true))]
+    #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local", "suppress_neighbors"]).required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
@@ -202,6 +205,9 @@ pub struct SegmentSettings {
     /// Whether TCP's maximum segment size is lowered to what fits through the tunnel
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub clamp_mss: Option<bool>,
+    /// Whether ARP and IPv6 neighbour questions for hosts that are known are answered here, not flooded
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = on_or_off)]
+    pub suppress_neighbors: Option<bool>,
     /// Frames that bridges keep to one link (01:80:c2:00:00:0X): pass all but pause, none, or a list such as stp,lldp [default: forward]
     #[arg(long, value_name = "forward|drop|LIST")]
     pub link_local: Option<LinkLocal>,
@@ -384,6 +390,17 @@ pub struct FdbFilter {
     pub peer: Option<String>,
 }
 
+/// Verbs of neighbours.
+#[derive(Debug, Subcommand)]
+pub enum Neigh {
+    /// List what was learned
+    Show {
+        /// Only those in this segment
+        #[arg(long)]
+        segment: Option<String>,
+    },
+}
+
 /// A number as C writes it: decimal, or hexadecimal after `0x`.
 fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -405,6 +422,14 @@ fn vsid(text: &str) -> Result<Key, String> {
     let vsid = number(text).ok_or("a VSID is a number from 4096 to 16777214")?;
     check::vsid(vsid).map_err(|error| error.to_string())?;
     Ok(Key(Some(vsid)))
+}
+
+fn on_or_off(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("it is on or off"),
+    }
 }
 
 fn tos(text: &str) -> Result<Tos, String> {

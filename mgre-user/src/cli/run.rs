@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::settings::{Command, Settings};
 use super::show;
 use crate::api::client::{Client, encode};
-use crate::api::messages::{Applied, Event, FdbFilter, StatsView};
+use crate::api::messages::{Applied, Event, FdbFilter, Flushed, StatsView};
 use crate::daemon;
 use crate::model::Document;
 
@@ -54,7 +54,7 @@ async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()
             Ok(())
         }
         Command::Flush(filter) => {
-            let flushed: Value = client.send(Method::POST, "/v1/fdb/flush", Some(&filter)).await?;
+            let flushed: Flushed = client.send(Method::POST, "/v1/fdb/flush", Some(&filter)).await?;
             if json { print_json(&flushed) } else { Ok(()) }
         }
         Command::Underlays => list(client, json, "/v1/underlays", show::underlays).await,
@@ -62,6 +62,10 @@ async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()
         Command::Ports => list(client, json, "/v1/ports", show::ports).await,
         Command::Peers => list(client, json, "/v1/peers", show::peers).await,
         Command::Fdb(filter) => list(client, json, &fdb_path(&filter), show::fdb).await,
+        Command::Neighbors(filter) => {
+            let path = listing("/v1/neighbors", &[("segment", &filter.segment)]);
+            list(client, json, &path, show::neighbors).await
+        }
         Command::Stats { drops } => stats(client, json, drops).await,
         Command::Status if json => print_json(&client.get::<Value>("/v1/status").await?),
         Command::Status => print(&show::status(&client.get("/v1/status").await?)),
@@ -89,12 +93,16 @@ async fn list<T: DeserializeOwned>(
 }
 
 fn fdb_path(FdbFilter { segment, peer }: &FdbFilter) -> String {
-    let given = [("segment", segment), ("peer", peer)];
-    let options: Vec<_> = given
+    listing("/v1/fdb", &[("segment", segment), ("peer", peer)])
+}
+
+/// A path with the options that are given.
+fn listing(path: &str, options: &[(&str, &Option<String>)]) -> String {
+    let options: Vec<_> = options
         .iter()
         .filter_map(|(key, value)| value.as_ref().map(|value| format!("{key}={}", encode(value))))
         .collect();
-    if options.is_empty() { "/v1/fdb".to_owned() } else { format!("/v1/fdb?{}", options.join("&")) }
+    if options.is_empty() { path.to_owned() } else { format!("{path}?{}", options.join("&")) }
 }
 
 async fn stats(client: &Client, json: bool, drops: bool) -> anyhow::Result<()> {

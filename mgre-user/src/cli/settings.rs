@@ -6,9 +6,9 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{self, Args, Fdb, Noun, Peer, Port, Segment, Underlay};
+use super::args::{self, Args, Fdb, Neigh, Noun, Peer, Port, Segment, Underlay};
 use crate::api::client::{encode, path};
-use crate::api::messages::FdbFilter;
+use crate::api::messages::{FdbFilter, NeighborFilter};
 use crate::daemon::Options;
 use crate::model::{PeerSettings, PortSettings, SegmentSettings};
 
@@ -54,6 +54,8 @@ pub enum Command {
     Peers,
     /// List FDB entries.
     Fdb(FdbFilter),
+    /// List neighbours.
+    Neighbors(NeighborFilter),
     /// Traffic, or drops.
     Stats {
         /// Drops.
@@ -86,6 +88,7 @@ impl From<Args> for Settings {
             Noun::Port(verb) => port(verb),
             Noun::Peer(verb) => peer(verb),
             Noun::Fdb(verb) => fdb(verb),
+            Noun::Neigh(Neigh::Show { segment }) => Command::Neighbors(NeighborFilter { segment }),
             Noun::Stats { drops } => Command::Stats { drops },
             Noun::Status => Command::Status,
             Noun::Monitor => Command::Monitor,
@@ -140,10 +143,20 @@ fn segment(verb: Segment) -> Command {
         Segment::Del { name } => return delete(&["v1", "segments", &name]),
         Segment::Show => return Command::Segments,
     };
-    let args::SegmentSettings { mtu, aging, max_macs, hub, clamp_mss, link_local } = settings;
+    let args::SegmentSettings { mtu, aging, max_macs, hub, clamp_mss, link_local, suppress_neighbors } =
+        settings;
     let (key, vsid) = (key.map(|key| key.0), vsid.map(|vsid| vsid.0));
-    let settings =
-        SegmentSettings { key, vsid, mtu, aging_seconds: aging, max_macs, hub, clamp_mss, link_local };
+    let settings = SegmentSettings {
+        key,
+        vsid,
+        mtu,
+        aging_seconds: aging,
+        max_macs,
+        hub,
+        clamp_mss,
+        link_local,
+        suppress_neighbors,
+    };
     change(method, &["v1", "segments", &name], settings)
 }
 

@@ -6,8 +6,8 @@ use mgre_common::reason::DropReason;
 
 use super::table::{Table, optional};
 use crate::api::messages::{
-    Event, EventKind, FdbView, HeldView, PeerState, PeerView, PortState, PortView, SegmentView, SlowPathView,
-    StatsRow, StatusView, TrafficRow, UnderlayView,
+    Event, EventKind, FdbView, HeldView, NeighborView, PeerState, PeerView, PortState, PortView, SegmentView,
+    SlowPathView, StatsRow, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::state::default;
 use crate::model::{Df, Encap, LinkLocal, StormLimit, Tos};
@@ -66,8 +66,10 @@ pub fn segments(views: &[SegmentView]) -> String {
 
 /// The options of a segment that are not the usual ones, and have no column.
 fn segment_options(view: &SegmentView) -> String {
-    let options =
-        [(view.link_local != LinkLocal::default()).then(|| format!("link-local={}", view.link_local))];
+    let options = [
+        (view.link_local != LinkLocal::default()).then(|| format!("link-local={}", view.link_local)),
+        view.suppress_neighbors.then(|| "suppress-neighbors".to_owned()),
+    ];
     options.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
@@ -201,6 +203,23 @@ pub fn fdb(views: &[FdbView]) -> String {
     table.to_string()
 }
 
+/// `neigh show`.
+pub fn neighbors(views: &[NeighborView]) -> String {
+    let mut table = Table::new(["SEGMENT", "ADDRESS", "MAC", "TARGET", "FLAGS", "AGE"]);
+    for view in views {
+        let flags: Vec<_> = view.flags.iter().map(|flag| flag.name()).collect();
+        table.row([
+            view.segment.clone(),
+            view.address.to_string(),
+            view.mac.to_string(),
+            optional(view.peer.as_ref().or(view.port.as_ref())),
+            flags.join(","),
+            format!("{}s", view.age_seconds),
+        ]);
+    }
+    table.to_string()
+}
+
 /// `stats`.
 pub fn traffic(rows: &[TrafficRow]) -> String {
     let mut table =
@@ -301,6 +320,18 @@ pub fn event(event: &Event) -> String {
         EventKind::FdbReleased { segment, mac, place } => format!("fdb released {segment} {mac} {place}"),
         EventKind::FdbAged { segment, mac, place } => format!("fdb aged {segment} {mac} {place}"),
         EventKind::FdbRemoved { segment, mac, place } => format!("fdb removed {segment} {mac} {place}"),
+        EventKind::NeighborLearned { segment, address, mac, place } => {
+            format!("neighbor learned {segment} {address} {mac} {place}")
+        }
+        EventKind::NeighborMoved { segment, address, mac, place, old_mac } => {
+            format!("neighbor moved {segment} {address} {mac} {place} from {old_mac}")
+        }
+        EventKind::NeighborRemoved { segment, address, mac } => {
+            format!("neighbor removed {segment} {address} {mac}")
+        }
+        EventKind::NeighborDuplicate { segment, address, mac, other_mac } => {
+            format!("neighbor duplicate {segment} {address} {mac} and {other_mac}")
+        }
         EventKind::PeerState { peer, state, reason } => {
             format!("peer {peer} {}{}", peer_state(*state), because(reason.as_deref()))
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use super::settings::{Command, Settings};
-use crate::api::messages::FdbFilter;
+use crate::api::messages::{FdbFilter, NeighborFilter};
 
 fn parse(line: &str) -> Result<Settings, clap::Error> {
     Args::try_parse_from(std::iter::once("mgre").chain(line.split(' '))).map(Settings::from)
@@ -88,6 +88,24 @@ fn verbs_become_requests() {
         ),
         ("segment set lan --vsid 5000", Method::PATCH, "/v1/segments/lan", json!({"vsid": 5000})),
         ("segment set lan --clamp-mss=false", Method::PATCH, "/v1/segments/lan", json!({"clamp_mss": false})),
+        (
+            "segment add lan --suppress-neighbors --key 7",
+            Method::PUT,
+            "/v1/segments/lan",
+            json!({"key": 7, "suppress_neighbors": true}),
+        ),
+        (
+            "segment set lan --suppress-neighbors off",
+            Method::PATCH,
+            "/v1/segments/lan",
+            json!({"suppress_neighbors": false}),
+        ),
+        (
+            "segment set lan --suppress-neighbors=on",
+            Method::PATCH,
+            "/v1/segments/lan",
+            json!({"suppress_neighbors": true}),
+        ),
         ("segment set lan --key none", Method::PATCH, "/v1/segments/lan", json!({"key": null})),
         ("segment set lan --hub=false", Method::PATCH, "/v1/segments/lan", json!({"hub": false})),
         ("segment set lan --mtu auto", Method::PATCH, "/v1/segments/lan", json!({"mtu": "auto"})),
@@ -177,6 +195,8 @@ fn the_other_commands() {
         ("port show", Command::Ports),
         ("fdb show", Command::Fdb(FdbFilter::default())),
         ("fdb show --segment lan --peer b", Command::Fdb(filter.clone())),
+        ("neigh show", Command::Neighbors(NeighborFilter::default())),
+        ("neigh show --segment lan", Command::Neighbors(NeighborFilter { segment: Some("lan".into()) })),
         ("fdb flush --peer b --segment lan", Command::Flush(filter)),
         ("stats", Command::Stats { drops: false }),
         ("stats --drops", Command::Stats { drops: true }),

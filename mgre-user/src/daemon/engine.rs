@@ -22,10 +22,12 @@ use super::Options;
 use super::index::Index;
 use super::limits::Touched;
 use super::loops::Loops;
+use super::losses::Losses;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
 use super::store::Store;
+use super::suppression::Sparingly;
 use super::system;
 use super::transact::Asked;
 use crate::api::messages::{Event, EventKind, Request};
@@ -34,6 +36,7 @@ use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
 use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
+use crate::neighbors::Neighbors;
 use crate::netlink::{Change, Monitor, Netlink};
 use crate::plan::{Compiled, Endpoints, Hook, Observed, Op, Plan, compile, diff};
 use crate::slow::Slow;
@@ -62,9 +65,12 @@ pub(super) struct Engine {
     /// Names by id, of `state`.
     pub(super) index: Index,
     pub(super) promiscuous: BTreeSet<String>,
+    /// What `promiscuous` is could not be saved.
+    pub(super) unsaved_promiscuous: bool,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) netlink: Netlink,
     pub(super) observer: Observer,
+    pub(super) losses: Losses,
     pub(super) observed: Observed,
     /// What comes of state and picture.
     pub(super) compiled: Compiled,
@@ -79,6 +85,11 @@ pub(super) struct Engine {
     /// Addresses since the last tick that the FDB had no room for.
     pub(super) unlearned: u64,
     pub(super) moves: HashMap<u16, u64>,
+    /// Who has which address, in segments that suppress ARP and ND.
+    pub(super) neighbors: Neighbors,
+    /// How often an address was two hosts', by segment.
+    pub(super) duplicates: HashMap<u16, u64>,
+    pub(super) duplicates_told: Sparingly,
     /// How often addresses were held, by segment.
     pub(super) holds: HashMap<u16, u64>,
     /// Which ports are blocked.
@@ -143,9 +154,11 @@ impl Engine {
             index,
             state: parts.state,
             promiscuous: parts.promiscuous,
+            unsaved_promiscuous: false,
             store: Arc::new(Mutex::new(parts.store)),
             observer: Observer::new(parts.netlink.clone()),
             netlink: parts.netlink,
+            losses: Losses::default(),
             observed: Observed::default(),
             compiled: Compiled::default(),
             plan: Plan::default(),
@@ -157,6 +170,9 @@ impl Engine {
             learn_events: 0,
             unlearned: 0,
             moves: HashMap::new(),
+            neighbors: Neighbors::default(),
+            duplicates: HashMap::new(),
+            duplicates_told: Sparingly::default(),
             holds: HashMap::new(),
             newly_held: Vec::new(),
             loops: Loops::new()?,
@@ -201,6 +217,9 @@ impl Engine {
         if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
             tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
         }
+        if let Err(error) = self.inherit_neighbors() {
+            tracing::warn!("neighbours that the daemon before knew are lost: {error:#}");
+        }
         self.follow()?;
         self.datapath.detach_unused()?;
         self.take_outcomes(&before);
@@ -243,7 +262,7 @@ impl Engine {
                 change = monitor.next() => match change {
                     Ok(change) => self.note(change),
                     Err(error) => {
-                        tracing::warn!(%error, "lost the kernel's notifications, starting anew");
+                        tracing::warn!(%error, "cannot read the kernel's notifications, starting anew");
                         monitor = Monitor::open()?;
                         self.note(Change::Resynchronize);
                     }
@@ -359,6 +378,7 @@ impl Engine {
                 self.stale.told = true;
             }
             Change::Resynchronize => {
+                self.losses.note();
                 self.observer.forget_addresses();
                 self.stale = Stale::all();
             }
@@ -473,7 +493,12 @@ impl Engine {
                 Op::SetAdjacency(id, record) if !self.plan.adjacencies.contains_key(id) => {
                     self.touched.insert(Target::adjacency(*id), record.segment);
                 }
-                Op::SetFlood(id, _) => self.touched.insert(Target::NONE, *id),
+                Op::SetFlood(id, targets) => {
+                    self.touched.insert(Target::NONE, *id);
+                    if !targets.suppress {
+                        self.forget_segment_neighbors(*id);
+                    }
+                }
                 _ => {}
             }
         }
@@ -503,6 +528,7 @@ impl Engine {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }
         self.age(now);
+        self.age_neighbors(now);
         if std::mem::take(&mut self.untrimmed) {
             tokio::task::spawn_blocking(system::trim_memory);
         }
@@ -513,6 +539,7 @@ impl Engine {
     }
 
     pub(super) fn report_removed(&mut self, removed: &[Entry]) {
+        self.forget_neighbors(removed);
         for entry in removed {
             let kind = |segment, mac, place| EventKind::FdbRemoved { segment, mac, place };
             self.emit_fdb(entry, kind);

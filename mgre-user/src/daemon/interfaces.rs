@@ -108,10 +108,13 @@ impl Engine {
     /// makes ports that came back promiscuous again.
     pub(super) async fn fit_interfaces(&mut self) {
         let promiscuous = self.promiscuous_for(&self.state);
-        if promiscuous != self.promiscuous {
+        if promiscuous != self.promiscuous || self.unsaved_promiscuous {
             let entry = Entry { promiscuous: Some(promiscuous.clone()), ..Entry::default() };
             let saved = Saved { state: self.state.clone(), promiscuous: promiscuous.clone() };
-            if let Err(error) = self.store().save(&[entry], &saved) {
+            let result = self.store().save(&[entry], &saved);
+            // Frames go first; it is saved with the next change.
+            self.unsaved_promiscuous = result.is_err();
+            if let Err(error) = result {
                 tracing::warn!("{error:#}");
             }
         }

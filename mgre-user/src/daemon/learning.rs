@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aya::maps::{MapData, RingBuf};
-use mgre_common::event::{LearnEvent, learn_flag};
+use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbKey;
+use mgre_common::neighbor::NeighborEvent;
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::MacAddr;
 
@@ -22,11 +23,13 @@ impl Engine {
     pub(super) fn learn(&mut self, ring: &mut RingBuf<MapData>) -> bool {
         for _ in 0..BATCH {
             let Some(item) = ring.next() else { return true };
+            let claim = bytemuck::try_pod_read_unaligned::<NeighborEvent>(&item);
             let event = bytemuck::try_pod_read_unaligned::<LearnEvent>(&item);
             drop(item);
-            match event {
-                Ok(event) => self.learn_one(&event),
-                Err(error) => tracing::error!(%error, "an event of the wrong size"),
+            match (event, claim) {
+                (Ok(event), _) => self.learn_one(&event),
+                (_, Ok(claim)) => self.hear(&claim),
+                (Err(error), _) => tracing::error!(%error, "an event of the wrong size"),
             }
         }
         false
@@ -34,8 +37,8 @@ impl Engine {
 
     fn learn_one(&mut self, event: &LearnEvent) {
         self.learn_events += 1;
-        if event.flags & learn_flag::PROBE != 0 {
-            return self.probed(event);
+        if let Some(about) = event.probe() {
+            return self.probed(event, about);
         }
         let (key, source) = (event.key, Target::from_bits(event.source));
         // The event may be older than the last change.
@@ -184,6 +187,7 @@ impl Engine {
         for entry in &aged {
             self.emit_fdb(entry, |segment, mac, place| EventKind::FdbAged { segment, mac, place });
         }
+        self.forget_neighbors(&aged);
         self.touched.entries(&aged);
         self.update_limits();
     }

@@ -149,11 +149,11 @@ impl Engine {
     }
 
     /// Takes note of a probe that a port received.
-    pub(super) fn probed(&mut self, event: &LearnEvent) {
+    pub(super) fn probed(&mut self, event: &LearnEvent, about: u16) {
         let TargetKind::Port(id) = Target::from_bits(event.source).kind() else { return };
         let Some((name, port)) = self.state.port_by_id(id) else { return };
         let Some(segment) = self.state.segments.get(&port.segment) else { return };
-        let ours = event.known == u32::from(segment_tag(segment.wire_key()));
+        let ours = about == segment_tag(segment.wire_key());
         // What no address suffers from is no loop, whatever is said.
         if !ours || !self.held().contains_key(&segment.id) || !self.loops.yields(id, event.key.mac()) {
             return;

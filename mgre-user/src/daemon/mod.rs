@@ -6,7 +6,7 @@
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
-//! - `observe`, `names`: the picture of the kernel, and of DNS;
+//! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
 //! - `store`, `journal`: the saved state; `system`: what must be there before a start.
 
 mod check;
@@ -18,6 +18,7 @@ mod learning;
 mod limits;
 mod listing;
 mod loops;
+mod losses;
 mod names;
 mod neighbors;
 mod numbers;
@@ -26,6 +27,7 @@ mod requests;
 mod resting;
 mod slow;
 mod store;
+mod suppression;
 mod system;
 mod transact;
 
@@ -85,6 +87,7 @@ impl Options {
 /// What keeps it from running.
 pub async fn run(options: Options) -> Result<()> {
     system::give_memory_back();
+    system::raise_descriptor_limit();
     let object = object()?;
     system::check_privileges()?;
     let kernel = system::kernel_release()?;

@@ -111,6 +111,7 @@ impl Engine {
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             fdb_events: self.learn_events,
             fdb_events_lost: self.events_lost(),
+            netlink_losses: self.losses.count(),
             slow_path: self.slow.counters().clone(),
             ..Numbers::default()
         };
@@ -142,6 +143,7 @@ impl Engine {
         let held = self.held();
         let numbers = |(name, segment): (&String, &crate::model::Segment)| {
             let (all, local) = given.get(&segment.id).copied().unwrap_or_default();
+            let traffic = self.datapath.counters().segment(segment.id);
             SegmentNumbers {
                 segment: name.clone(),
                 fdb_static: all - local,
@@ -151,6 +153,10 @@ impl Engine {
                 fdb_held: held.get(&segment.id).copied().unwrap_or(0),
                 fdb_holds: self.holds.get(&segment.id).copied().unwrap_or(0),
                 flood: self.datapath.counters().segment(segment.id),
+                neighbors: self.neighbors.count_in(segment.id).into(),
+                arp_replies: traffic.arp_replies,
+                nd_replies: traffic.nd_replies,
+                neighbor_duplicates: self.duplicates.get(&segment.id).copied().unwrap_or(0),
             }
         };
         self.state.segments.iter().map(numbers).collect()
@@ -251,6 +257,7 @@ const fn sum(traffic: &Traffic) -> TrafficSum {
 }
 
 /// So many seconds ago, in seconds since 1970-01-01 UTC.
+#[expect(clippy::disallowed_methods, reason = "a time that is shown")]
 fn timestamp(seconds_ago: u64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(seconds_ago)).as_secs_f64()

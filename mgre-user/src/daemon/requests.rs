@@ -35,6 +35,10 @@ impl Engine {
                 Ok(listing) => drop(spawn_blocking(move || send(reply, Ok(listing.views())))),
                 Err(problem) => send(reply, Err(problem)),
             },
+            Request::Neighbors { filter, reply } => {
+                let answer = self.list_neighbors(&filter);
+                send(reply, answer);
+            }
             Request::Stats(reply) => send(reply, Ok(self.stats_view())),
             Request::Status(reply) => send(reply, Ok(self.status_view())),
             Request::Config(reply) => send(reply, Ok(Document::from_state(&self.state))),
@@ -96,6 +100,7 @@ impl Engine {
             max_macs: segment.max_macs,
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
+            suppress_neighbors: segment.suppress_neighbors,
             link_local: segment.link_local,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
@@ -259,6 +264,7 @@ impl Engine {
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             events: self.learn_events,
             events_lost: self.events_lost(),
+            netlink_losses: self.losses.count(),
             slow_path: self.slow_path_view(),
             held: self.held_views(),
         }

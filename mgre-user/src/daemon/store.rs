@@ -11,10 +11,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Entry};
 use crate::model::State;
+use crate::model::state::STATE_VERSION;
 
 /// A journal of fewer bytes is never too long.
 const JOURNAL_LEAST: u64 = 256 * 1024;
@@ -50,6 +52,10 @@ impl Store {
     /// The directory cannot be made.
     pub(super) fn open(directory: &Path, instance: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        // Frames are forwarded all the same.
+        if let Err(error) = access(directory, AccessFlags::W_OK) {
+            tracing::warn!("cannot write to {}: {error}; changes will be refused", directory.display());
+        }
         let path = directory.join(format!("{instance}.json"));
         let journal = directory.join(format!("{instance}.journal"));
         Ok(Self { path, journal, snapshot: None, length: 0, last: None })
@@ -63,7 +69,7 @@ impl Store {
         let mut saved = match read(&self.path)? {
             Some(text) => {
                 self.snapshot = Some(text.len() as u64);
-                serde_json::from_slice(&text).with_context(|| mend(&self.path))?
+                parse(&text).with_context(|| mend(&self.path))?
             }
             None => Saved::default(),
         };
@@ -231,6 +237,24 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// What a snapshot says.
+///
+/// # Errors
+/// It is of another version, whatever else it says, or damaged.
+fn parse(text: &[u8]) -> Result<Saved> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    #[derive(Deserialize)]
+    struct Outline {
+        state: Version,
+    }
+    let Outline { state: Version { version } } = serde_json::from_slice(text)?;
+    ensure!(version == STATE_VERSION, "it has format version {version}, this program reads {STATE_VERSION}");
+    Ok(serde_json::from_slice(text)?)
 }
 
 fn mend(path: &Path) -> String {

@@ -5,11 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::utsname::uname;
 
 /// The oldest kernel: TCX came with 6.6 (commit e420bed02507).
 const OLDEST_KERNEL: (u32, u32) = (6, 6);
+
+/// With fewer descriptors there may be too few for tables, programs, ports and connections.
+const FEW_DESCRIPTORS: u64 = 1024;
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -41,6 +45,22 @@ fn missing_capabilities(effective: u64) -> &'static [&'static str] {
         (false, true) => &["CAP_NET_ADMIN"],
         (true, false) => &["CAP_BPF", "CAP_PERFMON"],
         (false, false) => &["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"],
+    }
+}
+
+/// Lets the process have as many descriptors as it may. What it has by itself may be for `select(2)`, which is not
+/// used here.
+pub(super) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if hard < FEW_DESCRIPTORS {
+            tracing::warn!(
+                "may have {hard} open files only (ulimit -Hn): not enough for many ports and clients"
+            );
+        }
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!("cannot have more open files: {error}");
     }
 }
 

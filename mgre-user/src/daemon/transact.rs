@@ -5,6 +5,7 @@
 //! What can fail for want of room fails before anything is touched.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -191,7 +192,9 @@ impl Engine {
                         if run.interfaces { self.promiscuous_for(&next) } else { self.promiscuous.clone() };
                     let entry = Entry {
                         state: Record::between(&at, &next),
-                        promiscuous: Some(&promiscuous).filter(|now| **now != self.promiscuous).cloned(),
+                        promiscuous: Some(&promiscuous)
+                            .filter(|now| **now != self.promiscuous || self.unsaved_promiscuous)
+                            .cloned(),
                     };
                     let warnings = warnings(&at, &next, &self.observed, &compiled_next, &run.addresses);
                     let changed = differences(&at, &next);
@@ -221,7 +224,27 @@ impl Engine {
             }
         }
         let compiled = compiled.next(&next, &self.observed);
+        self.check_room(&compiled.plan)?;
         Ok((next, compiled))
+    }
+
+    /// Checks that the FDB has room for entries that are given. What was learned stays.
+    fn check_room(&self, next: &Plan) -> Result<(), Problem> {
+        let (mut there, mut new) = (i64::from(self.datapath.fdb.len()), 0);
+        for item in self.plan.fixed.diff(&next.fixed) {
+            match item {
+                DiffItem::Add(key, _) if self.datapath.fdb.find(*key).is_none() => new += 1,
+                DiffItem::Remove(..) => there -= 1,
+                DiffItem::Add(..) | DiffItem::Update { .. } => {}
+            }
+        }
+        let capacity = self.datapath.fdb.capacity();
+        if new == 0 || there + new <= i64::from(capacity) {
+            return Ok(());
+        }
+        Err(Problem::conflict(format!(
+            "the FDB is full ({there} of {capacity} entries): flush what was learned (mgre fdb flush), or start the daemon with more (--fdb-entries)"
+        )))
     }
 
     /// Saves what steps lead to. Addresses are learned while the disk works.
@@ -230,7 +253,10 @@ impl Engine {
             steps.iter().map(|step| &step.entry).filter(|entry| !entry.is_empty()).cloned().collect();
         let Some(last) = steps.last().filter(|_| !entries.is_empty()) else { return Ok(()) };
         let whole = last.saved();
-        self.with_store(move |store| store.save(&entries, &whole)).await.map_err(failed)
+        self.with_store(move |store| store.save(&entries, &whole)).await.map_err(not_saved)?;
+        // Every entry says what is unsaved of it.
+        self.unsaved_promiscuous = false;
+        Ok(())
     }
 
     async fn with_store(
@@ -363,6 +389,16 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, Problem>) {
 
 fn failed(error: anyhow::Error) -> Problem {
     Problem::internal(format!("{error:#}"))
+}
+
+/// A change that cannot be saved is not made.
+fn not_saved(error: anyhow::Error) -> Problem {
+    let kinds =
+        error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let full =
+        |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge);
+    let status = if kinds.into_iter().any(full) { 507 } else { 500 };
+    Problem::new(status, format!("{error:#}: nothing was changed"))
 }
 
 /// What the kernel refused, as the API says it.

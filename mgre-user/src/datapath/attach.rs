@@ -9,13 +9,14 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::Ebpf;
 use aya::programs::LinkOrder;
 use aya::programs::TcAttachType;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
+use nix::net::if_::if_nametoindex;
 
 use super::load::{
     PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
@@ -147,6 +148,7 @@ impl Attachments {
     ) -> Result<()> {
         let pin = self.pin(ifindex, hook);
         let old = open_pin(&pin)?;
+        check_index(&attachment.interface, ifindex)?;
         let link = match hook.place() {
             Place::Tc(name, attach_type) => {
                 attach_tc(programs, name, attach_type, &attachment.interface, old)
@@ -285,6 +287,13 @@ fn attach_xdp(
     let link = program.take_link(id)?;
     // One made by netlink is no link that could be pinned.
     Ok(Attached::New(link.try_into().context("the kernel made no link for the XDP program")?))
+}
+
+/// The name is what is attached to: it may be another interface's by now.
+fn check_index(interface: &str, ifindex: u32) -> Result<()> {
+    let there = if_nametoindex(interface).ok();
+    ensure!(there == Some(ifindex), "cannot attach to {interface}: it is gone, or another interface");
+    Ok(())
 }
 
 fn open_pin(pin: &Path) -> Result<Option<FdLink>> {

@@ -123,6 +123,8 @@ impl Counters {
                         flood_frames: row.flood_frames + now.flood_frames - before.flood_frames,
                         flood_copies: row.flood_copies + now.flood_copies - before.flood_copies,
                         flood_lost: row.flood_lost + now.flood_lost - before.flood_lost,
+                        arp_replies: row.arp_replies + now.arp_replies - before.arp_replies,
+                        nd_replies: row.nd_replies + now.nd_replies - before.nd_replies,
                     },
                 );
             }
@@ -192,5 +194,7 @@ fn sum_flooding(rows: impl Iterator<Item = SegmentTraffic>) -> SegmentTraffic {
         flood_frames: sum.flood_frames + row.flood_frames,
         flood_copies: sum.flood_copies + row.flood_copies,
         flood_lost: sum.flood_lost + row.flood_lost,
+        arp_replies: sum.arp_replies + row.arp_replies,
+        nd_replies: sum.nd_replies + row.nd_replies,
     })
 }

@@ -86,14 +86,22 @@ const SENT_MEANWHILE: u64 = 1 << 20;
 /// # Errors
 /// There are programs, but they cannot be looked at.
 pub(super) fn sequences(pins: &Path) -> Result<Option<SharedArray<Sequence>>> {
+    // Programs for XDP leave numbered packets to others.
+    find_map(pins, map_name::SEQUENCES)?.map(open_as).transpose()
+}
+
+/// A map of an earlier daemon, if a program of its knows of it.
+///
+/// # Errors
+/// There are programs, but they cannot be looked at.
+pub(super) fn find_map(pins: &Path, name: &str) -> Result<Option<MapData>> {
     for (ifindex, hook) in Attachments::left_behind(pins)? {
         let link = FdLink::from(PinnedLink::from_pin(Attachments::pin_in(pins, ifindex, hook))?);
         let id = link.info()?.program_id();
         let mut programs = loaded_programs().flatten();
         let Some(program) = programs.find(|program| program.id() == id) else { continue };
-        // Programs for XDP leave numbered packets to others.
-        if let Ok(data) = open(&program.map_ids()?.unwrap_or_default(), map_name::SEQUENCES) {
-            return open_as(data).map(Some);
+        if let Ok(data) = open(&program.map_ids()?.unwrap_or_default(), name) {
+            return Ok(Some(data));
         }
     }
     Ok(None)

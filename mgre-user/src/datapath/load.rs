@@ -12,6 +12,7 @@ use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
+use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
@@ -73,6 +74,8 @@ pub struct Tables {
     pub vlan_ports: HashMap<MapData, VlanKey, u32>,
     /// [`map_name::SEQUENCES`].
     pub sequences: SharedArray<Sequence>,
+    /// [`map_name::NEIGHBORS`], until its writer takes it.
+    pub neighbors: Option<HashMap<MapData, NeighborKey, NeighborRecord>>,
     /// [`map_name::STORMS`].
     pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
@@ -254,6 +257,7 @@ impl Tables {
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
             vlan_ports: HashMap::try_from(take_map(programs, map_name::VLAN_PORTS)?)?,
             sequences: shared(programs, map_name::SEQUENCES)?,
+            neighbors: Some(HashMap::try_from(take_map(programs, map_name::NEIGHBORS)?)?),
             storms: shared(programs, map_name::STORMS)?,
             endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })

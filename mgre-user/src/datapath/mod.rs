@@ -7,6 +7,7 @@ pub mod fdb;
 pub mod flood;
 pub mod handover;
 pub mod load;
+pub mod neighbors;
 pub mod shared;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use self::fdb::{Entry, Fdb};
 use self::flood::Floods;
 use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
+use self::neighbors::NeighborTable;
 use crate::plan::{AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord};
 
 /// The datapath of one instance.
@@ -48,6 +50,8 @@ pub struct Datapath {
     switched: HashMap<u32, ()>,
     /// The forwarding database.
     pub fdb: Fdb,
+    /// Who has which address.
+    pub neighbors: NeighborTable,
 }
 
 impl Datapath {
@@ -59,6 +63,7 @@ impl Datapath {
         let hash = loaded.fdb_hash();
         let Loaded { programs, mut tables, config, .. } = loaded;
         let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
+        let neighbors = NeighborTable::new(tables.neighbors.take().context("the neighbours are taken")?);
         let floods = Floods::new(tables.flood.take().context("the flood lists are taken")?);
         let endpoints = Endpoints::new(
             tables.endpoints.take().context("the endpoints are taken")?,
@@ -75,6 +80,7 @@ impl Datapath {
             predecessor: None,
             switched: HashMap::new(),
             fdb,
+            neighbors,
         })
     }
 
@@ -292,6 +298,7 @@ impl Datapath {
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
         record.blocked_groups.store(targets.blocked_groups.into(), Ordering::Relaxed);
         set_flag(&record.flags, segment_flag::HUB, targets.hub);
+        set_flag(&record.flags, segment_flag::SUPPRESS, targets.suppress);
         set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())
     }

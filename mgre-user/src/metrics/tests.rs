@@ -98,6 +98,7 @@ fn snapshot() -> Numbers<'static> {
         fdb_capacity: 131_072,
         fdb_events: 9,
         fdb_events_lost: 0,
+        netlink_losses: 0,
         slow_path: Counters::default(),
     }
 }
@@ -105,7 +106,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 25] = [
+    let wanted: [(&str, &[&str]); 29] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -126,6 +127,10 @@ fn every_series_of_the_contract() {
         ("mgre_flood_frames_total", &["segment"]),
         ("mgre_flood_copies_total", &["segment"]),
         ("mgre_flood_lost_total", &["segment"]),
+        ("mgre_netlink_losses_total", &[]),
+        ("mgre_neighbor_entries", &["segment"]),
+        ("mgre_neighbor_replies_total", &["segment", "protocol"]),
+        ("mgre_neighbor_duplicates_total", &["segment"]),
         ("mgre_slow_path_packets_total", &["event"]),
         ("mgre_interface_mode", &["interface", "hook", "mode"]),
         ("mgre_build_info", &["version"]),

@@ -194,6 +194,7 @@ impl<'a> Draft<'a> {
             max_macs: default::SEGMENT_MAX_MACS,
             hub: false,
             clamp_mss: false,
+            suppress_neighbors: false,
             link_local: LinkLocal::default(),
         };
         self.fill_segment(&name, &mut segment, settings)?;
@@ -243,6 +244,7 @@ impl<'a> Draft<'a> {
         segment.hub = settings.hub.unwrap_or(segment.hub);
         segment.link_local = settings.link_local.unwrap_or(segment.link_local);
         segment.clamp_mss = settings.clamp_mss.unwrap_or(segment.clamp_mss);
+        segment.suppress_neighbors = settings.suppress_neighbors.unwrap_or(segment.suppress_neighbors);
         check::mtu(segment.mtu)?;
         check::aging(segment.aging_seconds)?;
         if let Some(vsid) = segment.vsid {

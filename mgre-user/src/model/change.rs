@@ -149,6 +149,9 @@ pub struct SegmentSettings {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
+    /// Whether questions for addresses that are known are answered here, not flooded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suppress_neighbors: Option<bool>,
     /// Which frames that bridges keep to one link it passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_local: Option<LinkLocal>,

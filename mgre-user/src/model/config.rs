@@ -75,6 +75,9 @@ pub struct SegmentEntry {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamp_mss: bool,
+    /// Whether questions for addresses that are known are answered here, not flooded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub suppress_neighbors: bool,
     /// Which frames that bridges keep to one link it passes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub link_local: LinkLocal,
@@ -317,6 +320,7 @@ impl From<(&String, &Segment)> for SegmentEntry {
             max_macs: unless(segment.max_macs, default::SEGMENT_MAX_MACS),
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
+            suppress_neighbors: segment.suppress_neighbors,
             link_local: segment.link_local,
         }
     }
@@ -371,8 +375,18 @@ impl From<UnderlayEntry> for Change {
 
 impl From<SegmentEntry> for Change {
     fn from(entry: SegmentEntry) -> Self {
-        let SegmentEntry { name, key, vsid, mtu, aging_seconds, max_macs, hub, clamp_mss, link_local } =
-            entry;
+        let SegmentEntry {
+            name,
+            key,
+            vsid,
+            mtu,
+            aging_seconds,
+            max_macs,
+            hub,
+            clamp_mss,
+            link_local,
+            suppress_neighbors,
+        } = entry;
         let settings = SegmentSettings {
             key: Some(key),
             vsid: Some(vsid),
@@ -381,6 +395,7 @@ impl From<SegmentEntry> for Change {
             max_macs,
             hub: Some(hub),
             clamp_mss: Some(clamp_mss),
+            suppress_neighbors: Some(suppress_neighbors),
             link_local: Some(link_local),
         };
         Self::AddSegment { name, settings }

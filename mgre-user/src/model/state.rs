@@ -122,6 +122,9 @@ pub struct Segment {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamp_mss: bool,
+    /// Whether questions for addresses that are known are answered here, not flooded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub suppress_neighbors: bool,
     /// Which frames that bridges keep to one link it passes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub link_local: LinkLocal,

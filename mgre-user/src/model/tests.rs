@@ -23,8 +23,8 @@ fn segment_settings() -> impl Strategy<Value = SegmentSettings> {
     ];
     let key = prop_oneof![4 => key, 1 => Just(Some(Some(0x10_0007)))];
     let number = |below: u32| proptest::option::of(0..below);
-    (key, vsid, mtu, number(600), number(9000), any::<[Option<bool>; 2]>()).prop_map(
-        |(key, vsid, mtu, aging_seconds, max_macs, [hub, clamp_mss])| SegmentSettings {
+    (key, vsid, mtu, number(600), number(9000), any::<[Option<bool>; 3]>()).prop_map(
+        |(key, vsid, mtu, aging_seconds, max_macs, [hub, clamp_mss, suppress_neighbors])| SegmentSettings {
             key,
             vsid,
             mtu,
@@ -32,6 +32,7 @@ fn segment_settings() -> impl Strategy<Value = SegmentSettings> {
             max_macs,
             hub,
             clamp_mss,
+            suppress_neighbors,
             link_local: None,
         },
     )

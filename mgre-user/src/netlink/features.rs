@@ -144,6 +144,8 @@ fn management(group: &[u8]) -> Option<u32> {
 pub(super) struct Watch {
     fd: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
+    /// Messages were lost; what is still queued is thrown away before that is reported.
+    lost: bool,
 }
 
 impl Watch {
@@ -167,7 +169,7 @@ impl Watch {
         // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only
         // after taking it out of the reactor.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE.add(Interest::ERROR)) }?;
-        Ok(Some(Self { fd, buffer: vec![0; BUFFER] }))
+        Ok(Some(Self { fd, buffer: vec![0; BUFFER], lost: false }))
     }
 
     /// The next changes. Waits for one. Nothing is lost if the future is dropped.
@@ -175,10 +177,18 @@ impl Watch {
         loop {
             let mut ready = self.fd.ready(Interest::READABLE.add(Interest::ERROR)).await?;
             match receive(self.fd.get_ref(), &mut self.buffer) {
+                Ok(_) if self.lost => {}
                 Ok(length) => return Ok(changes(&self.buffer[..length])),
-                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EAGAIN) => {
+                    ready.clear_ready();
+                    if std::mem::take(&mut self.lost) {
+                        return Ok(vec![Change::Resynchronize]);
+                    }
+                }
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => return Ok(vec![Change::Resynchronize]),
+                // As for the monitor: more is lost, in silence, until the queue has been read empty.
+                Err(Errno::ENOBUFS) => self.lost = true,
+                Err(Errno::EMSGSIZE) => return Ok(vec![Change::Resynchronize]),
                 Err(error) => return Err(error.into()),
             }
         }

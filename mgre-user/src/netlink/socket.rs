@@ -165,15 +165,12 @@ impl Socket {
     /// on a host where it never holds still, the last one is returned, and the change that disturbed it
     /// is announced to the monitor as well.
     pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<Message>, Failure> {
-        let mut found = Vec::new();
-        for _ in 0..DUMP_ATTEMPTS {
-            found.clear();
+        undisturbed(|| {
+            let mut found = Vec::new();
             self.send(message.clone(), NLM_F_DUMP)?;
-            if !self.answer(|message| found.push(message))? {
-                break;
-            }
-        }
-        Ok(found)
+            let disturbed = self.answer(|message| found.push(message))?;
+            Ok((found, disturbed))
+        })
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
@@ -205,7 +202,7 @@ impl Socket {
                 if message.sequence_number() != self.sequence {
                     continue;
                 }
-                interrupted |= message.flags() & libc::NLM_F_DUMP_INTR as u16 != 0;
+                interrupted |= is_disturbed(&message);
                 match message.message_type() {
                     NLMSG_NOOP => {}
                     NLMSG_OVERRUN => return Err(Errno::ENOBUFS.into()),
@@ -215,6 +212,22 @@ impl Socket {
             }
         }
     }
+}
+
+/// Reads a list until nothing disturbed it, or often enough.
+fn undisturbed<T>(mut read: impl FnMut() -> Result<(T, bool), Failure>) -> Result<T, Failure> {
+    for _ in 1..DUMP_ATTEMPTS {
+        let (found, disturbed) = read()?;
+        if !disturbed {
+            return Ok(found);
+        }
+    }
+    read().map(|(found, _)| found)
+}
+
+/// Whether a message is of a list that changed while it was read.
+fn is_disturbed(message: &NetlinkBuffer<&[u8]>) -> bool {
+    message.flags() & libc::NLM_F_DUMP_INTR as u16 != 0
 }
 
 /// Adds a request to bytes to send, padded.
@@ -296,6 +309,24 @@ mod tests {
             let found: Vec<_> = messages(&datagram[..length]).collect();
             assert!(matches!(found[..], [Err(_)]), "length {length}");
         }
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_read_again() {
+        let mut reads = 0;
+        let mut read = |changing: usize| {
+            undisturbed(|| {
+                reads += 1;
+                Ok((reads, reads <= changing))
+            })
+        };
+        assert_eq!(read(2).ok(), Some(3), "the third is whole");
+        assert_eq!(read(usize::MAX).ok(), Some(3 + DUMP_ATTEMPTS), "it never is, and the last one is taken");
+        assert!(undisturbed::<()>(|| Err(Errno::ENOBUFS.into())).is_err());
+        let marked = message(16, libc::NLM_F_DUMP_INTR as u16 | libc::NLM_F_MULTI as u16, b"");
+        let plain = message(16, libc::NLM_F_MULTI as u16, b"");
+        let is = |bytes: &[u8]| is_disturbed(&NetlinkBuffer::new_checked(bytes).expect("well-formed"));
+        assert!(is(&marked) && !is(&plain));
     }
 
     #[test]

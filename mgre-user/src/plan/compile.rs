@@ -117,16 +117,24 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let segments: BTreeMap<u16, (bool, u16)> = (self.state.segments.values())
-            .map(|segment| (segment.id, (segment.hub, segment.link_local.blocked())))
+        let segments: BTreeMap<u16, FloodTargets> = (self.state.segments.values())
+            .map(|segment| {
+                let flags = FloodTargets {
+                    hub: segment.hub,
+                    suppress: segment.suppress_neighbors,
+                    blocked_groups: segment.link_local.blocked(),
+                    ..FloodTargets::default()
+                };
+                (segment.id, flags)
+            })
             .collect();
         for id in old.plan.floods.keys().filter(|id| !segments.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, (hub, blocked_groups)) in segments {
+        for (id, flags) in segments {
             let ports = port_lists.remove(&id).unwrap_or_default();
-            let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, blocked_groups, ports, ..targets });
+            let FloodTargets { adjacencies, .. } = self.plan.floods.get(&id).cloned().unwrap_or_default();
+            put(&mut self.plan.floods, id, FloodTargets { ports, adjacencies, ..flags });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);

@@ -186,6 +186,8 @@ pub enum PortIndex {
 pub struct FloodTargets {
     /// Whether those out of a tunnel go into the others.
     pub hub: bool,
+    /// Whether questions for addresses that are known are answered.
+    pub suppress: bool,
     /// Which of the addresses that bridges keep to one link get no frames
     /// ([`mgre_common::table::Segment::blocked_groups`]).
     pub blocked_groups: u16,

@@ -86,6 +86,7 @@ async fn addresses_of_both_versions_options_and_vlans() {
     send(Method::PUT, "/v1/underlays/eth1", json!({"local": ["192.0.2.9", "2001:db8::9"]})).await;
     send(Method::DELETE, "/v1/underlays/eth1?local=192.0.2.9", json!({})).await;
     send(Method::PUT, "/v1/segments/virtual", json!({"vsid": 5000, "clamp_mss": true})).await;
+    send(Method::PATCH, "/v1/segments/virtual", json!({"suppress_neighbors": true})).await;
     send(Method::PUT, "/v1/segments/lan", json!({})).await;
     send(Method::PUT, "/v1/ports/eth2", json!({"segment": "virtual", "vlan": 10})).await;
     send(Method::PUT, "/v1/ports/eth2", json!({"segment": "lan", "vlan": 20})).await;
@@ -101,7 +102,7 @@ async fn addresses_of_both_versions_options_and_vlans() {
                 {"interface": "eth0", "local": ["192.0.2.1", "2001:db8::1"], "mode": "tc"},
                 {"interface": "eth1", "local": "2001:db8::9"},
             ],
-            "segment": [{"name": "lan"}, {"name": "virtual", "vsid": 5000, "clamp_mss": true}],
+            "segment": [{"name": "lan"}, {"name": "virtual", "vsid": 5000, "clamp_mss": true, "suppress_neighbors": true}],
             "port": [{"interface": "eth2", "segment": "virtual", "vlan": 10}],
             "peer": [{"name": "b", "remote": "2001:db8::2", "segments": ["lan"], "tos": "inherit",
                       "df": "inherit", "csum": true, "seq": true, "encap": "gre-udp"}],
@@ -116,6 +117,8 @@ async fn errors_are_problems() {
     let cases = [
         (Method::GET, "/v1/nothing", json!(null), 404),
         (Method::GET, "/v1/segments/x", json!(null), 404),
+        (Method::GET, "/v1/neighbors?port=x", json!(null), 400),
+        (Method::PUT, "/v1/segments/x", json!({"suppress_neighbors": "on"}), 400),
         (Method::POST, "/v1/segments", json!({}), 405),
         (Method::PUT, "/v1/segments/x", json!({"kay": 1}), 400),
         (Method::PUT, "/v1/segments/x", json!([1]), 400),

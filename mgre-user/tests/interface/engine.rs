@@ -63,6 +63,7 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
         max_macs: segment.max_macs,
         hub: segment.hub,
         clamp_mss: segment.clamp_mss,
+        suppress_neighbors: segment.suppress_neighbors,
         link_local: segment.link_local,
         peers: 0,
         ports: 0,
@@ -80,6 +81,7 @@ pub(crate) struct Daemon {
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
     pub(crate) metrics: std::net::SocketAddr,
+    pub(crate) events: broadcast::Sender<Event>,
 }
 
 impl Daemon {
@@ -90,12 +92,12 @@ impl Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let metrics = listener.local_addr().expect("an address");
         let (handle, requests, events) = Handle::new();
-        tokio::spawn(engine(requests, events));
+        tokio::spawn(engine(requests, events.clone()));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or_default() };
         let server = tokio::spawn(serve(socket, Some(listener), handle, shutdown));
         let client = Client::new(directory.path(), "t");
-        (Self { directory, stop, server, metrics }, client)
+        (Self { directory, stop, server, metrics, events }, client)
     }
 
     pub(crate) fn socket(&self) -> std::path::PathBuf {

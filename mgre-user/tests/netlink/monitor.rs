@@ -109,6 +109,37 @@ fn lost_changes_are_reported_once_all_is_read() {
 }
 
 #[test]
+fn lost_news_of_features_are_reported_once_all_is_read() {
+    in_namespace(|| async {
+        let far = Far::new();
+        let netlink = Netlink::connect().unwrap();
+        let near = link(&netlink, "near").await.index;
+        let mut monitor = Monitor::open().unwrap();
+        let second = Duration::from_secs(1);
+        for round in 0..2 {
+            // More than the socket holds, each of them news of the near end.
+            far.run(|| {
+                let toggle = "for i in $(seq 300); do ethtool -K far gro on; ethtool -K far gro off; done";
+                assert!(Command::new("sh").args(["-c", toggle]).status().unwrap().success());
+            });
+            let lost = |change: Change| change == Change::Resynchronize;
+            assert!(next(&mut monitor, second, lost).await, "round {round}");
+            let is_old = |change| matches!(change, Change::Features { .. });
+            let quiet = !next(&mut monitor, Duration::from_millis(50), is_old).await;
+            assert!(quiet, "round {round}: what was queued before the loss is thrown away");
+            far.run(|| drop(run("ethtool", "-K far gro on")));
+            let told = |change| {
+                matches!(change, Change::Features { index, features: Some(features) }
+                    if index == near && features.is_target())
+            };
+            assert!(next(&mut monitor, second, told).await, "round {round}");
+            far.run(|| drop(run("ethtool", "-K far gro off")));
+            while next(&mut monitor, Duration::from_millis(20), |_| true).await {}
+        }
+    });
+}
+
+#[test]
 fn requests_at_the_same_time_do_not_disturb_each_other() {
     in_namespace(|| async {
         for index in 0..40 {

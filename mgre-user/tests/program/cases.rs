@@ -13,7 +13,7 @@ use super::kernel::{
     DROP, FAR, Kernel, NO_PORT, PASS, REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, drops_between,
     in_namespace, interfaces,
 };
-use mgre_common::counters::{Drops, Traffic};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic};
 use mgre_common::event::TOO_BIG_INTERVAL_NS;
 use mgre_common::target::Target;
 use mgre_ebpf::frame::Egress;
@@ -109,7 +109,7 @@ impl Bench {
         Self {
             kernel: Kernel::new(world),
             targets: [Target::NONE].into_iter().chain(ports).chain(peers).collect(),
-            segments: (0..=world.segments.len() as u16).collect(),
+            segments: world.segments.iter().map(|(id, _)| *id as u16).collect(),
             captures: interfaces.into_iter().map(|index| (index, Capture::new(FAR + index))).collect(),
         }
     }
@@ -178,8 +178,10 @@ impl Bench {
 
     /// What was counted and reported since then.
     fn since(&mut self, numbers: &Numbers) -> Expected {
+        let (reports, claims) = self.kernel.reports();
         let mut observed = Expected {
-            reports: self.kernel.reports(),
+            reports,
+            claims,
             too_big: self.kernel.too_big().iter().map(cases::captured).collect(),
             ..Expected::default()
         };
@@ -197,12 +199,21 @@ impl Bench {
             }
         }
         observed.drops.sort();
-        for (&id, (frames, copies)) in self.segments.iter().zip(&numbers.flooded) {
+        for (&id, before) in self.segments.iter().zip(&numbers.flooded) {
             let after = self.kernel.flooded(id);
-            if after.0 > *frames {
-                assert_eq!((after.0 - frames, observed.flooded), (1, None));
-                observed.flooded = Some((u32::from(id), after.1 - copies));
+            let flooded = SegmentTraffic {
+                flood_frames: after.flood_frames - before.flood_frames,
+                flood_copies: after.flood_copies - before.flood_copies,
+                flood_lost: after.flood_lost - before.flood_lost,
+                arp_replies: after.arp_replies - before.arp_replies,
+                nd_replies: after.nd_replies - before.nd_replies,
+            };
+            let id = u32::from(id);
+            if flooded.flood_frames > 0 {
+                assert_eq!((flooded.flood_frames, observed.flooded), (1, None));
+                observed.flooded = Some((id, flooded.flood_copies));
             }
+            observed.answered = observed.answered.or(cases::answered(&flooded).map(|asked| (id, asked)));
         }
         observed
     }
@@ -229,7 +240,7 @@ impl Bench {
 struct Numbers {
     drops: Vec<Drops>,
     traffic: Vec<Traffic>,
-    flooded: Vec<(u64, u64)>,
+    flooded: Vec<SegmentTraffic>,
 }
 
 /// What a test run shows of what must come of a case.

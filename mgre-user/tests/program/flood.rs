@@ -71,7 +71,7 @@ fn everyone_else_gets_one_copy() {
         // The last peer gets the frame itself, which a test run does not send.
         assert_eq!(inside(&ran.bytes, endpoint(PEERS - 1)), inner);
         let copies = u64::from(PORTS - 1 + PEERS);
-        assert_eq!(kernel.flooded(1), (1, copies));
+        assert_eq!((kernel.flooded(1).flood_frames, kernel.flooded(1).flood_copies), (1, copies));
         for id in 0..PEERS {
             let traffic = kernel.traffic(Target::adjacency(id));
             assert_eq!((traffic.transmit_packets, traffic.transmit_bytes), (1, inner.len() as u64));
@@ -108,7 +108,7 @@ fn the_largest_segment_is_flooded_whole() {
             copies += sent;
         }
         assert!(copies >= 1000, "{copies}");
-        assert_eq!(kernel.flooded(1), (1, copies));
+        assert_eq!((kernel.flooded(1).flood_frames, kernel.flooded(1).flood_copies), (1, copies));
     });
 }
 
@@ -166,7 +166,7 @@ fn the_verifier_has_instructions_to_spare() {
                 "{name}: {verified} instructions verified, {} bytes of machine code",
                 info.size_jitted()
             );
-            assert!(verified < 300_000, "{name}: {verified}");
+            assert!(verified < 400_000, "{name}: {verified}");
         }
     });
 }

@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
-use mgre_common::counters::{Drops, Traffic, row_of};
+use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
@@ -245,10 +246,9 @@ impl Kernel {
         self.counters().drops(target)
     }
 
-    /// Flooded frames and copies in a segment so far.
-    pub(crate) fn flooded(&self, segment: u16) -> (u64, u64) {
-        let traffic = self.counters().segment(segment);
-        (traffic.flood_frames, traffic.flood_copies)
+    /// What was flooded and answered in a segment so far.
+    pub(crate) fn flooded(&self, segment: u16) -> SegmentTraffic {
+        self.counters().segment(segment)
     }
 
     /// Frames that did not fit, reported since the last call.
@@ -259,12 +259,17 @@ impl Kernel {
         .collect()
     }
 
-    /// What was reported since the last call.
-    pub(crate) fn reports(&mut self) -> Vec<LearnEvent> {
-        std::iter::from_fn(|| {
-            self.loaded.events.as_mut()?.next().map(|event| bytemuck::pod_read_unaligned(&event))
-        })
-        .collect()
+    /// What was reported since the last call: addresses, and what hosts say of themselves.
+    pub(crate) fn reports(&mut self) -> (Vec<LearnEvent>, Vec<NeighborEvent>) {
+        let (mut reports, mut claims) = (Vec::new(), Vec::new());
+        while let Some(event) = self.loaded.events.as_mut().and_then(|events| events.next()) {
+            if event.len() == size_of::<NeighborEvent>() {
+                claims.push(bytemuck::pod_read_unaligned(&event));
+            } else {
+                reports.push(bytemuck::pod_read_unaligned(&event));
+            }
+        }
+        (reports, claims)
     }
 }
 
@@ -339,6 +344,10 @@ impl Sink for Kernel {
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
         self.loaded.tables.flood.as_ref().unwrap().get(index).unwrap()
+    }
+
+    fn neighbor(&mut self, key: NeighborKey, record: NeighborRecord) {
+        self.loaded.tables.neighbors.as_mut().unwrap().insert(key, record, 0).unwrap();
     }
 
     fn fdb_hash(&self) -> FdbHash {

@@ -7,6 +7,7 @@
 //! - [`learning`]: what is reported, and what may not be learned;
 //! - [`wire`]: IPv6 outside, and peers of different kinds in one segment;
 //! - [`classes`]: ECN and DSCP, out and in;
+//! - [`neighbors`]: ARP and ND that are answered, and that are not;
 //! - [`options`]: what a peer's options ask for, and what is checked on receipt;
 //! - [`sizes`]: what does not fit a tunnel;
 //! - [`slow`]: what comes by the slow interface;
@@ -16,6 +17,7 @@ pub mod classes;
 pub mod hostile;
 pub mod hub;
 pub mod learning;
+pub mod neighbors;
 pub mod options;
 pub mod port;
 pub mod sizes;
@@ -27,9 +29,10 @@ pub mod wire;
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use mgre_common::counters::Traffic;
-use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead, learn_flag};
+use mgre_common::counters::{SegmentTraffic, Traffic};
+use mgre_common::event::{LearnEvent, PROBE, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::FdbKey;
+use mgre_common::neighbor::{NeighborEvent, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::{Mark, Target};
 use mgre_common::wire::MacAddr;
@@ -87,6 +90,10 @@ pub struct Expected {
     pub reports: Vec<LearnEvent>,
     /// The segment that it is flooded in, and the copies.
     pub flooded: Option<(u32, u64)>,
+    /// The segment in which it is answered, and how it asked.
+    pub answered: Option<(u32, Protocol)>,
+    /// What the daemon is told that hosts say of themselves.
+    pub claims: Vec<NeighborEvent>,
     /// What is noted on it in the end ([`Mark`]).
     pub mark: u32,
     /// What the daemon is told of a frame that does not fit, and the frame's first bytes.
@@ -129,6 +136,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(sizes::cases());
     cases.extend(slow::cases());
     cases.extend(vlan::cases());
+    cases.extend(neighbors::cases());
     cases.extend(hostile::cases());
     cases
 }
@@ -312,13 +320,8 @@ impl Case {
     }
 
     fn reported(mut self, segment: u16, mac: MacAddr, source: Target, known: Target) -> Self {
-        let event = LearnEvent {
-            key: FdbKey::new(segment, mac),
-            source: source.to_bits(),
-            known: known.to_bits(),
-            flags: 0,
-            reserved: 0,
-        };
+        let event =
+            LearnEvent { key: FdbKey::new(segment, mac), source: source.to_bits(), known: known.to_bits() };
         self.expected.reports.push(event);
         self
     }
@@ -332,7 +335,7 @@ impl Case {
     fn probed(self, segment: u16, mac: MacAddr, source: Target, about: u32) -> Self {
         let mut case = self.refused(source, DropReason::Loop).reported(segment, mac, source, Target::NONE);
         for event in &mut case.expected.reports {
-            (event.flags, event.known) = (learn_flag::PROBE, about);
+            event.known = PROBE | about;
         }
         case
     }
@@ -442,12 +445,27 @@ fn observed(action: HostAction, frame: &HostFrame, tables: &MemoryTables) -> Exp
         transmitted,
         drops: drops.iter().flat_map(|(drop, &times)| vec![*drop; times as usize]).collect(),
         reports: tables.reports.borrow().clone(),
-        flooded: tables.floods.borrow().iter().next().map(|(id, row)| (*id, row.flood_copies)),
+        flooded: tables
+            .floods
+            .borrow()
+            .iter()
+            .find_map(|(id, row)| (row.flood_frames > 0).then_some((*id, row.flood_copies))),
+        answered: tables.floods.borrow().iter().find_map(|(id, row)| Some((*id, answered(row)?))),
+        claims: tables.claims.borrow().clone(),
         mark: frame.mark,
         too_big: tables.too_big.borrow().iter().map(captured).collect(),
     };
     assert_eq!(received.next(), None, "a frame was received twice");
     observed
+}
+
+/// How a question was asked, if one was answered.
+pub const fn answered(row: &SegmentTraffic) -> Option<Protocol> {
+    match (row.arp_replies, row.nd_replies) {
+        (1, 0) => Some(Protocol::Arp),
+        (0, 1) => Some(Protocol::Nd),
+        _ => None,
+    }
 }
 
 /// What a report says, and the bytes that it has.

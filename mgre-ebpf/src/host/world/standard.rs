@@ -169,7 +169,9 @@ impl World {
             stray_interfaces: vec![(30, ABSENT)],
             stray_endpoints: vec![(endpoint(PEER_A, Some(15)), ABSENT)],
             slow: SLOW,
+            neighbors: Vec::new(),
         }
+        .with_neighbors()
     }
 
     /// The same, where every interface outside takes frames from an early hook.

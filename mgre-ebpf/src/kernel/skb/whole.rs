@@ -2,17 +2,22 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_vlan_pop};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+};
 use mgre_common::checksum::fold;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option};
+use mgre_common::target::Target;
 use mgre_common::wire::{GRE_FIELD_LEN, GRE_LEN, UDP_LEN};
-use mgre_ebpf::frame::{Frame, Replicate, Step, Whole};
+use mgre_ebpf::frame::{Excerpt, Frame, Replicate, Step, Whole};
+use mgre_ebpf::neighbor::{self, Scene};
+use mgre_ebpf::tables::Tables;
 
 use super::{Skb, check};
-use crate::kernel::maps::{SCRATCH, SUM_CHUNK};
+use crate::kernel::maps::{Maps, SCRATCH, SUM_CHUNK};
 use crate::kernel::wire::{behind_ip, opaque};
 
 impl<const INGRESS: bool> Whole for Skb<INGRESS> {
@@ -26,6 +31,40 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
         }
         // A checksum does not depend on the byte order, its value does (RFC 1071 2(B)).
         Some(u16::from_be(fold(sum.sum)))
+    }
+
+    #[inline(always)]
+    fn listen<T: Tables>(&self, _: &T, scene: &Scene) {
+        mgre_listen(self.skb, scene.source.to_bits(), scene.segment, place(scene), scene.seconds);
+    }
+
+    #[inline(always)]
+    fn answer<T: Tables>(&mut self, _: &T, scene: &Scene) -> u32 {
+        mgre_answer(self.skb, scene.source.to_bits(), scene.segment, place(scene))
+    }
+
+    #[inline(always)]
+    fn with_excerpt<R>(work: impl FnOnce(&mut Excerpt) -> R) -> Option<R> {
+        const { assert!(size_of::<Excerpt>() <= SUM_CHUNK) };
+        // SAFETY: the memory is this CPU's and longer than that, and nobody else uses it before
+        // another program may run on this CPU, which only a frame that is sent could start.
+        Some(work(unsafe { &mut *SCRATCH.get_ptr_mut(0)?.cast::<Excerpt>() }))
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, len: usize, to: &mut Excerpt) -> bool {
+        let len = len.min(size_of::<Excerpt>()) as u32;
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn overwrite(&mut self, len: usize, from: &Excerpt) -> Result<(), DropReason> {
+        let len = len.min(size_of::<Excerpt>()) as u32;
+        let from = from.as_ptr().cast();
+        // SAFETY: the pointer is the program's context, and `from` has as many bytes.
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, from, len, BPF_F_RECOMPUTE_CSUM.into()) })
     }
 
     #[inline(always)]
@@ -89,6 +128,36 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
         // SAFETY: the pointer is the program's context.
         check(unsafe { bpf_skb_vlan_pop(self.skb) })
     }
+}
+
+/// Where a frame begins and how long it is, as one number.
+#[inline(always)]
+const fn place(scene: &Scene) -> u64 {
+    (scene.outer_len as u64) << 32 | scene.len as u64
+}
+
+/// A scene out of numbers.
+#[inline(always)]
+const fn scene(source: u32, segment: u32, place: u64, seconds: u32) -> Scene {
+    let source = Target::from_bits(source);
+    Scene { source, segment, outer_len: (place >> 32) as u32, len: place as u32, seconds }
+}
+
+/// [`Whole::listen`]. The verifier looks at a global function by itself, once, whatever its
+/// callers know: it has a BTF type, and takes the context and numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u64, seconds: u32) -> u32 {
+    neighbor::listen(&Skb::<true> { skb }, &Maps, &scene(source, segment, at, seconds));
+    0
+}
+
+/// [`Whole::answer`], likewise. (What it does not use, the compiler would not pass, and the verifier
+/// miss: the time.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mgre_answer(skb: *mut __sk_buff, source: u32, segment: u32, at: u64) -> u32 {
+    neighbor::turn(&mut Skb::<true> { skb }, &Maps, &scene(source, segment, at, 0))
 }
 
 /// A checksum in the making.

@@ -195,6 +195,7 @@ fn older_states_are_read() {
     assert_eq!((peer.tos, peer.csum, peer.seq, peer.encap), (Tos::Fixed(184), false, false, Encap::Gre));
     let (segment, port) = (&state.segments["lan"], &state.ports["veth0"]);
     assert_eq!((segment.wire_key(), segment.clamp_mss, port.vlan), (Key::Plain(7), false, None));
+    assert!(!segment.suppress_neighbors);
     // What is not used is not written, so that an older daemon reads it, too.
     let json = serde_json::from_str::<serde_json::Value>(&state.to_json().expect("writes")).expect("JSON");
     assert_eq!(json, serde_json::from_str::<serde_json::Value>(old).expect("JSON"));
