@@ -19,7 +19,7 @@ use crate::decide::{OutOf, is_hub};
 use crate::frame::{Egress, Replicate, Side, Step, Strip, inner_wire_len, wire_len};
 use crate::stamp::Traits;
 use crate::tables::Tables;
-use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
+use crate::tunnel::{carries, copy_egress, is_stacked, needs_finishing, relayed_traits};
 
 /// A flooded frame's peers may have any options, so all that any asks for is looked up.
 const ALL: u8 = u8::MAX;
@@ -69,6 +69,8 @@ mod state {
     pub(super) const TRIED: u32 = 1 << 2;
     /// What is pending is counted as sent when it comes back from the slow interface.
     pub(super) const COUNTED_LATER: u32 = 1 << 3;
+    /// It must be cut before there is a tunnel around it, whatever the peer.
+    pub(super) const STACKED: u32 = 1 << 4;
 }
 
 /// Sends a frame to all of a segment; each copy counts for so many bytes.
@@ -93,7 +95,8 @@ pub fn flood<F: Replicate, T: Tables>(
     let tunnels = if out_of.is_none() || relayed.is_some() { adjacencies } else { 0 };
     let tunnels = tunnels.min(MAX_FLOOD_TARGETS.saturating_sub(ports));
     let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
-    let bare = if finishes { ports + tunnels } else { ports };
+    let stacked = out_of.is_none() && is_stacked(frame);
+    let bare = if finishes || stacked { ports + tunnels } else { ports };
     let (frame_len, traits) = match (out_of, relayed) {
         (_, Some(out_of)) => (inner_wire_len(frame, out_of.strip), relayed_traits(frame, out_of, ALL)),
         (Some(out_of), None) => {
@@ -126,7 +129,7 @@ pub fn flood<F: Replicate, T: Tables>(
         copies: 0,
         out_of: relayed.unwrap_or(OutOf::NOTHING),
         outer_len: 0,
-        state: if relayed.is_some() { state::RECEIVED } else { 0 },
+        state: if relayed.is_some() { state::RECEIVED } else { 0 } | if stacked { state::STACKED } else { 0 },
     };
     flood.traits = flood.traits.blur(flood.frame);
     flood.out_of = flood.out_of.blur(flood.frame);
@@ -179,7 +182,8 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             }
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-                if needs_finishing(template) != as_it_is {
+                let finishes = self.finishes(template);
+                if finishes != as_it_is {
                     // The peer has its copy in the other round, if there is one: a segment may
                     // have got its first such peer while this frame was on its way.
                     let lost = !as_it_is && self.bare <= self.ports;
@@ -188,13 +192,13 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 let egress = self.tunnel_egress(template)?;
                 self.copy_to_pending();
                 self.frame.set_mark(0);
-                if needs_finishing(template) {
+                if finishes {
                     self.bare()?;
                     self.frame.set_mark(Mark { target: to, hops: self.hops }.to_bits());
                 } else {
                     self.encapsulate(template, to)?;
                 }
-                self.is_ready(to, egress, needs_finishing(template));
+                self.is_ready(to, egress, finishes);
             }
             TargetKind::None => return Err(DropReason::Internal),
         }
@@ -229,6 +233,12 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         self.state & bit != 0
     }
 
+    /// Whether it goes to a peer by the slow interface.
+    #[inline(always)]
+    fn finishes(&self, template: &Template) -> bool {
+        needs_finishing(template) || self.has(state::STACKED)
+    }
+
     /// Whether the frame has the outer headers that it came with, of which it is now relieved.
     #[inline(always)]
     fn take_received(&mut self) -> bool {
@@ -256,7 +266,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             carries(self.frame, template, behind)?;
         }
         let egress = copy_egress(self.frame, self.tables, template, behind, self.frame_len)?;
-        if !needs_finishing(template) {
+        if !self.finishes(template) {
             return Ok(egress);
         }
         let slow = self.tables.slow_interface().ok_or(DropReason::Headroom)?;
@@ -277,8 +287,10 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         // A tag that was beside it is in it now.
         let inner_len = self.frame.len() - outer_len;
         let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
+        // What the first tunnel left to do is still to be done.
+        let out_of = OutOf { strip, ..self.out_of };
         self.outer_len = 0;
-        self.resized(|frame| frame.strip(strip))
+        self.resized(|frame| take_out(frame, out_of))
     }
 
     /// Puts the outer header for a peer on the frame.

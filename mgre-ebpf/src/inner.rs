@@ -2,7 +2,7 @@
 //! (RFC 6040, RFC 2983), whether it may be fragmented, and which flow it is of.
 
 use mgre_common::reason::DropReason;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, IpProtocol, VLAN_TAG_LEN};
 
 use crate::frame::Frame;
 
@@ -74,6 +74,13 @@ impl Inner {
             _ => return None,
         };
         Some(Self { version, l3, tos })
+    }
+
+    /// Whether its header, without options or extensions, is in a frame of this length.
+    #[inline(always)]
+    pub const fn is_within(&self, frame_len: u32) -> bool {
+        let header_len = if self.version.is_v6() { IPV6_LEN } else { IPV4_LEN };
+        self.l3 + header_len as u32 <= frame_len
     }
 
     /// Whether nobody may fragment it: an IPv4 packet that says so, and any IPv6 packet.

@@ -14,7 +14,7 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 use crate::act::take_out;
 use crate::decide::OutOf;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, inner_wire_len, wire_len};
-use crate::inner::{ECN, Inner, ecn};
+use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
 use crate::tables::{Now, Tables};
 
@@ -120,7 +120,7 @@ pub(crate) const fn needs_finishing(template: &Template) -> bool {
 /// Whether it is a superframe with a tag beside it and another one inside, which the kernel
 /// cannot cut once there is a tunnel around both.
 #[inline(always)]
-fn is_stacked<F: Frame>(frame: &F) -> bool {
+pub(crate) fn is_stacked<F: Frame>(frame: &F) -> bool {
     frame.segment_size() != 0
         && frame.has_tag_beside()
         && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
@@ -173,12 +173,12 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
     }
 }
 
-/// The traits of a frame that goes from tunnel to tunnel, whose ECN field inside is not
+/// The traits of a frame that goes from tunnel to tunnel, whose traffic class inside is not
 /// brought up to date on the way: what the last outer packet said goes into the next one.
 #[inline(always)]
 pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) -> Traits {
     let traits = Traits::read(frame, out_of.strip.outer_len, options);
-    if out_of.remarks() { Traits { tos: traits.tos & !ECN | out_of.tos & ECN, ..traits } } else { traits }
+    if out_of.remarks() { Traits { tos: out_of.tos, ..traits } } else { traits }
 }
 
 /// Where a frame goes through a template: to the next hop in it as long as the daemon answers

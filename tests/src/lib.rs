@@ -7,6 +7,7 @@
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`gre`]: GRE packets, captured and made by hand; [`icmp`]: messages about packets that are too big;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
+//! - [`model`]: what must come of a frame, apart from the pipeline; [`fuzz`]: both, and the kernel, on millions of frames;
 //! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
@@ -19,9 +20,11 @@
 pub mod bench;
 pub mod capture;
 pub mod daemon;
+pub mod fuzz;
 pub mod gre;
 pub mod icmp;
 pub mod metrics;
+pub mod model;
 pub mod netns;
 pub mod packet;
 pub mod skip;

@@ -1,0 +1,52 @@
+//! Samples that are kept: one a line, in hexadecimal digits ([`super::code`]); lines that begin with `#` say what for.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::Sample;
+use super::code::{decode, encode, from_hex, to_hex};
+
+/// Where it is.
+pub fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/pipeline.hex")
+}
+
+/// Reads it.
+///
+/// # Errors
+/// The file cannot be read, or a line is not hexadecimal.
+pub fn read(path: &Path) -> Result<Vec<Sample>> {
+    Ok(read_bytes(path)?.iter().map(|bytes| decode(bytes)).collect())
+}
+
+/// Reads any corpus of this form.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_bytes(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text.lines().map(str::trim).enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(at, line)| {
+            from_hex(line).with_context(|| format!("{}, line {}: no hexadecimal digits", path.display(), at + 1))
+        })
+        .collect()
+}
+
+/// Adds a sample, unless it is there.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn add(path: &Path, sample: &Sample, what: &str) -> Result<()> {
+    if path.exists() && read(path)?.contains(sample) {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let what = what.lines().next().unwrap_or_default();
+    writeln!(file, "# {what}\n{}", to_hex(&encode(sample)))?;
+    Ok(())
+}
