@@ -20,7 +20,7 @@ use crate::model::{Input, Model, Moment, Numbers, Outcome, Output, Prediction};
 /// Length of an Ethernet header.
 const HEADER_LEN: usize = 14;
 /// The age that all addresses have before a frame comes.
-const UNSEEN: u32 = 1;
+pub(super) const UNSEEN: u32 = 1;
 
 /// A network's tables, for the last hook alone and for the early one before it.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Host {
 }
 
 /// Every interface outside takes frames from an early hook.
-fn with_early_hooks(world: &World) -> World {
+pub(super) fn with_early_hooks(world: &World) -> World {
     let mut world = world.clone();
     for port in &mut world.ports {
         if port.flags & port_flag::HOST == 0 && port.vlan.is_none() {

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let results: Vec<Result<Statistics, Box<Difference>>> = thread::scope(|scope| {
         let run = |number: u64| {
             let seed = arguments.seed.wrapping_mul(1000).wrapping_add(number);
-            if arguments.kernel { kernel::in_kernel(seed, budget) } else { on_host(seed, budget, None) }
+            if arguments.kernel { kernel::in_kernel(seed, budget, None) } else { on_host(seed, budget, None) }
         };
         let threads: Vec<_> = (0..threads).map(|number| scope.spawn(move || run(number))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
