@@ -70,7 +70,7 @@ impl Drops {
 
 const _: () = assert!(size_of::<Traffic>() == 64);
 const _: () = assert!(size_of::<SegmentTraffic>() == 16);
-const _: () = assert!(size_of::<Drops>() == 384);
+const _: () = assert!(size_of::<Drops>() == 512);
 
 /// The most drop shards there are.
 pub const MAX_DROP_SHARDS: u32 = 8;

@@ -22,7 +22,7 @@
 //!   last, with release order. A program finds the slot without the key (a miss: the
 //!   address is new), or with the key and the target, or with the key and
 //!   [`Target::NONE`], which the slot held since it was emptied: a miss too.
-//! - retarget: one 32-bit store. Whether the entry is fixed is in the same word.
+//! - retarget: one 32-bit store. Whether the entry is fixed or held is in the same word.
 //! - remove: the key is cleared, then the target; then the slot rests. No program
 //!   can still have seen the old key when a new target is stored.
 //! - stash: an entry is inserted there first, and its home bucket marked then. It is
@@ -61,9 +61,12 @@ pub const SEEN_STATIC: u32 = u32::MAX;
 
 /// In the word of a slot's target: the entry is fixed.
 const FIXED: u32 = 1 << 29;
+/// In the same word: the entry does not move for now, and frames from its address that come
+/// from elsewhere go nowhere.
+const HELD: u32 = 1 << 27;
 /// In the same word of a bucket's first slot: the stash holds entries of this bucket.
 const OVERFLOWED: u32 = 1 << 28;
-const TARGET_MASK: u32 = !(FIXED | OVERFLOWED);
+const TARGET_MASK: u32 = !(FIXED | HELD | OVERFLOWED);
 
 /// Buckets to one bucket of the stash, as a shift.
 const STASH_SHIFT: u32 = 4;
@@ -146,6 +149,18 @@ impl Binding {
     pub const fn is_fixed(self) -> bool {
         self.0 & FIXED != 0
     }
+
+    /// Whether the entry was seen in two places by turns, and stays where it is until that ends.
+    #[inline(always)]
+    pub const fn is_held(self) -> bool {
+        self.0 & HELD != 0
+    }
+
+    /// Whether frames from elsewhere have a source address that is not theirs.
+    #[inline(always)]
+    pub const fn is_bound(self) -> bool {
+        self.0 & (FIXED | HELD) != 0
+    }
 }
 
 /// One cache line of the FDB.
@@ -219,6 +234,12 @@ impl Slot {
     /// Points an entry elsewhere. Only for the one writer.
     pub fn retarget(&self, target: Target, seen: u32) {
         self.set_target(target, seen);
+    }
+
+    /// Holds an entry where it is, or lets it go. Only for the one writer.
+    pub fn hold(&self, held: bool) {
+        let word = self.target.load(Ordering::Relaxed) & !HELD;
+        self.target.store(word | if held { HELD } else { 0 }, Ordering::Release);
     }
 
     /// Empties the slot. Only for the one writer, which must let the slot rest.

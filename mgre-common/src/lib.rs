@@ -12,6 +12,7 @@
 //! - [`table`]: adjacencies, ports, segments, flood lists;
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
+//! - [`storm`]: storm control;
 //! - [`reason`]: the one table of drop reasons;
 //! - [`mod@bench`]: for the benchmark's programs;
 //! - [`event`]: what the datapath reports to the daemon.
@@ -29,6 +30,8 @@ pub mod event;
 pub mod fdb;
 pub mod reason;
 #[cfg(not(loom))]
+pub mod storm;
+#[cfg(not(loom))]
 pub mod table;
 pub mod target;
 #[cfg(not(loom))]
@@ -37,7 +40,7 @@ pub mod wire;
 
 /// Version of every layout in this crate. It is part of the pin directory's
 /// path, so that a daemon never reads tables laid out by another one.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// Names of the eBPF maps, as pinned and as `bpftool map` shows them.
 ///
@@ -79,6 +82,8 @@ pub mod map_name {
     pub const VLAN_PORTS: &str = "mgre_port_vlan";
     /// Array: adjacency id to [`crate::table::Sequence`].
     pub const SEQUENCES: &str = "mgre_sequence";
+    /// Array: [`crate::storm::Storm`], one for each row of traffic.
+    pub const STORMS: &str = "mgre_storm";
     /// Ring buffer of [`crate::event::TooBig`].
     pub const TOO_BIG: &str = "mgre_too_big";
 }

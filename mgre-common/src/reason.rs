@@ -3,7 +3,7 @@
 
 /// Room for reasons in a counter row; more than there are, so that a new one
 /// does not change a layout.
-pub const REASON_SLOTS: usize = 24;
+pub const REASON_SLOTS: usize = 32;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $help:literal;)+) => {
@@ -49,14 +49,15 @@ reasons! {
     TtlExpired = 13, "ttl_expired", "The inner TTL or hop limit ran out.";
     TooBig = 14, "too_big", "The frame does not fit the MTU of the adjacency or the port.";
     OuterFragment = 15, "outer_fragment", "The outer packet is a fragment; it was handed to the kernel.";
-    Loop = 16, "loop", "The packet would go back to where it came from.";
+    Loop = 16, "loop", "The source MAC is held elsewhere: it was seen in two places by turns, as in a loop.";
     NoTarget = 17, "no_target", "Nobody to send it to: its destination is where it came from, or only behind the tunnel it came through.";
     NoNextHop = 18, "no_next_hop", "The peer's underlay next hop is not resolved.";
-    StormLimit = 19, "storm_limit", "More flooded frames than the storm limit allows.";
+    StormLimit = 19, "storm_limit", "More flooded frames from one port or peer than its storm limit allows.";
     Headroom = 20, "headroom", "The kernel could not make or remove room for the outer headers.";
     RedirectFailed = 21, "redirect_failed", "The kernel did not take the frame for its interface.";
     Internal = 22, "internal", "A table entry that must be there is not; this is a bug.";
     InnerTag = 23, "inner_tag", "The frame has an 802.1Q tag, which NVGRE does not carry (RFC 7637 3.3).";
+    LinkLocal = 24, "link_local", "The destination is an address that bridges keep to one link, and the segment says so (802.1Q 8.6.3).";
 }
 
 const _: () = assert!(DropReason::ALL.len() <= REASON_SLOTS);

@@ -193,8 +193,9 @@ pub struct Segment {
     pub flood: AtomicU64,
     /// [`segment_flag`] bits.
     pub flags: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// Of the sixteen addresses that bridges keep to one link
+    /// ([`crate::wire::LINK_LOCAL_GROUPS`]), those that do not pass: a bit for each.
+    pub blocked_groups: AtomicU32,
 }
 
 /// Where a segment's flood targets stand in the slot array: ports first.

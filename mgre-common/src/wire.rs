@@ -149,6 +149,13 @@ impl fmt::Debug for MacAddr {
     }
 }
 
+/// The first of the sixteen group addresses whose frames stay on one link between bridges
+/// (802.1Q 8.6.3): the last octet's lower half tells them apart.
+pub const LINK_LOCAL_GROUPS: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
+
+/// That of them which pause frames have (802.3 annex 31B): no bridge passes those on.
+pub const PAUSE_GROUP: u32 = 1;
+
 /// The text is not six hexadecimal octets with colons (or dashes) between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacParseError;

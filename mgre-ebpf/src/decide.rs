@@ -330,6 +330,25 @@ pub(crate) fn is_hub<T: Tables>(tables: &T, segment: u32) -> bool {
     flags.is_some_and(|flags| flags & segment_flag::HUB != 0)
 }
 
+/// Whether a segment does not pass frames to one of the addresses that bridges keep to one link.
+#[inline(always)]
+fn blocks<T: Tables>(tables: &T, segment: u32, group: u32) -> bool {
+    let blocked = tables.segment(segment).map(|segment| segment.blocked_groups.load(Ordering::Relaxed));
+    blocked.is_some_and(|blocked| blocked >> (group & 15) & 1 != 0)
+}
+
+/// What a frame's source address is.
+enum Source {
+    /// One that is where the FDB has it.
+    Known,
+    /// One that is new here; the daemon is to hear of it.
+    New(LearnEvent),
+    /// One that is held elsewhere; the daemon is to hear of it.
+    Held(LearnEvent),
+    /// One that the frame may not have.
+    Refused(DropReason),
+}
+
 /// A frame that arrived in a segment.
 struct Arrival {
     source: Target,
@@ -345,10 +364,15 @@ impl Arrival {
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
         match self.admit(tables, hash, ethernet) {
-            Ok(None) => {}
-            Ok(Some(_)) if S::EARLY => return Verdict::Defer,
-            Ok(Some(event)) => tables.report(&event, self.source),
-            Err(reason) => return Verdict::refuse(self.source, reason),
+            Source::Known => {}
+            Source::Refused(reason) => return Verdict::refuse(self.source, reason),
+            Source::New(_) | Source::Held(_) if S::EARLY => return Verdict::Defer,
+            Source::New(event) => tables.report(&event, self.source),
+            Source::Held(event) => {
+                // The daemon is to hear how long that goes on.
+                tables.report(&event, self.source);
+                return Verdict::refuse(self.source, DropReason::Loop);
+            }
         }
         self.switch(tables, hash, ethernet)
     }
@@ -358,7 +382,12 @@ impl Arrival {
         let Self { source, segment, out_of, .. } = *self;
         let flood = Verdict::Flood { source, segment, out_of };
         if ethernet.is_to_group() {
-            return flood;
+            return match ethernet.link_local_group() {
+                Some(group) if blocks(tables, segment, group) => {
+                    Verdict::refuse(source, DropReason::LinkLocal)
+                }
+                _ => flood,
+            };
         }
         let to = match tables.fdb(hash, ethernet.destination(segment)) {
             Some(slot) => slot.target(),
@@ -391,34 +420,36 @@ impl Arrival {
         if strip.hops <= 1 { Err(DropReason::TtlExpired) } else { Ok(()) }
     }
 
-    /// Checks the source address; says what to report if it is new here.
+    /// Checks the source address.
     #[inline(always)]
-    fn admit<T: Tables>(
-        &self,
-        tables: &T,
-        hash: FdbHash,
-        ethernet: &Ethernet,
-    ) -> Result<Option<LearnEvent>, DropReason> {
+    fn admit<T: Tables>(&self, tables: &T, hash: FdbHash, ethernet: &Ethernet) -> Source {
         if !ethernet.is_from_station() {
-            return Err(DropReason::SourceMacInvalid);
+            return Source::Refused(DropReason::SourceMacInvalid);
         }
         let key = ethernet.source(self.segment);
-        let mut known = Target::NONE;
+        let event = |known: Target| LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() };
         if let Some(slot) = tables.fdb(hash, key) {
             let binding = slot.binding();
-            known = binding.target();
+            let known = binding.target();
             if known == self.source {
                 slot.touch(self.now.seconds);
-                return Ok(None);
+                return Source::Known;
             }
-            if binding.is_fixed() {
-                return Err(DropReason::StaticMacMoved);
+            if binding.is_bound() {
+                return if binding.is_fixed() {
+                    Source::Refused(DropReason::StaticMacMoved)
+                } else {
+                    Source::Held(event(known))
+                };
+            }
+            if !known.is_none() {
+                return Source::New(event(known));
             }
         }
-        if known.is_none() && (self.source_full(tables) || self.segment_full(tables)) {
-            return Err(DropReason::MacLimit);
+        if self.source_full(tables) || self.segment_full(tables) {
+            return Source::Refused(DropReason::MacLimit);
         }
-        Ok(Some(LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() }))
+        Source::New(event(Target::NONE))
     }
 
     #[inline(always)]

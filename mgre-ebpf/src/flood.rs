@@ -83,6 +83,10 @@ pub fn flood<F: Replicate, T: Tables>(
     out_of: Option<OutOf>,
     bytes: u32,
 ) -> F::Action {
+    if !tables.admits_flood(source) {
+        tables.count_drop(source, Direction::Receive, DropReason::StormLimit);
+        return frame.drop();
+    }
     let Some(record) = tables.segment(segment) else {
         tables.count_drop(source, Direction::Receive, DropReason::Internal);
         return frame.drop();

@@ -5,7 +5,7 @@ use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, VLAN_TAG_LEN};
 
 use crate::inner::Inner;
 
@@ -67,6 +67,20 @@ impl Ethernet {
     #[inline(always)]
     pub const fn is_to_group(&self) -> bool {
         is_group(self.start)
+    }
+
+    /// Which one of [`LINK_LOCAL_GROUPS`] it goes to, if it does.
+    #[inline(always)]
+    pub const fn link_local_group(&self) -> Option<u32> {
+        const ALL: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0, 0, 0]);
+        const FIRST: u64 = {
+            let [a, b, c, d, e, f] = LINK_LOCAL_GROUPS.0;
+            u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+        };
+        if self.start & ALL != FIRST {
+            return None;
+        }
+        Some(self.start.to_ne_bytes()[5] as u32)
     }
 
     /// Whether its source is neither a group nor zero.

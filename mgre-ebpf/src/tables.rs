@@ -1,9 +1,13 @@
 //! What the pipeline may look up, count and report.
 
+use core::sync::atomic::Ordering;
+
+use mgre_common::cell::AtomicU64;
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot};
 use mgre_common::reason::{Direction, DropReason};
+use mgre_common::storm::{Admission, Storm};
 use mgre_common::table::{Adjacency, FloodSlot, Indexed, Port, PortSlot, Segment, Sequence, VlanKey};
 use mgre_common::target::Target;
 
@@ -94,6 +98,27 @@ pub trait Tables {
 
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);
+
+    /// What a source's storm limit is.
+    fn storm(&self, source: Target) -> Option<&Storm>;
+
+    /// Monotonic time in ns, as good as the kernel has it without effort.
+    fn nanos(&self) -> u64;
+
+    /// Adds to a word that other CPUs add to as well.
+    fn add(&self, word: &AtomicU64, number: u64);
+
+    /// Whether one more frame from a source may be flooded, and notes that it is.
+    #[inline(always)]
+    fn admits_flood(&self, source: Target) -> bool {
+        let Some(storm) = self.storm(source).filter(|storm| storm.is_limited()) else { return true };
+        match storm.admit(self.nanos()) {
+            Admission::Refused => return false,
+            Admission::Add(ns) => self.add(storm.paid(), ns),
+            Admission::Restart(ns) => storm.paid().store(ns, Ordering::Relaxed),
+        }
+        true
+    }
 
     /// What the index says of an interface.
     #[inline(always)]

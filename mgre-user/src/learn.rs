@@ -1,15 +1,11 @@
 //! What to make of a learn event. Pure: the engine carries the decisions out.
 
-use std::collections::HashMap;
+mod damper;
 
 use mgre_common::fdb::FdbKey;
 use mgre_common::target::Target;
 
-/// Moves of one address in [`DAMPING_SECONDS`] after which it is held where it is.
-pub const DAMPING_MOVES: u32 = 5;
-
-/// How long moves are counted, and how long an address that moved too often is held.
-pub const DAMPING_SECONDS: u32 = 10;
+pub use damper::{DAMPING_MOVES, DAMPING_SECONDS, Damper, Hold};
 
 /// What the FDB holds for the event's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +14,8 @@ pub enum Known {
     Nothing,
     /// An entry that was learned.
     Learned(Target),
+    /// One that is held where it is, and when it was seen there last, by the clock.
+    Held(Target, u32),
     /// An entry that was given, which never moves.
     Fixed,
 }
@@ -47,48 +45,12 @@ pub enum Decision {
     Learn,
     /// Point the entry to where the address was seen.
     Move,
-    /// Leave it where it is: it moves too often.
-    Damp,
+    /// It moves too often: point it there, and hold it.
+    Hold(Target),
+    /// Leave it where it is held.
+    Stay,
     /// Do not learn it: its peer or its segment holds as many as it may.
     Refuse,
-}
-
-/// Remembers which addresses moved lately.
-#[derive(Debug, Default)]
-pub struct Damper {
-    moves: HashMap<FdbKey, Moves>,
-}
-
-#[derive(Debug)]
-struct Moves {
-    count: u32,
-    since: u32,
-}
-
-impl Damper {
-    /// Notes a move at a time by the clock; says whether it may take place.
-    fn admit(&mut self, key: FdbKey, now: u32) -> bool {
-        let moves = self.moves.entry(key).or_insert(Moves { count: 0, since: now });
-        if now.saturating_sub(moves.since) >= DAMPING_SECONDS {
-            *moves = Moves { count: 0, since: now };
-        }
-        moves.count = moves.count.saturating_add(1);
-        if moves.count == DAMPING_MOVES + 1 {
-            // Held from here on, not from the first move.
-            moves.since = now;
-        }
-        moves.count <= DAMPING_MOVES
-    }
-
-    /// Forgets moves that are long past.
-    pub fn forget(&mut self, now: u32) {
-        self.moves.retain(|_, moves| now.saturating_sub(moves.since) < DAMPING_SECONDS);
-    }
-
-    /// Addresses that are held now.
-    pub fn held(&self) -> usize {
-        self.moves.values().filter(|moves| moves.count > DAMPING_MOVES).count()
-    }
 }
 
 /// Decides. `source` is where the address was seen, `peer` the quota of that
@@ -107,12 +69,22 @@ pub fn decide(
     }
     match known {
         Known::Fixed => Decision::Nothing,
-        Known::Learned(target) if target == source => Decision::Nothing,
-        Known::Learned(_) if peer.is_some_and(Quota::is_full) => Decision::Refuse,
-        Known::Learned(_) if damper.admit(key, now) => Decision::Move,
-        Known::Learned(_) => Decision::Damp,
+        Known::Learned(target) | Known::Held(target, _) if target == source => Decision::Nothing,
+        Known::Held(_, seen) if damper.disputes(key, seen, source, now) => Decision::Stay,
+        Known::Learned(_) | Known::Held(..) if peer.is_some_and(Quota::is_full) => Decision::Refuse,
+        Known::Held(..) => {
+            damper.forget_address(key);
+            Decision::Move
+        }
+        Known::Learned(target) => match damper.moves(key, target, source, now) {
+            None => Decision::Move,
+            Some(home) => Decision::Hold(home),
+        },
         Known::Nothing if segment.is_full() || peer.is_some_and(Quota::is_full) => Decision::Refuse,
-        Known::Nothing => Decision::Learn,
+        Known::Nothing => {
+            damper.forget_address(key);
+            Decision::Learn
+        }
     }
 }
 
@@ -160,16 +132,24 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_flaps_is_held_and_then_let_go() {
+    fn an_address_that_flaps_is_held_while_both_places_speak() {
         let mut damper = Damper::default();
-        let mut flap = |now| decide(&mut damper, key(), THERE, Known::Learned(HERE), None, FREE, now);
+        let mut see = |source, known, now| decide(&mut damper, key(), source, known, None, FREE, now);
         for _ in 0..DAMPING_MOVES {
-            assert_eq!(flap(3), Decision::Move);
+            assert_eq!(see(THERE, Known::Learned(HERE), 3), Decision::Move);
         }
-        assert_eq!(flap(4), Decision::Damp);
-        assert_eq!(flap(4 + DAMPING_SECONDS - 1), Decision::Damp);
-        assert_eq!(flap(4 + DAMPING_SECONDS), Decision::Move);
-        damper.forget(100);
-        assert_eq!(damper.held(), 0);
+        assert_eq!(see(THERE, Known::Learned(HERE), 4), Decision::Hold(HERE));
+        assert_eq!(see(HERE, Known::Held(HERE, 4), 4), Decision::Nothing);
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 13), Decision::Stay);
+        // Where it is held it has not been heard of for a while: it went.
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 12 + DAMPING_SECONDS), Decision::Move);
+        assert_eq!(damper.held().count(), 0);
+    }
+
+    #[test]
+    fn a_held_address_does_not_go_to_a_full_peer() {
+        let mut damper = Damper::default();
+        let known = Known::Held(HERE, 0);
+        assert_eq!(decide(&mut damper, key(), THERE, known, Some(FULL), FREE, 100), Decision::Refuse);
     }
 }

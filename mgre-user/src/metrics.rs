@@ -2,7 +2,7 @@
 //!
 //! Every series of everything that exists is there from the start, at zero, but for
 //! one: where there are more than [`ZEROS_MOST`] adjacencies, a reason for which no
-//! frame of an adjacency was dropped is left out. There are 46 of them for each, half
+//! frame of an adjacency was dropped is left out. There are 50 of them for each, half
 //! a million lines for ten thousand. A MAC address is never a label.
 
 use std::fmt::Display;
@@ -137,6 +137,10 @@ pub struct SegmentNumbers {
     pub fdb_local: u64,
     /// Addresses that were seen elsewhere and followed.
     pub fdb_moves: u64,
+    /// Addresses that are held, because they are seen in two places by turns.
+    pub fdb_held: u64,
+    /// How often an address was held.
+    pub fdb_holds: u64,
     /// Copies made of flooded frames.
     pub flood_copies: u64,
 }
@@ -260,6 +264,14 @@ fn segments(out: &mut Text, numbers: &Numbers<'_>) {
     out.family("mgre_fdb_moves_total", Kind::Counter, "Addresses that were seen elsewhere and followed.");
     for segment in &numbers.segments {
         out.whole("mgre_fdb_moves_total", &labels(segment), segment.fdb_moves);
+    }
+    out.family("mgre_fdb_held", Kind::Gauge, "Addresses that are held: seen in two places by turns.");
+    for segment in &numbers.segments {
+        out.whole("mgre_fdb_held", &labels(segment), segment.fdb_held);
+    }
+    out.family("mgre_fdb_holds_total", Kind::Counter, "How often an address was held.");
+    for segment in &numbers.segments {
+        out.whole("mgre_fdb_holds_total", &labels(segment), segment.fdb_holds);
     }
     out.family("mgre_flood_copies_total", Kind::Counter, "Copies made of flooded frames.");
     for segment in &numbers.segments {

@@ -216,7 +216,9 @@ fn an_interface_that_refuses_is_refused_by_an_operator_and_done_without_at_a_sta
     // As after a reboot: the state is there, the links are not, and the interface refuses.
     let daemon = &mut spokes.spoke_mut(1).daemon;
     daemon.stop()?;
-    for entry in std::fs::read_dir(daemon.bpffs().join("mgre/v2/default/links"))? {
+    for entry in std::fs::read_dir(
+        daemon.bpffs().join(format!("mgre/v{}/default/links", mgre_common::SCHEMA_VERSION)),
+    )? {
         std::fs::remove_file(entry?.path())?;
     }
     far_end(&spokes, 9000)?;

@@ -1,14 +1,16 @@
 //! Tables in vectors.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::sync::atomic::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
+use mgre_common::cell::AtomicU64;
 use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, FloodSlot, Indexed, LEASE_JIFFIES, PORT_BY_VLAN, PORT_SLOTS, Port, PortSlot, Segment,
     Sequence, Template, VlanKey,
@@ -47,6 +49,9 @@ pub struct MemoryTables {
     pub reports: RefCell<Vec<LearnEvent>>,
     vlan_ports: HashMap<VlanKey, u32>,
     sequences: Vec<Sequence>,
+    storms: BTreeMap<Target, Storm>,
+    /// Monotonic time in ns.
+    pub nanos: Cell<u64>,
     /// What did not fit.
     pub too_big: RefCell<Vec<TooBig>>,
 }
@@ -80,6 +85,8 @@ impl Default for MemoryTables {
             reports: RefCell::default(),
             vlan_ports: HashMap::new(),
             sequences: Vec::new(),
+            storms: BTreeMap::new(),
+            nanos: Cell::new(0),
             too_big: RefCell::default(),
         }
     }
@@ -170,6 +177,10 @@ impl Sink for MemoryTables {
             slot.insert(&key.words(), owner);
         }
         self.endpoints.insert(key.words(), id);
+    }
+
+    fn storm(&mut self, source: Target) -> &Storm {
+        self.storms.entry(source).or_default()
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
@@ -290,6 +301,18 @@ impl Tables for MemoryTables {
         let mut bytes = [0; TOO_BIG_CAPTURE];
         let captured = frame.copy_bytes(outer_len, &mut bytes);
         self.too_big.borrow_mut().push(TooBig { head: TooBigHead { captured, ..event }, bytes });
+    }
+
+    fn storm(&self, source: Target) -> Option<&Storm> {
+        self.storms.get(&source)
+    }
+
+    fn nanos(&self) -> u64 {
+        self.nanos.get()
+    }
+
+    fn add(&self, word: &AtomicU64, number: u64) {
+        word.fetch_add(number, Ordering::Relaxed);
     }
 
     fn packet_id(&self, target: Target) -> u16 {

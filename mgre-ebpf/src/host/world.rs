@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, FloodList, FloodSlot, PORT_BY_VLAN, Port, Segment, Template, VlanKey, adjacency_flag,
     port_flag, template_flag, template_option,
@@ -62,6 +63,8 @@ pub trait Sink {
     fn adjacency(&mut self, id: u32, template: Template) -> &Adjacency;
     /// Makes an endpoint an adjacency's; the index has it if all of it is given.
     fn endpoint(&mut self, key: EndpointKey, id: u32, owner: Option<Owner>);
+    /// A source's storm limit.
+    fn storm(&mut self, source: Target) -> &Storm;
     /// A slot of the flood lists.
     fn flood_slot(&mut self, index: u32) -> &FloodSlot;
     /// Where the FDB keeps an address.
@@ -133,6 +136,19 @@ pub struct Entry {
     pub target: Target,
     /// When it was seen, or [`mgre_common::fdb::SEEN_STATIC`].
     pub seen: u32,
+    /// Whether it is held there.
+    pub held: bool,
+}
+
+/// How many frames of a source may be flooded.
+#[derive(Clone, Copy, Debug)]
+pub struct StormSpec {
+    /// The source.
+    pub source: Target,
+    /// Frames a second.
+    pub limit: u32,
+    /// Whether none may for now.
+    pub exhausted: bool,
 }
 
 /// A whole network.
@@ -144,6 +160,11 @@ pub struct World {
     pub peers: Vec<PeerSpec>,
     /// Segments and their [`segment_flag`] bits.
     pub segments: Vec<(u32, u32)>,
+    /// Segments that do not pass all that goes to the addresses that bridges keep to one
+    /// link, and which of those.
+    pub blocked_groups: Vec<(u32, u32)>,
+    /// Storm limits.
+    pub storms: Vec<StormSpec>,
     /// Addresses.
     pub entries: Vec<Entry>,
     /// Interfaces that are ports without a record.
@@ -334,6 +355,14 @@ impl World {
             sink.endpoint(key, id, None);
         }
         self.install_flood_lists(sink);
+        for &(segment, groups) in &self.blocked_groups {
+            sink.segment(segment).blocked_groups.store(groups, Ordering::Relaxed);
+        }
+        for spec in &self.storms {
+            let storm = sink.storm(spec.source);
+            storm.set(spec.limit);
+            storm.paid().store(if spec.exhausted { u64::MAX / 2 } else { 0 }, Ordering::Relaxed);
+        }
         for entry in &self.entries {
             install_entry(sink, entry);
         }
@@ -376,6 +405,7 @@ fn install_entry(sink: &mut impl Sink, entry: &Entry) {
         let bucket = sink.fdb_bucket(hash.bucket(key, choice));
         if let Some(slot) = bucket.slots.iter().find(|slot| slot.holds(FdbKey::EMPTY)) {
             slot.insert(key, entry.target, entry.seen);
+            slot.hold(entry.held);
             return;
         }
     }

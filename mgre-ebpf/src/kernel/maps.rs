@@ -9,6 +9,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
+use mgre_common::cell::AtomicU64;
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::event::{
@@ -17,6 +18,7 @@ use mgre_common::event::{
 };
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
     Port, PortSlot, Segment, Sequence, VlanKey,
@@ -71,6 +73,8 @@ static VLAN_PORTS: HashMap<VlanKey, u32> = HashMap::with_max_entries(MAX_PORTS, 
 static SEQUENCES: Array<Sequence> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_too_big")]
 static TOO_BIG: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[map(name = "mgre_storm")]
+static STORMS: Array<Storm> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_recent")]
 static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(RECENT_SLOTS, 0);
 
@@ -114,6 +118,13 @@ fn cpu() -> u32 {
 fn jiffies() -> u64 {
     // SAFETY: no argument, no side effect.
     unsafe { bpf_jiffies64() }
+}
+
+/// Monotonic time, as of the last tick.
+#[inline(always)]
+fn nanos() -> u64 {
+    // SAFETY: no argument, no side effect.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// Renews the lease on next hops.
@@ -273,8 +284,7 @@ impl Tables for Maps {
         let [first, second] = frame.read_behind::<[u64; 2]>(outer_len, 0).unwrap_or_default();
         // Addresses, type and the first octets of what is inside: something that is not zero.
         let tag = first ^ second.rotate_left(32) ^ TOO_BIG_MARK;
-        // SAFETY: no argument, no side effect.
-        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        let now = nanos();
         let Some(recent) = recent(tag) else { return };
         if recent.tag == tag && now - recent.reported_ns < TOO_BIG_INTERVAL_NS {
             return;
@@ -293,6 +303,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn storm(&self, source: Target) -> Option<&Storm> {
+        STORMS.get(row_of(source))
+    }
+
+    #[inline(always)]
+    fn nanos(&self) -> u64 {
+        nanos()
+    }
+
+    #[inline(always)]
+    fn add(&self, word: &AtomicU64, number: u64) {
+        // SAFETY: the word is valid, and everybody adds to it so; a store beside that may
+        // lose what one frame adds.
+        unsafe { atomic_fetch_add((&raw const *word).cast_mut().cast(), number) };
+    }
+
+    #[inline(always)]
     fn packet_id(&self, target: Target) -> u16 {
         // The target's count of packets on this CPU and the CPU: of all its packets, no
         // two of 65,536 / CPUs in a row on one CPU are alike.
@@ -305,8 +332,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn report(&self, event: &LearnEvent, source: Target) {
         let tag = event.key.0 ^ (event.source as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        // SAFETY: no argument, no side effect.
-        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        let now = nanos();
         let Some(recent) = recent(tag) else { return };
         if recent.tag == tag && now - recent.reported_ns < REPORT_INTERVAL_NS {
             return;

@@ -32,8 +32,8 @@ fn network(ports: u32, peers: u32) -> MemoryTables {
         peers: (0..peers).map(|id| PeerSpec::new(id, SEGMENT, endpoint(id), KEY)).collect(),
         segments: vec![(SEGMENT, 1)],
         entries: vec![
-            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1 },
-            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1 },
+            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1, held: false },
+            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1, held: false },
         ],
         ..World::default()
     };

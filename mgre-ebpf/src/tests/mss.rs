@@ -22,8 +22,8 @@ fn tables(mtu: u32) -> MemoryTables {
         peers: vec![peer],
         segments: vec![(1, 1)],
         entries: vec![
-            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1 },
-            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1 },
+            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1, held: false },
+            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1, held: false },
         ],
         ..World::default()
     };

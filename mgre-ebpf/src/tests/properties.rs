@@ -28,8 +28,8 @@ fn pair(key: Option<u32>) -> MemoryTables {
         peers: vec![PeerSpec { mtu: Some(10_000), ..PeerSpec::new(0, 1, PEER_A, key) }],
         segments: vec![(1, 1)],
         entries: vec![
-            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1 },
-            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1 },
+            Entry { segment: 1, mac: station(1), target: Target::port(0), seen: 1, held: false },
+            Entry { segment: 1, mac: station(2), target: Target::adjacency(0), seen: 1, held: false },
         ],
         ..World::default()
     };

@@ -76,7 +76,13 @@ fn rfc_6864_4_identifications_of_packets_that_may_be_fragmented_differ() {
         ports: vec![PortSpec::new(0, 1)],
         peers: vec![PeerSpec { dont_fragment: DontFragment::Unset, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],
         segments: vec![(1, 1)],
-        entries: vec![Entry { segment: 1, mac: station(3), target: Target::adjacency(0), seen: 1 }],
+        entries: vec![Entry {
+            segment: 1,
+            mac: station(3),
+            target: Target::adjacency(0),
+            seen: 1,
+            held: false,
+        }],
         ..World::default()
     };
     let mut tables = MemoryTables::default();

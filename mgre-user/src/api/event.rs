@@ -1,5 +1,6 @@
 //! What happens, as it happens: the items of `GET /v1/events`.
 
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mgre_common::wire::MacAddr;
@@ -48,6 +49,16 @@ impl Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.peer, &self.port) {
+            (Some(peer), _) => write!(f, "peer {peer}"),
+            (None, Some(port)) => write!(f, "port {port}"),
+            (None, None) => f.write_str("nowhere"),
+        }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -75,6 +86,32 @@ pub enum EventKind {
         place: Place,
         /// Where it was.
         from: Place,
+    },
+    /// An address was seen in two places by turns: it stays at one of them until that ends.
+    FdbHeld {
+        /// The segment.
+        segment: String,
+        /// The address.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        /// Where it is held.
+        #[serde(flatten)]
+        place: Place,
+        /// Where else it was seen.
+        other: Place,
+        /// How long there has to be quiet until it is let go.
+        seconds: u32,
+    },
+    /// An address that was held is let go.
+    FdbReleased {
+        /// The segment.
+        segment: String,
+        /// The address.
+        #[serde(with = "mac_text")]
+        mac: MacAddr,
+        /// Where it is.
+        #[serde(flatten)]
+        place: Place,
     },
     /// An address was not seen for the segment's ageing time.
     FdbAged {

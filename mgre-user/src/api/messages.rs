@@ -9,8 +9,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub use super::event::{Event, EventKind, Place};
 pub use super::problem::Problem;
 pub use super::views::{
-    AdjacencyView, FdbFlag, FdbView, PeerState, PeerView, PortState, PortView, SegmentView, SlowPathView,
-    StatsRow, StatsView, StatusView, TrafficRow, UnderlayView,
+    AdjacencyView, FdbFlag, FdbView, HeldView, PeerState, PeerView, PortState, PortView, SegmentView,
+    SlowPathView, StatsRow, StatsView, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::{Change, Document};
 

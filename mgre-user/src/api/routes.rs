@@ -20,7 +20,10 @@ use super::server::stop_told;
 use crate::metrics;
 use crate::model::config::PortEntry;
 use crate::model::types::optional_mac_text;
-use crate::model::{Change, Cidr, Document, Locals, Mode, PeerSettings, SegmentSettings, StaticTarget};
+use crate::model::{
+    Change, Cidr, Document, Locals, Mode, PeerSettings, PortSettings, SegmentSettings, StaticTarget,
+    StormLimit,
+};
 
 type Answer<T> = Result<JsonResponse<T>, Problem>;
 /// A thing was made: 201.
@@ -45,7 +48,7 @@ pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
             get(segment).put(put_segment).patch(patch_segment).delete(delete_segment),
         )
         .route("/v1/ports", get(ports))
-        .route("/v1/ports/{name}", get(port).put(put_port).delete(delete_port))
+        .route("/v1/ports/{name}", get(port).put(put_port).patch(patch_port).delete(delete_port))
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{name}", get(peer).put(put_peer).patch(patch_peer).delete(delete_peer))
         .route("/v1/fdb", get(fdb))
@@ -189,6 +192,8 @@ struct PortBody {
     addresses: Vec<Cidr>,
     #[serde(default, with = "optional_mac_text")]
     mac: Option<MacAddr>,
+    #[serde(default)]
+    storm_limit: StormLimit,
 }
 
 async fn ports(State(app): State<App>) -> Answer<Vec<PortView>> {
@@ -204,10 +209,18 @@ async fn put_port(
     Names(interface): Names<String>,
     Json(body): Json<PortBody>,
 ) -> Created {
-    let PortBody { segment, vlan, mode, create: made, addresses, mac } = body;
-    let entry = PortEntry { interface, segment, vlan, mode, create: made, addresses, mac };
+    let PortBody { segment, vlan, mode, create: made, addresses, mac, storm_limit } = body;
+    let entry = PortEntry { interface, segment, vlan, mode, create: made, addresses, mac, storm_limit };
     entry.check().map_err(|error| Problem::invalid(error.to_string()))?;
     create(&app, entry.into()).await
+}
+
+async fn patch_port(
+    State(app): State<App>,
+    Names(name): Names<String>,
+    Json(settings): Json<PortSettings>,
+) -> Answer<Applied> {
+    change(&app, Change::SetPort { name, settings }).await
 }
 
 async fn delete_port(State(app): State<App>, Names(name): Names<String>) -> Answer<Applied> {

@@ -6,7 +6,7 @@ use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::model::types::mac_text;
-use crate::model::{Df, Encap, HostInterface, Mode, Tos};
+use crate::model::{Df, Encap, HostInterface, LinkLocal, Mode, StormLimit, Tos};
 
 /// An underlay: one of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub struct SegmentView {
     pub hub: bool,
     /// Whether TCP's maximum segment size is lowered to what fits.
     pub clamp_mss: bool,
+    /// Which frames that bridges keep to one link it passes.
+    pub link_local: LinkLocal,
     /// How many peers it has.
     pub peers: u64,
     /// How many ports it has.
@@ -79,6 +81,8 @@ pub struct PortView {
     pub hook: Option<String>,
     /// What the daemon made, if it made the interface.
     pub created: Option<HostInterface>,
+    /// Frames from it that may be flooded in a second.
+    pub storm_limit: StormLimit,
     /// The interface's MTU.
     pub mtu: Option<u32>,
     /// Whether it works.
@@ -152,6 +156,8 @@ pub struct PeerView {
     pub seq: bool,
     /// What GRE packets are put into.
     pub encap: Encap,
+    /// Frames from it that may be flooded in a second, in each of its segments.
+    pub storm_limit: StormLimit,
     /// The same for each segment.
     pub adjacencies: Vec<AdjacencyView>,
 }
@@ -189,6 +195,8 @@ pub enum FdbFlag {
     Learned,
     /// The address of an interface that the daemon made.
     Local,
+    /// Seen in two places by turns: it does not move until that ends.
+    Held,
 }
 
 impl FdbFlag {
@@ -198,6 +206,7 @@ impl FdbFlag {
             Self::Static => "static",
             Self::Learned => "learned",
             Self::Local => "local",
+            Self::Held => "held",
         }
     }
 }
@@ -306,6 +315,17 @@ pub struct StatusView {
     pub events_lost: u64,
     /// What the datapath does not do by itself.
     pub slow_path: SlowPathView,
+    /// Segments in which addresses are held, because they are seen in two places by turns.
+    pub held: Vec<HeldView>,
+}
+
+/// Addresses that are held in one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldView {
+    /// The segment.
+    pub segment: String,
+    /// How many.
+    pub addresses: u64,
 }
 
 /// The slow path.

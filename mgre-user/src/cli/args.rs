@@ -8,7 +8,7 @@ use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
-use crate::model::{Cidr, Df, Encap, Mode, Mtu, Tos, check};
+use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos, check};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
 #[derive(Debug, Parser)]
@@ -157,7 +157,7 @@ pub enum Segment {
         settings: SegmentSettings,
     },
     /// Change what is given
-    #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss"]).required(true).multiple(true))]
+    #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local"]).required(true).multiple(true))]
     Set {
         /// Its name
         name: String,
@@ -202,6 +202,9 @@ pub struct SegmentSettings {
     /// Whether TCP's maximum segment size is lowered to what fits through the tunnel
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub clamp_mss: Option<bool>,
+    /// Frames that bridges keep to one link (01:80:c2:00:00:0X): pass all but pause, none, or a list such as stp,lldp [default: forward]
+    #[arg(long, value_name = "forward|drop|LIST")]
+    pub link_local: Option<LinkLocal>,
 }
 
 /// Verbs of ports.
@@ -220,6 +223,9 @@ pub enum Port {
         /// How to attach
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
+        /// Its settings
+        #[command(flatten)]
+        settings: PortSettings,
     },
     /// Make an interface of this host in a segment
     Create {
@@ -233,6 +239,18 @@ pub enum Port {
         /// Its MAC address
         #[arg(long)]
         mac: Option<MacAddr>,
+        /// Its settings
+        #[command(flatten)]
+        settings: PortSettings,
+    },
+    /// Change what is given
+    #[command(group = ArgGroup::new("change").args(["storm_limit"]).required(true).multiple(true))]
+    Set {
+        /// The interface, or IFACE.N
+        name: String,
+        /// Its settings
+        #[command(flatten)]
+        settings: PortSettings,
     },
     /// Remove a port, and its interface if the daemon made it
     Del {
@@ -241,6 +259,14 @@ pub enum Port {
     },
     /// List ports
     Show,
+}
+
+/// Settings of a port.
+#[derive(Debug, ClapArgs)]
+pub struct PortSettings {
+    /// Frames from it that may be flooded in a second (broadcast, multicast, unknown destinations) [default: off]
+    #[arg(long, value_name = "N|off")]
+    pub storm_limit: Option<StormLimit>,
 }
 
 /// Verbs of peers.
@@ -261,7 +287,7 @@ pub enum Peer {
     },
     /// Change what is given
     #[command(group = ArgGroup::new("change")
-        .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap"])
+        .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap", "storm_limit"])
         .required(true).multiple(true))]
     Set {
         /// Its name
@@ -312,6 +338,9 @@ pub struct PeerSettings {
     /// What GRE is put into: IP, or UDP port 4754 (RFC 8086) [default: gre]
     #[arg(long, value_enum, value_name = "gre|gre-udp", hide_possible_values = true)]
     pub encap: Option<Encap>,
+    /// Frames from it that may be flooded in a second, in each segment [default: off]
+    #[arg(long, value_name = "N|off")]
+    pub storm_limit: Option<StormLimit>,
 }
 
 /// Verbs of the FDB.

@@ -10,7 +10,7 @@ use super::args::{self, Args, Fdb, Noun, Peer, Port, Segment, Underlay};
 use crate::api::client::{encode, path};
 use crate::api::messages::FdbFilter;
 use crate::daemon::Options;
-use crate::model::{PeerSettings, SegmentSettings};
+use crate::model::{PeerSettings, PortSettings, SegmentSettings};
 
 /// What is to be done.
 #[derive(Debug, PartialEq)]
@@ -140,28 +140,41 @@ fn segment(verb: Segment) -> Command {
         Segment::Del { name } => return delete(&["v1", "segments", &name]),
         Segment::Show => return Command::Segments,
     };
-    let args::SegmentSettings { mtu, aging, max_macs, hub, clamp_mss } = settings;
+    let args::SegmentSettings { mtu, aging, max_macs, hub, clamp_mss, link_local } = settings;
     let (key, vsid) = (key.map(|key| key.0), vsid.map(|vsid| vsid.0));
-    let settings = SegmentSettings { key, vsid, mtu, aging_seconds: aging, max_macs, hub, clamp_mss };
+    let settings =
+        SegmentSettings { key, vsid, mtu, aging_seconds: aging, max_macs, hub, clamp_mss, link_local };
     change(method, &["v1", "segments", &name], settings)
 }
 
 fn port(verb: Port) -> Command {
     match verb {
-        Port::Add { segment, interface, vlan, mode } => {
+        Port::Add { segment, interface, vlan, mode, settings } => {
             let mut body = json!({ "segment": segment, "mode": mode });
+            add_storm_limit(&mut body, &settings);
             if let Some(vlan) = vlan {
                 body["vlan"] = json!(vlan);
             }
             change(Method::PUT, &["v1", "ports", &interface], body)
         }
-        Port::Create { segment, name, addresses, mac } => {
+        Port::Create { segment, name, addresses, mac, settings } => {
             let mac = mac.map(|mac| mac.to_string());
-            let body = json!({ "segment": segment, "create": true, "addresses": addresses, "mac": mac });
+            let mut body = json!({ "segment": segment, "create": true, "addresses": addresses, "mac": mac });
+            add_storm_limit(&mut body, &settings);
             change(Method::PUT, &["v1", "ports", &name], body)
+        }
+        Port::Set { name, settings } => {
+            let settings = PortSettings { storm_limit: settings.storm_limit };
+            change(Method::PATCH, &["v1", "ports", &name], settings)
         }
         Port::Del { name } => delete(&["v1", "ports", &name]),
         Port::Show => Command::Ports,
+    }
+}
+
+fn add_storm_limit(body: &mut Value, settings: &args::PortSettings) {
+    if let Some(limit) = settings.storm_limit {
+        body["storm_limit"] = json!(limit);
     }
 }
 
@@ -174,8 +187,9 @@ fn peer(verb: Peer) -> Command {
         Peer::Del { name } => return delete(&["v1", "peers", &name]),
         Peer::Show => return Command::Peers,
     };
-    let args::PeerSettings { ttl, tos, df, mtu, max_macs, csum, seq, encap } = settings;
-    let settings = PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap };
+    let args::PeerSettings { ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit } = settings;
+    let settings =
+        PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit };
     change(method, &["v1", "peers", &name], settings)
 }
 

@@ -6,11 +6,11 @@ use mgre_common::reason::DropReason;
 
 use super::table::{Table, optional};
 use crate::api::messages::{
-    Event, EventKind, FdbView, PeerState, PeerView, Place, PortState, PortView, SegmentView, SlowPathView,
+    Event, EventKind, FdbView, HeldView, PeerState, PeerView, PortState, PortView, SegmentView, SlowPathView,
     StatsRow, StatusView, TrafficRow, UnderlayView,
 };
 use crate::model::state::default;
-use crate::model::{Df, Encap, Tos};
+use crate::model::{Df, Encap, LinkLocal, StormLimit, Tos};
 
 /// `underlay show`.
 pub fn underlays(views: &[UnderlayView]) -> String {
@@ -40,6 +40,7 @@ pub fn segments(views: &[SegmentView]) -> String {
         "PEERS",
         "PORTS",
         "FDB",
+        "OPTIONS",
     ]);
     for view in views {
         table.row([
@@ -57,9 +58,17 @@ pub fn segments(views: &[SegmentView]) -> String {
             view.peers.to_string(),
             view.ports.to_string(),
             view.fdb_entries.to_string(),
+            segment_options(view),
         ]);
     }
     table.to_string()
+}
+
+/// The options of a segment that are not the usual ones, and have no column.
+fn segment_options(view: &SegmentView) -> String {
+    let options =
+        [(view.link_local != LinkLocal::default()).then(|| format!("link-local={}", view.link_local))];
+    options.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 fn yes(is: bool) -> String {
@@ -88,6 +97,7 @@ pub fn ports(views: &[PortView]) -> String {
         "TX-PACKETS",
         "TX-BYTES",
         "DROPS",
+        "OPTIONS",
         "REASON",
     ]);
     for view in views {
@@ -103,10 +113,15 @@ pub fn ports(views: &[PortView]) -> String {
             view.transmit_packets.to_string(),
             view.transmit_bytes.to_string(),
             view.drops.to_string(),
+            optional(storm_option(view.storm_limit)),
             optional(view.reason.as_ref()),
         ]);
     }
     table.to_string()
+}
+
+fn storm_option(limit: StormLimit) -> Option<String> {
+    (limit != StormLimit::Off).then(|| format!("storm-limit={limit}"))
 }
 
 fn peer_state(state: PeerState) -> &'static str {
@@ -163,6 +178,7 @@ fn peer_options(view: &PeerView) -> String {
         view.csum.then(|| "csum".to_owned()),
         view.seq.then(|| "seq".to_owned()),
         (view.encap != Encap::default()).then(|| view.encap.to_string()),
+        storm_option(view.storm_limit),
     ];
     options.into_iter().flatten().collect::<Vec<_>>().join(",")
 }
@@ -238,6 +254,7 @@ pub fn status(view: &StatusView) -> String {
         ("fdb", format!("{} of {}", view.fdb_entries, view.fdb_capacity)),
         ("events", format!("{}, {} lost", view.events, view.events_lost)),
         ("slow path", slow_path(&view.slow_path)),
+        ("held", held(&view.held)),
     ];
     let mut text = String::new();
     for (label, value) in lines {
@@ -246,6 +263,16 @@ pub fn status(view: &StatusView) -> String {
     text.push('\n');
     text.push_str(&underlays(&view.underlays));
     text
+}
+
+/// In which segments addresses are held.
+fn held(segments: &[HeldView]) -> String {
+    if segments.is_empty() {
+        return "no addresses".to_owned();
+    }
+    let counts: Vec<_> =
+        segments.iter().map(|view| format!("{} in segment {}", view.addresses, view.segment)).collect();
+    format!("{}: seen in two places by turns (a loop, or used twice); see mgre fdb show", counts.join(", "))
 }
 
 /// What of the slow path does not work; else what it did.
@@ -263,16 +290,16 @@ fn slow_path(view: &SlowPathView) -> String {
 pub fn event(event: &Event) -> String {
     let mut line = timestamp(event.timestamp_milliseconds);
     let text = match &event.kind {
-        EventKind::FdbLearned { segment, mac, place: at } => {
-            format!("fdb learned {segment} {mac} {}", place(at))
+        EventKind::FdbLearned { segment, mac, place } => format!("fdb learned {segment} {mac} {place}"),
+        EventKind::FdbMoved { segment, mac, place, from } => {
+            format!("fdb moved {segment} {mac} {place} from {from}")
         }
-        EventKind::FdbMoved { segment, mac, place: at, from } => {
-            format!("fdb moved {segment} {mac} {} from {}", place(at), place(from))
+        EventKind::FdbHeld { segment, mac, place, other, seconds } => {
+            format!("fdb held {segment} {mac} {place}, seen by turns at {other}, until {seconds}s of quiet")
         }
-        EventKind::FdbAged { segment, mac, place: at } => format!("fdb aged {segment} {mac} {}", place(at)),
-        EventKind::FdbRemoved { segment, mac, place: at } => {
-            format!("fdb removed {segment} {mac} {}", place(at))
-        }
+        EventKind::FdbReleased { segment, mac, place } => format!("fdb released {segment} {mac} {place}"),
+        EventKind::FdbAged { segment, mac, place } => format!("fdb aged {segment} {mac} {place}"),
+        EventKind::FdbRemoved { segment, mac, place } => format!("fdb removed {segment} {mac} {place}"),
         EventKind::PeerState { peer, state, reason } => {
             format!("peer {peer} {}{}", peer_state(*state), because(reason.as_deref()))
         }
@@ -285,14 +312,6 @@ pub fn event(event: &Event) -> String {
     line.push(' ');
     line.push_str(&text);
     line
-}
-
-fn place(place: &Place) -> String {
-    match (&place.peer, &place.port) {
-        (Some(peer), _) => format!("peer {peer}"),
-        (None, Some(port)) => format!("port {port}"),
-        (None, None) => "nowhere".to_owned(),
-    }
 }
 
 fn because(reason: Option<&str>) -> String {
@@ -332,6 +351,7 @@ fn date(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::messages::Place;
 
     #[test]
     fn timestamps() {

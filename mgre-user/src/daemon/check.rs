@@ -161,6 +161,7 @@ fn is_link_local(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PortSettings;
     use crate::model::{Change, Ids, SegmentSettings};
 
     fn link(index: u32, name: &str) -> Link {
@@ -208,7 +209,16 @@ mod tests {
         let state = State::default().apply(segment, &Ids::default()).expect("a state");
         let port = |interface: &str, vlan| {
             let (segment, interface) = ("lan".to_owned(), interface.to_owned());
-            refusal(&state, Change::AddPort { segment, interface, vlan, mode: Mode::Auto })
+            refusal(
+                &state,
+                Change::AddPort {
+                    segment,
+                    interface,
+                    vlan,
+                    mode: Mode::Auto,
+                    settings: PortSettings::default(),
+                },
+            )
         };
         assert_eq!(port("eth1", Some(6)), None);
         assert_eq!(port("eth1.5", None), None);

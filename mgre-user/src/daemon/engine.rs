@@ -31,7 +31,7 @@ use crate::api::messages::{Event, EventKind, Request};
 use crate::datapath::Datapath;
 use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
-use crate::learn::Damper;
+use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
 use crate::netlink::{Change, Monitor, Netlink};
 use crate::plan::{Compiled, Endpoints, Hook, Observed, Op, Plan, compile, diff};
@@ -78,6 +78,10 @@ pub(super) struct Engine {
     /// Addresses since the last tick that the FDB had no room for.
     pub(super) unlearned: u64,
     pub(super) moves: HashMap<u16, u64>,
+    /// How often addresses were held, by segment.
+    pub(super) holds: HashMap<u16, u64>,
+    /// What was held since the last tick.
+    pub(super) newly_held: Vec<Hold>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
     /// Neighbours that the kernel is asked to keep resolved.
@@ -150,6 +154,8 @@ impl Engine {
             learn_events: 0,
             unlearned: 0,
             moves: HashMap::new(),
+            holds: HashMap::new(),
+            newly_held: Vec::new(),
             events: parts.events,
             names: Names::new(),
             kept: BTreeSet::new(),
@@ -488,7 +494,7 @@ impl Engine {
             id.take_from(&mut self.ids);
             self.resting.pop_front();
         }
-        self.damper.forget(now);
+        self.damp(now);
         if std::mem::take(&mut self.unlearned) > 0 {
             tracing::warn!("the FDB is full (--fdb-entries): new addresses are flooded, not learned");
         }

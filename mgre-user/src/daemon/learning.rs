@@ -1,5 +1,6 @@
 //! The engine's part in learning: takes events, carries decisions out, ages.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aya::maps::{MapData, RingBuf};
@@ -9,7 +10,7 @@ use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::MacAddr;
 
 use super::engine::Engine;
-use crate::api::messages::{EventKind, Place};
+use crate::api::messages::{EventKind, HeldView, Place};
 use crate::datapath::fdb::Entry;
 use crate::learn::{Decision, Known, decide};
 
@@ -41,19 +42,20 @@ impl Engine {
         let known = match self.datapath.fdb.find(key) {
             None => Known::Nothing,
             Some(Entry { seen: None, .. }) => Known::Fixed,
+            Some(Entry { seen: Some(seen), held: true, target, .. }) => Known::Held(target, seen),
             Some(entry) => Known::Learned(entry.target),
         };
         let Some(segment) = self.segment_quota(key.segment()) else { return };
         let now = self.datapath.now();
         let peer = self.peer_quota(source).map(|(_, quota)| quota);
         match decide(&mut self.damper, key, source, known, peer, segment, now) {
-            Decision::Nothing | Decision::Refuse => {}
-            Decision::Damp => tracing::debug!(?key, "moves too often, held"),
+            Decision::Nothing | Decision::Refuse | Decision::Stay => {}
+            Decision::Hold(home) => self.hold(key, home),
             Decision::Learn => self.set_learned(key, source, None),
             Decision::Move => {
                 *self.moves.entry(key.segment()).or_default() += 1;
                 let from = match known {
-                    Known::Learned(target) => Some(target),
+                    Known::Learned(target) | Known::Held(target, _) => Some(target),
                     Known::Nothing | Known::Fixed => None,
                 };
                 self.set_learned(key, source, from);
@@ -68,7 +70,7 @@ impl Engine {
             self.unlearned += 1;
             return;
         }
-        let entry = Entry { key, target, seen: Some(now) };
+        let entry = Entry { key, target, seen: Some(now), held: false };
         match from.and_then(|from| self.index.place(from)) {
             Some(from) => {
                 self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbMoved { segment, mac, place, from })
@@ -82,6 +84,72 @@ impl Engine {
             self.update_peer(from);
         }
         self.update_segment(key.segment());
+    }
+
+    /// Holds an address at a place: it was seen there and elsewhere by turns.
+    fn hold(&mut self, key: FdbKey, home: Target) {
+        let known = self.datapath.fdb.find(key).map(|entry| entry.target);
+        if let Some(known) = known.filter(|known| *known != home) {
+            // The place may be gone by now.
+            if self.segment_of(home) != Some(key.segment()) {
+                return self.damper.forget_address(key);
+            }
+            self.set_learned(key, home, Some(known));
+        }
+        self.datapath.fdb.hold(key, true);
+        *self.holds.entry(key.segment()).or_default() += 1;
+        let Some(hold) = self.damper.hold(key) else { return };
+        let Some(other) = self.index.place(hold.other) else { return };
+        self.newly_held.push(hold);
+        let seconds = hold.quiet_seconds;
+        let entry = Entry { key, target: home, seen: None, held: true };
+        self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbHeld {
+            segment,
+            mac,
+            place,
+            other,
+            seconds,
+        });
+    }
+
+    /// Lets go what has been quiet, and says in the log what was not. Called once a second.
+    pub(super) fn damp(&mut self, now: u32) {
+        for key in self.damper.forget(now) {
+            self.datapath.fdb.hold(key, false);
+            if let Some(entry) = self.datapath.fdb.find(key) {
+                self.emit_fdb(&entry, |segment, mac, place| EventKind::FdbReleased { segment, mac, place });
+            }
+        }
+        let held = std::mem::take(&mut self.newly_held);
+        let Some(first) = held.first() else { return };
+        let segment = self.index.segment(first.key.segment()).unwrap_or("?");
+        let place =
+            |target| self.index.place(target).map_or_else(|| "?".to_owned(), |place| place.to_string());
+        tracing::warn!(
+            "{} in segment {segment} is seen at {} and at {} by turns, and held at the first: a loop, or an \
+             address used twice{}",
+            first.key.mac(),
+            place(first.home),
+            place(first.other),
+            if held.len() > 1 { format!(" (and {} other addresses)", held.len() - 1) } else { String::new() },
+        );
+    }
+
+    /// How many addresses are held, by segment.
+    pub(super) fn held(&self) -> BTreeMap<u16, u64> {
+        let mut counts = BTreeMap::new();
+        for hold in self.damper.held() {
+            *counts.entry(hold.key.segment()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The same with the segments' names.
+    pub(super) fn held_views(&self) -> Vec<HeldView> {
+        let view = |(id, addresses): (u16, u64)| {
+            Some(HeldView { segment: self.index.segment(id)?.to_owned(), addresses })
+        };
+        self.held().into_iter().filter_map(view).collect()
     }
 
     /// Forgets addresses that were not seen for their segment's ageing time. Called

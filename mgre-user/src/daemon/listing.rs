@@ -67,7 +67,7 @@ impl Listing {
             peer: place.peer,
             port: place.port,
             endpoint,
-            flags: vec![flag],
+            flags: [flag].into_iter().chain(entry.held.then_some(FdbFlag::Held)).collect(),
             age_seconds: entry.seen.map(|seen| u64::from(self.now.saturating_sub(seen))),
         })
     }

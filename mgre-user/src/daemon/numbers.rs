@@ -139,6 +139,7 @@ impl Engine {
 
     fn segment_numbers(&self) -> Vec<SegmentNumbers> {
         let given = self.given_entries();
+        let held = self.held();
         let numbers = |(name, segment): (&String, &crate::model::Segment)| {
             let (all, local) = given.get(&segment.id).copied().unwrap_or_default();
             SegmentNumbers {
@@ -147,6 +148,8 @@ impl Engine {
                 fdb_learned: self.datapath.fdb.learned_in(segment.id).into(),
                 fdb_local: local,
                 fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
+                fdb_held: held.get(&segment.id).copied().unwrap_or(0),
+                fdb_holds: self.holds.get(&segment.id).copied().unwrap_or(0),
                 flood_copies: self.datapath.counters().segment(segment.id).flood_copies,
             }
         };

@@ -96,6 +96,7 @@ impl Engine {
             max_macs: segment.max_macs,
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
+            link_local: segment.link_local,
             peers: u64::from(self.state.peer_count(name)),
             ports: self.state.ports_in(name).count() as u64,
             fdb_entries: given.get(&segment.id).map_or(0, |(all, _)| *all)
@@ -133,6 +134,7 @@ impl Engine {
             mode: port.mode,
             hook: self.hook_of(interface, hook).0,
             created: port.created.clone(),
+            storm_limit: port.storm_limit,
             mtu: self.observed.link(interface).map(|link| link.mtu),
             state,
             reason,
@@ -193,6 +195,7 @@ impl Engine {
             csum: peer.csum,
             seq: peer.seq,
             encap: peer.encap,
+            storm_limit: peer.storm_limit,
             adjacencies,
         }
     }
@@ -256,6 +259,7 @@ impl Engine {
             events: self.learn_events,
             events_lost: self.events_lost(),
             slow_path: self.slow_path_view(),
+            held: self.held_views(),
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Entry {
     pub target: Target,
     /// When the address was last seen, by the clock; none if the entry does not age.
     pub seen: Option<u32>,
+    /// Whether it does not move for now.
+    pub held: bool,
 }
 
 /// One slot of the table.
@@ -141,8 +143,15 @@ impl Fdb {
                 self.mark(self.hash.bucket(key, 0), true);
             }
         }
-        self.count(&Entry { key, target, seen }, true);
+        self.count(&Entry { key, target, seen, held: false }, true);
         Ok(())
+    }
+
+    /// Holds an entry where it is, or lets it go; nothing if there is none.
+    pub fn hold(&mut self, key: FdbKey, held: bool) {
+        if let Some(slot) = self.slot(key) {
+            slot.hold(held);
+        }
     }
 
     /// A free slot for a new entry: in its own buckets, or in the stash; and after
@@ -205,6 +214,7 @@ impl Fdb {
                 Some((place, slot, self.at(self.free_in(other).next()?)?))
             })?;
         to.stage(slot.target(), slot.seen());
+        to.hold(slot.binding().is_held());
         wait_for_programs();
         to.publish(slot.key());
         wait_for_programs();
@@ -302,7 +312,7 @@ impl Fdb {
 /// A slot as an entry.
 pub(super) fn slot_entry(slot: &Slot) -> Entry {
     let seen = Some(slot.seen()).filter(|seen| *seen != SEEN_STATIC);
-    Entry { key: slot.key(), target: slot.target(), seen }
+    Entry { key: slot.key(), target: slot.target(), seen, held: slot.binding().is_held() }
 }
 
 #[cfg(test)]

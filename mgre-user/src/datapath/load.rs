@@ -12,6 +12,7 @@ use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
@@ -72,6 +73,8 @@ pub struct Tables {
     pub vlan_ports: HashMap<MapData, VlanKey, u32>,
     /// [`map_name::SEQUENCES`].
     pub sequences: SharedArray<Sequence>,
+    /// [`map_name::STORMS`].
+    pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
 }
@@ -151,6 +154,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         .map_max_entries(map_name::ENDPOINTS, endpoints)
         .map_max_entries(map_name::ENDPOINT_SLOTS, EndpointIndex::slots_for(capacity.adjacencies))
         .map_max_entries(map_name::FDB, table_len(buckets_for(capacity.fdb_entries)))
+        .map_max_entries(map_name::STORMS, rows)
         .map_max_entries(map_name::TRAFFIC, rows * config.cpus)
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.cpus)
@@ -250,6 +254,7 @@ impl Tables {
             port_index: HashMap::try_from(take_map(programs, map_name::PORT_INDEX)?)?,
             vlan_ports: HashMap::try_from(take_map(programs, map_name::VLAN_PORTS)?)?,
             sequences: shared(programs, map_name::SEQUENCES)?,
+            storms: shared(programs, map_name::STORMS)?,
             endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }

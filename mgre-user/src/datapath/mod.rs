@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::MapError;
+use mgre_common::counters::row_of;
 use mgre_common::endpoint::Owner;
 use mgre_common::table::{
     Adjacency, FloodList, Indexed, PORT_BY_VLAN, PortSlot, VlanKey, adjacency_flag, port_flag, segment_flag,
@@ -122,6 +123,7 @@ impl Datapath {
                     sequence.sent.store(0, Ordering::Relaxed);
                     sequence.received.store(0, Ordering::Relaxed);
                 }
+                self.set_storm(Target::adjacency(*id), 0);
                 self.forget(Target::adjacency(*id), removed);
             }
             Op::SetPort(id, record) => self.set_port(*id, record, removed)?,
@@ -129,6 +131,7 @@ impl Datapath {
                 if let Some(port) = self.tables.ports.get(*id) {
                     port.flags.store(0, Ordering::Release);
                 }
+                self.set_storm(Target::port(*id), 0);
                 self.forget(Target::port(*id), removed);
             }
             Op::SetPortIndex(ifindex, to) => self.set_port_index(*ifindex, *to)?,
@@ -174,6 +177,13 @@ impl Datapath {
         }
     }
 
+    /// Sets how many frames a second a source may have flooded; zero for as many as it sends.
+    fn set_storm(&self, source: Target, frames_per_second: u32) {
+        if let Some(storm) = self.tables.storms.get(row_of(source)) {
+            storm.set(frames_per_second);
+        }
+    }
+
     fn set_adjacency(&mut self, id: u32, record: &AdjacencyRecord) -> Result<()> {
         if self.switched.contains_key(&id) {
             // The idle template was in force until lately: wait until no program that
@@ -192,6 +202,7 @@ impl Datapath {
         let index = unsafe { Adjacency::write_idle(adjacency.as_ptr(), record.template) };
         // SAFETY: the pointer is the table's.
         let adjacency = unsafe { adjacency.as_ref() };
+        self.set_storm(Target::adjacency(id), record.storm_limit);
         adjacency.segment.store(record.segment.into(), Ordering::Relaxed);
         adjacency.activate(index);
         self.switched.insert(id, ());
@@ -226,6 +237,7 @@ impl Datapath {
     }
 
     fn set_port(&mut self, id: u32, record: &PortRecord, removed: &mut Vec<Entry>) -> Result<()> {
+        self.set_storm(Target::port(id), record.storm_limit);
         let port = self.tables.ports.get(id).context("no such port")?;
         let was_up = port.flags.load(Ordering::Relaxed) & port_flag::UP != 0;
         port.ifindex.store(record.ifindex, Ordering::Relaxed);
@@ -261,6 +273,7 @@ impl Datapath {
         let record = self.tables.segments.get(segment.into()).context("no such segment")?;
         self.floods
             .set(segment, targets, now, |list| record.flood.store(list.to_bits(), Ordering::Release))?;
+        record.blocked_groups.store(targets.blocked_groups.into(), Ordering::Relaxed);
         set_flag(&record.flags, segment_flag::HUB, targets.hub);
         set_flag(&record.flags, segment_flag::VALID, true);
         Ok(())

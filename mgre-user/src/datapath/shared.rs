@@ -32,6 +32,8 @@ unsafe impl Shared for mgre_common::table::FloodSlot {}
 unsafe impl Shared for mgre_common::fdb::Bucket {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::Sequence {}
+// SAFETY: all fields are atomics.
+unsafe impl Shared for mgre_common::storm::Storm {}
 // SAFETY: atomics and templates, which the daemon alone changes, by its documented protocol.
 unsafe impl Shared for mgre_common::table::Adjacency {}
 // SAFETY: plain counters that the datapath writes; only ever copied out.

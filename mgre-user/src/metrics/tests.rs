@@ -105,7 +105,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 21] = [
+    let wanted: [(&str, &[&str]); 23] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -119,6 +119,8 @@ fn every_series_of_the_contract() {
         ("mgre_fdb_entries", &["segment", "type"]),
         ("mgre_fdb_capacity", &[]),
         ("mgre_fdb_moves_total", &["segment"]),
+        ("mgre_fdb_held", &["segment"]),
+        ("mgre_fdb_holds_total", &["segment"]),
         ("mgre_fdb_events_total", &[]),
         ("mgre_fdb_events_lost_total", &[]),
         ("mgre_flood_copies_total", &["segment"]),

@@ -13,6 +13,7 @@ use super::change::{Change, SegmentSettings};
 use super::check;
 use super::config::Document;
 use super::error::ModelError;
+use super::flooding::LinkLocal;
 use super::ids::{Ids, Pool};
 use super::locals::Locals;
 use super::state::{FdbName, Peer, Segment, State, StaticTarget, Underlay, default};
@@ -81,10 +82,13 @@ impl<'a> Draft<'a> {
             Change::AddSegment { name, settings } => self.add_segment(name, &settings),
             Change::SetSegment { name, settings } => self.set_segment(&name, &settings),
             Change::DelSegment { name } => self.del_segment(&name),
-            Change::AddPort { segment, interface, vlan, mode } => {
-                self.add_port(segment, interface, vlan, mode)
+            Change::AddPort { segment, interface, vlan, mode, settings } => {
+                self.add_port(segment, interface, vlan, mode, &settings)
             }
-            Change::CreatePort { segment, interface, host } => self.create_port(segment, interface, host),
+            Change::CreatePort { segment, interface, host, settings } => {
+                self.create_port(segment, interface, host, &settings)
+            }
+            Change::SetPort { name, settings } => self.set_port(&name, &settings),
             Change::DelPort { name } => self.del_port(&name),
             Change::AddPeer { name, settings } => self.add_peer(name, settings),
             Change::SetPeer { name, settings } => self.set_peer(&name, settings),
@@ -190,6 +194,7 @@ impl<'a> Draft<'a> {
             max_macs: default::SEGMENT_MAX_MACS,
             hub: false,
             clamp_mss: false,
+            link_local: LinkLocal::default(),
         };
         self.fill_segment(&name, &mut segment, settings)?;
         segment.id = self.segment_id(&name)?;
@@ -236,6 +241,7 @@ impl<'a> Draft<'a> {
         segment.aging_seconds = settings.aging_seconds.unwrap_or(segment.aging_seconds);
         segment.max_macs = settings.max_macs.unwrap_or(segment.max_macs);
         segment.hub = settings.hub.unwrap_or(segment.hub);
+        segment.link_local = settings.link_local.unwrap_or(segment.link_local);
         segment.clamp_mss = settings.clamp_mss.unwrap_or(segment.clamp_mss);
         check::mtu(segment.mtu)?;
         check::aging(segment.aging_seconds)?;

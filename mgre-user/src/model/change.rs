@@ -6,6 +6,7 @@ use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::config::Document;
+use super::flooding::{LinkLocal, StormLimit};
 use super::locals::Locals;
 use super::state::{HostInterface, StaticTarget};
 use super::types::{Df, Encap, Mode, Mtu, Tos};
@@ -58,6 +59,8 @@ pub enum Change {
         vlan: Option<u16>,
         /// How to attach.
         mode: Mode,
+        /// Its settings.
+        settings: PortSettings,
     },
     /// The daemon makes an interface of the host in a segment.
     CreatePort {
@@ -67,6 +70,15 @@ pub enum Change {
         interface: String,
         /// Its addresses and MAC.
         host: HostInterface,
+        /// Its settings.
+        settings: PortSettings,
+    },
+    /// Changes of a port; what the settings do not say stays.
+    SetPort {
+        /// Its name.
+        name: String,
+        /// The new settings.
+        settings: PortSettings,
     },
     /// A port goes, and its interface with it if the daemon made it.
     DelPort {
@@ -137,6 +149,9 @@ pub struct SegmentSettings {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
+    /// Which frames that bridges keep to one link it passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_local: Option<LinkLocal>,
 }
 
 /// Settings of a peer that may be given.
@@ -173,6 +188,18 @@ pub struct PeerSettings {
     /// What GRE packets are put into.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encap: Option<Encap>,
+    /// Frames from it that may be flooded in each of its segments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm_limit: Option<StormLimit>,
+}
+
+/// Settings of a port that can be changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PortSettings {
+    /// Frames from it that may be flooded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm_limit: Option<StormLimit>,
 }
 
 /// Tells a null that was given from a field that was not.

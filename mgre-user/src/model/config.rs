@@ -7,7 +7,8 @@
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::change::{Change, PeerSettings, SegmentSettings};
+use super::change::{Change, PeerSettings, PortSettings, SegmentSettings};
+use super::flooding::{LinkLocal, StormLimit};
 use super::locals::Locals;
 use super::state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay, default};
 use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
@@ -74,6 +75,9 @@ pub struct SegmentEntry {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamp_mss: bool,
+    /// Which frames that bridges keep to one link it passes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub link_local: LinkLocal,
 }
 
 /// One port.
@@ -99,6 +103,9 @@ pub struct PortEntry {
     /// MAC of an interface that is made.
     #[serde(default, with = "optional_mac_text", skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
+    /// Frames from it that may be flooded in a second.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 /// One peer.
@@ -135,6 +142,9 @@ pub struct PeerEntry {
     /// What GRE packets are put into.
     #[serde(default, skip_serializing_if = "is_default")]
     pub encap: Encap,
+    /// Frames from it that may be flooded in a second, in each of its segments.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 /// One static FDB entry: with either a peer or a port.
@@ -307,6 +317,7 @@ impl From<(&String, &Segment)> for SegmentEntry {
             max_macs: unless(segment.max_macs, default::SEGMENT_MAX_MACS),
             hub: segment.hub,
             clamp_mss: segment.clamp_mss,
+            link_local: segment.link_local,
         }
     }
 }
@@ -322,6 +333,7 @@ impl From<(&String, &Port)> for PortEntry {
             create: host.is_some(),
             mac: host.as_ref().and_then(|host| host.mac),
             addresses: host.map(|host| host.addresses).unwrap_or_default(),
+            storm_limit: port.storm_limit,
         }
     }
 }
@@ -340,6 +352,7 @@ impl From<(&std::sync::Arc<str>, &std::sync::Arc<Peer>)> for PeerEntry {
             csum: peer.csum,
             seq: peer.seq,
             encap: peer.encap,
+            storm_limit: peer.storm_limit,
         }
     }
 }
@@ -358,7 +371,8 @@ impl From<UnderlayEntry> for Change {
 
 impl From<SegmentEntry> for Change {
     fn from(entry: SegmentEntry) -> Self {
-        let SegmentEntry { name, key, vsid, mtu, aging_seconds, max_macs, hub, clamp_mss } = entry;
+        let SegmentEntry { name, key, vsid, mtu, aging_seconds, max_macs, hub, clamp_mss, link_local } =
+            entry;
         let settings = SegmentSettings {
             key: Some(key),
             vsid: Some(vsid),
@@ -367,23 +381,27 @@ impl From<SegmentEntry> for Change {
             max_macs,
             hub: Some(hub),
             clamp_mss: Some(clamp_mss),
+            link_local: Some(link_local),
         };
         Self::AddSegment { name, settings }
     }
 }
 
 impl From<PortEntry> for Change {
-    fn from(PortEntry { interface, segment, vlan, mode, create, addresses, mac }: PortEntry) -> Self {
+    fn from(entry: PortEntry) -> Self {
+        let PortEntry { interface, segment, vlan, mode, create, addresses, mac, storm_limit } = entry;
+        let settings = PortSettings { storm_limit: Some(storm_limit) };
         if create {
-            return Self::CreatePort { segment, interface, host: HostInterface { addresses, mac } };
+            return Self::CreatePort { segment, interface, host: HostInterface { addresses, mac }, settings };
         }
-        Self::AddPort { segment, interface, vlan, mode }
+        Self::AddPort { segment, interface, vlan, mode, settings }
     }
 }
 
 impl From<PeerEntry> for Change {
     fn from(entry: PeerEntry) -> Self {
-        let PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap } = entry;
+        let PeerEntry { name, remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit } =
+            entry;
         let settings = PeerSettings {
             remote: Some(remote),
             segments: Some(segments),
@@ -395,6 +413,7 @@ impl From<PeerEntry> for Change {
             csum: Some(csum),
             seq: Some(seq),
             encap: Some(encap),
+            storm_limit: Some(storm_limit),
         };
         Self::AddPeer { name, settings }
     }

@@ -5,6 +5,7 @@
 //! the engine then makes the kernel look like the state.
 //!
 //! - [`types`]: the small values (`Mode`, `Mtu`, `Cidr`, ...) and their texts; [`locals`]: an underlay's addresses;
+//! - [`flooding`]: what may be flooded;
 //! - [`state`]: the state and its parts;
 //! - [`change`]: one variant for each verb;
 //! - [`apply`]: from a state and a change to the next state;
@@ -19,6 +20,7 @@ pub mod check;
 pub mod config;
 pub mod difference;
 pub mod error;
+pub mod flooding;
 pub mod ids;
 mod index;
 pub mod locals;
@@ -29,10 +31,11 @@ pub mod types;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Change, PeerSettings, SegmentSettings};
+pub use change::{Change, PeerSettings, PortSettings, SegmentSettings};
 pub use config::Document;
 pub use difference::differences;
 pub use error::{ErrorKind, ModelError};
+pub use flooding::{LinkLocal, StormLimit};
 pub use ids::Ids;
 pub use locals::Locals;
 pub use record::Record;

@@ -9,6 +9,7 @@ use mgre_common::template::Key;
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use super::flooding::{LinkLocal, StormLimit};
 use super::index::Index;
 use super::locals::Locals;
 use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
@@ -121,6 +122,9 @@ pub struct Segment {
     /// Whether TCP's maximum segment size is lowered to what fits.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamp_mss: bool,
+    /// Which frames that bridges keep to one link it passes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub link_local: LinkLocal,
 }
 
 impl Segment {
@@ -149,6 +153,9 @@ pub struct Port {
     pub mode: Mode,
     /// What to make, if the daemon makes the interface.
     pub created: Option<HostInterface>,
+    /// Frames from it that may be flooded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 impl Port {
@@ -206,6 +213,9 @@ pub struct Peer {
     /// What GRE packets are put into.
     #[serde(default, skip_serializing_if = "is_default")]
     pub encap: Encap,
+    /// Frames from it that may be flooded in each of its segments.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storm_limit: StormLimit,
 }
 
 impl Peer {

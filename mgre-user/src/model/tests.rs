@@ -32,6 +32,7 @@ fn segment_settings() -> impl Strategy<Value = SegmentSettings> {
             max_macs,
             hub,
             clamp_mss,
+            link_local: None,
         },
     )
 }
@@ -84,6 +85,7 @@ fn peer_settings() -> impl Strategy<Value = PeerSettings> {
             csum,
             seq,
             encap,
+            storm_limit: None,
         },
     )
 }
@@ -116,12 +118,13 @@ fn change() -> impl Strategy<Value = Change> {
         (segment(), segment_settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         segment().prop_map(|name| Change::DelSegment { name }),
         (segment(), interface(), proptest::option::of(0..3u16)).prop_map(|(segment, interface, vlan)| {
-            Change::AddPort { segment, interface, vlan, mode: Mode::Tc }
+            Change::AddPort { segment, interface, vlan, mode: Mode::Tc, settings: PortSettings::default() }
         }),
         (segment(), interface(), host()).prop_map(|(segment, interface, host)| Change::CreatePort {
             segment,
             interface,
-            host
+            host,
+            settings: PortSettings::default(),
         }),
         port().prop_map(|name| Change::DelPort { name }),
         ("p[0-4]", peer_settings()).prop_map(|(name, settings)| Change::AddPeer { name, settings }),
@@ -345,6 +348,7 @@ fn errors_of_interfaces() {
         interface: interface.into(),
         vlan,
         mode: Mode::Auto,
+        settings: PortSettings::default(),
     };
     let (_, text) = fails(add("veth0", None));
     assert!(text.starts_with("veth0 is already a port of segment \"blue\""), "{text}");
@@ -496,6 +500,7 @@ fn limits_of_a_segment() {
             interface: format!("p{i}"),
             vlan: None,
             mode: Mode::Auto,
+            settings: PortSettings::default(),
         })
     };
     assert!(sample().apply_all(ports(64), &ids).is_ok());

@@ -129,10 +129,10 @@ impl fmt::Display for Tos {
 /// A text that is not what it should be; says what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct ParseError(&'static str);
+pub struct ParseError(pub(super) &'static str);
 
 /// A value that is a number or a word.
-trait NumberOrWord: Copy {
+pub(super) trait NumberOrWord: Copy {
     /// What it should be.
     const WANTED: &'static str;
     /// The word, and its value.

@@ -116,15 +116,16 @@ impl Compiled {
         self.plan.attachments = attachments;
         self.plan.devices = devices;
         self.plan.ports = ports;
-        let hubs: BTreeMap<u16, bool> =
-            self.state.segments.values().map(|segment| (segment.id, segment.hub)).collect();
-        for id in old.plan.floods.keys().filter(|id| !hubs.contains_key(id)) {
+        let segments: BTreeMap<u16, (bool, u16)> = (self.state.segments.values())
+            .map(|segment| (segment.id, (segment.hub, segment.link_local.blocked())))
+            .collect();
+        for id in old.plan.floods.keys().filter(|id| !segments.contains_key(id)) {
             self.plan.floods.remove(id);
         }
-        for (id, hub) in hubs {
+        for (id, (hub, blocked_groups)) in segments {
             let ports = port_lists.remove(&id).unwrap_or_default();
             let targets = self.plan.floods.get(&id).cloned().unwrap_or_default();
-            put(&mut self.plan.floods, id, FloodTargets { hub, ports, ..targets });
+            put(&mut self.plan.floods, id, FloodTargets { hub, blocked_groups, ports, ..targets });
         }
         for key in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);
@@ -346,7 +347,8 @@ impl<'a> Frame<'a> {
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
         let express = !host && self.express(link.index);
         let (ifindex, vlan, segment) = (link.index, port.vlan.unwrap_or(0), segment.id);
-        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express };
+        let storm_limit = port.storm_limit.frames_per_second();
+        let record = PortRecord { ifindex, vlan, segment, max_frame, up, host, peer, express, storm_limit };
         self.ports.insert(port.id, record);
         self.port_lists.entry(segment).or_default().insert(port.id);
     }

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Change, Df, Encap, HostInterface, Ids, Mode, Mtu, PeerSettings, SegmentSettings, State, StaticTarget, Tos,
+    Change, Df, Encap, HostInterface, Ids, Mode, Mtu, PeerSettings, PortSettings, SegmentSettings, State,
+    StaticTarget, Tos,
 };
 
 /// Few of everything, so that things meet.
@@ -109,10 +110,10 @@ fn change() -> impl Strategy<Value = Change> {
         1 => (segment(), settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         1 => segment().prop_map(|name| Change::DelSegment { name }),
         3 => (segment(), interface(), prop::option::of(1_u16..3)).prop_map(|(segment, interface, vlan)| {
-            Change::AddPort { segment, interface, vlan, mode: Mode::Auto }
+            Change::AddPort { segment, interface, vlan, mode: Mode::Auto, settings: PortSettings::default() }
         }),
         1 => (segment(), interface(), host)
-            .prop_map(|(segment, interface, host)| Change::CreatePort { segment, interface, host }),
+            .prop_map(|(segment, interface, host)| Change::CreatePort { segment, interface, host, settings: PortSettings::default() }),
         1 => port().prop_map(|name| Change::DelPort { name }),
         6 => (name(), peer_settings()).prop_map(|(name, settings)| Change::AddPeer { name, settings }),
         3 => (name(), peer_settings()).prop_map(|(name, settings)| Change::SetPeer { name, settings }),

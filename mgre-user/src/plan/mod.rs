@@ -142,6 +142,8 @@ pub struct PortRecord {
     pub peer: bool,
     /// Whether XDP may redirect to it.
     pub express: bool,
+    /// Frames from it that may be flooded in a second; zero: as many as there are.
+    pub storm_limit: u32,
 }
 
 /// An adjacency's record.
@@ -151,6 +153,8 @@ pub struct AdjacencyRecord {
     pub segment: u16,
     /// How its packets are taken: bits of [`mgre_common::table::adjacency_flag::RECEIVE`].
     pub flags: u32,
+    /// Frames from it that may be flooded in a second; zero: as many as there are.
+    pub storm_limit: u32,
     /// Its outer header.
     pub template: Template,
 }
@@ -178,6 +182,9 @@ pub enum PortIndex {
 pub struct FloodTargets {
     /// Whether those out of a tunnel go into the others.
     pub hub: bool,
+    /// Which of the addresses that bridges keep to one link get no frames
+    /// ([`mgre_common::table::Segment::blocked_groups`]).
+    pub blocked_groups: u16,
     /// Port ids.
     pub ports: OrdSet<u32>,
     /// Adjacency ids.

@@ -223,7 +223,12 @@ pub(super) fn adjacency(
     if let Mtu::Fixed(mtu) = peer.mtu {
         template.max_frame = template.max_frame.min(mtu + ETHERNET_LEN as u32);
     }
-    AdjacencyRecord { segment: member.segment, flags: member.flags, template }
+    AdjacencyRecord {
+        segment: member.segment,
+        flags: member.flags,
+        storm_limit: peer.storm_limit.frames_per_second(),
+        template,
+    }
 }
 
 /// The outer header of packets to a peer.

@@ -9,7 +9,7 @@ use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Change, Ids, Mode, PeerSettings, SegmentSettings, State};
+use crate::model::{Change, Ids, Mode, PeerSettings, PortSettings, SegmentSettings, State};
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -37,7 +37,13 @@ fn state() -> State {
         underlay("wan0", "192.0.2.1"),
         Change::AddSegment { name: "red".into(), settings: settings(Some(7)) },
         Change::AddSegment { name: "blue".into(), settings: settings(None) },
-        Change::AddPort { segment: "red".into(), interface: "lan0".into(), vlan: None, mode: Mode::Auto },
+        Change::AddPort {
+            segment: "red".into(),
+            interface: "lan0".into(),
+            vlan: None,
+            mode: Mode::Auto,
+            settings: PortSettings::default(),
+        },
         Change::AddPeer { name: "b".into(), settings: peer("192.0.2.2", &["red", "blue"]) },
         Change::AddPeer { name: "c".into(), settings: peer("198.51.100.3", &["red"]) },
     ];
@@ -252,7 +258,7 @@ prop_compose! {
             let host = host && trunk == 0;
             let (ifindex, vlan) = if trunk == 0 { (10 + id, 0) } else { (20 + u32::from(trunk), id as u16) };
             let peer = !host && up;
-            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, host, peer, express: up });
+            plan.ports.insert(id, PortRecord { ifindex, vlan, segment, max_frame: 1518, up, host, peer, express: up, storm_limit: 0 });
             let hook = if host { Hook::HostPort } else { Hook::Port };
             plan.attachments.insert((ifindex, hook), Attachment { interface: format!("lan{ifindex}"), xdp: None, optional: false });
             if up {
@@ -266,7 +272,7 @@ prop_compose! {
             let mut template: Template = bytemuck::Zeroable::zeroed();
             template.max_frame = mtu;
             let flags = u32::from(mtu == 2);
-            plan.adjacencies.insert(id, AdjacencyRecord { segment, flags, template });
+            plan.adjacencies.insert(id, AdjacencyRecord { segment, flags, storm_limit: 0, template });
             plan.floods.entry(segment).or_default().adjacencies.insert(id);
             let key = EndpointKey { remote: [id; 4], local: [0; 4], key: segment.into(), kind: 2 };
             plan.endpoints.insert(key, EndpointOwner { adjacency: id, flags });

@@ -7,7 +7,9 @@ use mgre_common::table::{OuterFamily, adjacency_flag, template_flag, template_op
 use mgre_common::wire::MacAddr;
 
 use super::*;
-use crate::model::{Change, Df, Encap, Ids, Mode, Mtu, PeerSettings, SegmentSettings, State, Tos};
+use crate::model::{
+    Change, Df, Encap, Ids, Mode, Mtu, PeerSettings, PortSettings, SegmentSettings, State, Tos,
+};
 use crate::netlink::XdpFeatures;
 
 fn ip(text: &str) -> IpAddr {
@@ -259,7 +261,7 @@ fn the_mtu_of_a_segment() {
 fn ports_by_vlan() {
     let add = |segment: &str, vlan| {
         let (segment, interface) = (segment.to_owned(), "lan0".to_owned());
-        Change::AddPort { segment, interface, vlan, mode: Mode::Auto }
+        Change::AddPort { segment, interface, vlan, mode: Mode::Auto, settings: PortSettings::default() }
     };
     let alone = compile(&state([add("red", None)]), &observed());
     let both = state([add("red", None), add("virtual", Some(10))]);

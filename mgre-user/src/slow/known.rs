@@ -178,7 +178,7 @@ pub(super) mod tests {
             plan.endpoints.insert(EndpointKey { remote, local, key, kind }, owner);
             let kind = endpoint_kind::KNOWN;
             plan.endpoints.insert(EndpointKey { remote, local, key: 0, kind }, EndpointOwner::default());
-            let record = AdjacencyRecord { segment: 1, flags: 0, template: template(outer) };
+            let record = AdjacencyRecord { segment: 1, flags: 0, storm_limit: 0, template: template(outer) };
             plan.adjacencies.insert(id, record);
         }
         plan

@@ -44,7 +44,7 @@ async fn a_session() {
     let (daemon, _) = Daemon::start().await;
     assert_eq!(
         mgre(&daemon, "segment show").await.out,
-        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  PEERS  PORTS  FDB\n"
+        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  PEERS  PORTS  FDB  OPTIONS\n"
     );
     quiet(&daemon, "segment add lan --key 7").await;
     quiet(&daemon, "underlay add eth0 --local 192.0.2.1").await;
@@ -54,8 +54,8 @@ async fn a_session() {
     quiet(&daemon, "fdb add lan 02:00:00:00:00:01 --peer b").await;
     assert_eq!(
         mgre(&daemon, "segment show").await.out,
-        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  PEERS  PORTS  FDB\n\
-         lan      7    -    300    8192      no   no         0      0      0\n"
+        "SEGMENT  KEY  MTU  AGING  MAX-MACS  HUB  CLAMP-MSS  PEERS  PORTS  FDB  OPTIONS\n\
+         lan      7    -    300    8192      no   no         0      0      0    -\n"
     );
     let json: Value = serde_json::from_str(&mgre(&daemon, "-j segment show").await.out).expect("JSON");
     assert_eq!(json[0]["name"], "lan");

@@ -63,6 +63,7 @@ fn segment_view((name, segment): (&String, &Segment)) -> SegmentView {
         max_macs: segment.max_macs,
         hub: segment.hub,
         clamp_mss: segment.clamp_mss,
+        link_local: segment.link_local,
         peers: 0,
         ports: 0,
         fdb_entries: 0,

@@ -7,11 +7,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
-use mgre_common::counters::{Drops, Traffic, drop_shards};
+use mgre_common::counters::{Drops, Traffic, drop_shards, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, Owner};
 use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash};
 use mgre_common::reason::{Direction, DropReason};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
 };
@@ -331,6 +332,10 @@ impl Sink for Kernel {
             slot.insert(&key.words(), owner);
         }
         tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
+    }
+
+    fn storm(&mut self, source: Target) -> &Storm {
+        self.loaded.tables.storms.get(row_of(source)).unwrap()
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {

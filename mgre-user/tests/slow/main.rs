@@ -90,7 +90,8 @@ fn plan(outers: &[Outer]) -> Plan {
         plan.endpoints.insert(EndpointKey { remote, local, key: 0, kind: endpoint_kind::KNOWN }, nobody);
         let ours = EndpointKey { remote: [0; 4], local, key: 0, kind: endpoint_kind::LOCAL };
         plan.endpoints.insert(ours, nobody);
-        plan.adjacencies.insert(id, AdjacencyRecord { segment: 1, flags: 0, template: template(outer) });
+        plan.adjacencies
+            .insert(id, AdjacencyRecord { segment: 1, flags: 0, storm_limit: 0, template: template(outer) });
     }
     plan
 }

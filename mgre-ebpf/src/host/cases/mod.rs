@@ -3,6 +3,7 @@
 //! - [`underlay`]: outer headers, good and bad;
 //! - [`port`]: frames from ports: forwarding, flooding, limits;
 //! - [`hub`]: from tunnel to tunnel;
+//! - [`hostile`]: storms, loops, and what bridges keep to one link;
 //! - [`learning`]: what is reported, and what may not be learned;
 //! - [`wire`]: IPv6 outside, and peers of different kinds in one segment;
 //! - [`classes`]: ECN and DSCP, out and in;
@@ -12,6 +13,7 @@
 //! - [`vlan`]: ports by VLAN.
 
 pub mod classes;
+pub mod hostile;
 pub mod hub;
 pub mod learning;
 pub mod options;
@@ -126,6 +128,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(sizes::cases());
     cases.extend(slow::cases());
     cases.extend(vlan::cases());
+    cases.extend(hostile::cases());
     cases
 }
 

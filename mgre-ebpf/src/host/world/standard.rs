@@ -6,8 +6,8 @@ use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
 
 use super::{
-    ABSENT, Entry, PEER_A, PEER_A_V6, PEER_B, PEER_B_V6, PEER_C, PeerSpec, PortSpec, SLOW, VLAN_INTERFACE,
-    VSID, World, endpoint, peer_v4, peer_v6, station,
+    ABSENT, Entry, PEER_A, PEER_A_V6, PEER_B, PEER_B_V6, PEER_C, PeerSpec, PortSpec, SLOW, StormSpec,
+    VLAN_INTERFACE, VSID, World, endpoint, peer_v4, peer_v6, station,
 };
 
 impl World {
@@ -17,7 +17,8 @@ impl World {
         let peer = PeerSpec::new;
         let v4 = |id: u32, segment: u32| peer(id, segment, peer_v4(id), Some(20 + segment));
         let v6 = |id: u32, segment: u32| v4(id, segment).over_ipv6(peer_v6(id));
-        let entry = |segment, number, target| Entry { segment, mac: station(number), target, seen: 1 };
+        let entry =
+            |segment, number, target| Entry { segment, mac: station(number), target, seen: 1, held: false };
         Self {
             ports: vec![
                 port(0, 1),
@@ -47,6 +48,8 @@ impl World {
                 port(25, 16).vlan(VLAN_INTERFACE, 0),
                 port(26, 16).vlan(VLAN_INTERFACE, 6),
                 port(27, 16),
+                port(28, 17),
+                port(29, 17),
             ],
             peers: vec![
                 peer(0, 1, PEER_A, Some(7)),
@@ -89,8 +92,10 @@ impl World {
                 v4(34, 16),
                 PeerSpec { mtu: Some(200), checksum: true, dont_fragment: DontFragment::Unset, ..v4(35, 14) },
                 PeerSpec { checksum: true, ..v4(36, 13) },
+                v4(37, 17),
+                v4(38, 17),
             ],
-            segments: (1..=16)
+            segments: (1..=17)
                 .map(|id| match id {
                     6 => (id, segment_flag::VALID | segment_flag::FULL),
                     9 | 13 => (id, segment_flag::VALID | segment_flag::HUB),
@@ -143,11 +148,22 @@ impl World {
                     entry(16, 2, Target::port(25)),
                     entry(16, 3, Target::port(26)),
                     entry(16, 4, Target::port(27)),
+                    entry(17, 1, Target::port(28)),
+                    entry(17, 2, Target::port(29)),
+                    Entry { held: true, ..entry(17, 5, Target::port(28)) },
+                    Entry { held: true, ..entry(17, 6, Target::adjacency(37)) },
                 ],
                 // The stations behind the others have their peers' numbers.
-                (17..=36).map(|id| entry(segment_of(id), id as u8, Target::adjacency(id))).collect(),
+                (17..=38).map(|id| entry(segment_of(id), id as u8, Target::adjacency(id))).collect(),
             ]
             .concat(),
+            // All but those of LLDP.
+            blocked_groups: vec![(17, 0xffff & !(1 << 14))],
+            storms: vec![
+                StormSpec { source: Target::port(28), limit: 1_000_000, exhausted: false },
+                StormSpec { source: Target::port(29), limit: 1000, exhausted: true },
+                StormSpec { source: Target::adjacency(38), limit: 1000, exhausted: true },
+            ],
             stray_interfaces: vec![(30, ABSENT)],
             stray_endpoints: vec![(endpoint(PEER_A, Some(15)), ABSENT)],
             slow: SLOW,
@@ -178,6 +194,7 @@ const fn segment_of(peer: u32) -> u16 {
         17 | 18 | 36 => 13,
         32 | 33 => 15,
         34 => 16,
+        37 | 38 => 17,
         _ => 14,
     }
 }

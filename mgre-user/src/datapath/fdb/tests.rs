@@ -109,7 +109,10 @@ fn an_entry_moves_aside_where_the_stash_is_full_too() {
         fdb.set(*key, Target::port(1), None).expect("room");
     }
     assert_eq!(fdb.place_of(guest).map(|place| place.bucket), Some(12));
-    assert_eq!(fdb.find(guest), Some(Entry { key: guest, target: Target::port(99), seen: Some(7) }));
+    assert_eq!(
+        fdb.find(guest),
+        Some(Entry { key: guest, target: Target::port(99), seen: Some(7), held: false })
+    );
     assert!(crowd.iter().all(|key| fdb.find(*key).is_some()));
 }
 
@@ -262,7 +265,7 @@ proptest! {
             match step {
                 Step::Set(number, target, learned) => {
                     let entry =
-                        Entry { key: key(number), target: Target::port(target), seen: learned.then_some(now) };
+                        Entry { key: key(number), target: Target::port(target), seen: learned.then_some(now), held: false };
                     fdb.set(entry.key, entry.target, entry.seen).expect("room");
                     model.insert(entry.key, entry);
                 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use mgre_common::table::{MAX_PORTS, MAX_SEGMENT_ADJACENCIES, MAX_SEGMENT_PORTS};
 
 use super::{Draft, not_in_nvgre};
-use crate::model::change::PeerSettings;
+use crate::model::change::{PeerSettings, PortSettings};
 use crate::model::check;
 use crate::model::error::ModelError;
+use crate::model::flooding::StormLimit;
 use crate::model::state::{FdbName, HostInterface, Peer, Port, StaticTarget, Underlay, default, tagged_name};
 use crate::model::types::{Df, Encap, Mode, Mtu, Tos};
 
@@ -30,6 +31,7 @@ impl Draft<'_> {
         interface: String,
         vlan: Option<u16>,
         mode: Mode,
+        settings: &PortSettings,
     ) -> Result<(), ModelError> {
         check::interface(&interface)?;
         let name = match vlan {
@@ -49,7 +51,8 @@ impl Draft<'_> {
                 return Err(ModelError::OtherMode { interface, mode: port.mode, port: other.to_owned() });
             }
         }
-        self.put_port(name, Port { id: 0, segment, vlan, mode, created: None })
+        let storm_limit = settings.storm_limit.unwrap_or_default();
+        self.put_port(name, Port { id: 0, segment, vlan, mode, created: None, storm_limit })
     }
 
     /// Makes a port of an interface that is to be made.
@@ -58,6 +61,7 @@ impl Draft<'_> {
         segment: String,
         name: String,
         host: HostInterface,
+        settings: &PortSettings,
     ) -> Result<(), ModelError> {
         check::interface(&name)?;
         self.check_port(&name, &name, &segment)?;
@@ -68,7 +72,16 @@ impl Draft<'_> {
             let (role, wanted) = ("a port by VLAN", "an interface of the host");
             return Err(ModelError::Role { interface: name, role, wanted });
         }
-        self.put_port(name, Port { id: 0, segment, vlan: None, mode: Mode::Auto, created: Some(host) })
+        let storm_limit = settings.storm_limit.unwrap_or_default();
+        let port = Port { id: 0, segment, vlan: None, mode: Mode::Auto, created: Some(host), storm_limit };
+        self.put_port(name, port)
+    }
+
+    pub(super) fn set_port(&mut self, name: &str, settings: &PortSettings) -> Result<(), ModelError> {
+        let mut port = self.port(name)?.clone();
+        port.storm_limit = settings.storm_limit.unwrap_or(port.storm_limit);
+        self.state.put_port(name.to_owned(), port);
+        Ok(())
     }
 
     /// Checks that there can be one more port.
@@ -150,6 +163,7 @@ impl Draft<'_> {
             csum: false,
             seq: false,
             encap: Encap::Gre,
+            storm_limit: StormLimit::Off,
         };
         self.put_peer(name.into(), peer, settings)
     }
@@ -176,6 +190,7 @@ impl Draft<'_> {
         peer.csum = settings.csum.unwrap_or(peer.csum);
         peer.seq = settings.seq.unwrap_or(peer.seq);
         peer.encap = settings.encap.unwrap_or(peer.encap);
+        peer.storm_limit = settings.storm_limit.unwrap_or(peer.storm_limit);
         check::ttl(peer.ttl)?;
         check::tos(peer.tos)?;
         check::mtu(peer.mtu)?;

@@ -79,6 +79,7 @@ fn every_option_of_a_peer_can_be_changed() {
         csum: Some(true),
         seq: Some(true),
         encap: Some(Encap::GreUdp),
+        storm_limit: Some(StormLimit::Frames(500)),
     };
     let change = Change::SetPeer { name: "b".into(), settings };
     let state = sample().apply(change.clone(), &Ids::default()).expect("applies");
@@ -93,11 +94,18 @@ fn every_option_of_a_peer_can_be_changed() {
         csum: true,
         seq: true,
         encap: Encap::GreUdp,
+        storm_limit: StormLimit::Frames(500),
     };
     assert_eq!(*state.peers["b"], wanted);
     let toml = Document::from_state(&state).to_toml().expect("serializes");
-    for line in ["tos = \"inherit\"", "df = \"inherit\"", "csum = true", "seq = true", "encap = \"gre-udp\""]
-    {
+    for line in [
+        "tos = \"inherit\"",
+        "df = \"inherit\"",
+        "csum = true",
+        "seq = true",
+        "encap = \"gre-udp\"",
+        "storm_limit = 500",
+    ] {
         assert!(toml.contains(line), "{toml}");
     }
     assert_eq!(state.apply(change, &Ids::default()).expect("applies"), state);
@@ -139,6 +147,7 @@ fn several_ports_on_one_interface() {
         interface: "trunk0".into(),
         vlan,
         mode,
+        settings: PortSettings::default(),
     };
     let all = [
         add("plain", Some(10), Mode::Tc),
@@ -154,7 +163,12 @@ fn several_ports_on_one_interface() {
     let error = state.apply(add("blue", Some(30), Mode::Auto), &ids).expect_err("another mode");
     assert_eq!(error.to_string(), "trunk0 is attached to with mode tc for port trunk0; say --mode tc");
     let host = HostInterface::default();
-    let change = Change::CreatePort { segment: "blue".into(), interface: "trunk0.10".into(), host };
+    let change = Change::CreatePort {
+        segment: "blue".into(),
+        interface: "trunk0.10".into(),
+        host,
+        settings: PortSettings::default(),
+    };
     assert!(state.apply(change, &ids).is_err(), "the name is taken");
     let left = state.apply(Change::DelPort { name: "trunk0.10".into() }, &ids).expect("applies");
     assert_eq!(left.ports_on("trunk0").count(), 3);
@@ -184,4 +198,28 @@ fn older_states_are_read() {
     // What is not used is not written, so that an older daemon reads it, too.
     let json = serde_json::from_str::<serde_json::Value>(&state.to_json().expect("writes")).expect("JSON");
     assert_eq!(json, serde_json::from_str::<serde_json::Value>(old).expect("JSON"));
+}
+
+#[test]
+fn what_may_be_flooded_can_be_changed_and_is_exported() {
+    let ids = Ids::default();
+    let settings = |storm_limit| PortSettings { storm_limit: Some(storm_limit) };
+    let set_port = |limit| Change::SetPort { name: "veth0".into(), settings: settings(limit) };
+    let set_segment = |text: &str| {
+        let link_local = Some(text.parse().expect("parses"));
+        let settings = SegmentSettings { link_local, ..SegmentSettings::default() };
+        Change::SetSegment { name: "blue".into(), settings }
+    };
+    let state = sample().apply_all([set_port(StormLimit::Frames(200)), set_segment("stp,lldp")], &ids);
+    let state = state.expect("applies");
+    assert_eq!(state.ports["veth0"].storm_limit, StormLimit::Frames(200));
+    let document = Document::from_state(&state);
+    let toml = document.to_toml().expect("serializes");
+    assert!(toml.contains("storm_limit = 200") && toml.contains("link_local = \"stp,lldp\""), "{toml}");
+    let again = State::default().apply_all(document.into_changes(), &ids).expect("applies");
+    assert_eq!(Document::from_state(&again).to_toml().expect("serializes"), toml);
+    let usual = state.apply_all([set_port(StormLimit::Off), set_segment("forward")], &ids).expect("applies");
+    assert_eq!(usual, sample());
+    let missing = Change::SetPort { name: "veth9".into(), settings: settings(StormLimit::Off) };
+    assert_eq!(state.apply(missing, &ids).expect_err("refused").kind(), ErrorKind::NotFound);
 }
