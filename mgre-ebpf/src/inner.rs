@@ -55,7 +55,7 @@ impl Inner {
     }
 
     /// The IP packet in the frame that begins behind so many bytes of outer headers, if there
-    /// is one, behind no more than two tags in the frame.
+    /// is one, behind no more than two tags.
     #[inline(always)]
     pub fn read<F: Frame>(frame: &F, outer_len: u32) -> Option<Self> {
         const TYPE_AT: usize = ETHERNET_LEN - 2;
@@ -103,6 +103,10 @@ fn behind_tags<F: Frame>(frame: &F, outer_len: u32) -> Option<(u32, EtherType)> 
     if !ethertype.is_vlan() {
         return Some((FIRST as u32, ethertype));
     }
+    // A tag beside the frame is one of two.
+    if frame.has_tag_beside() {
+        return None;
+    }
     const SECOND: usize = FIRST + VLAN_TAG_LEN;
     Some((SECOND as u32, frame.read_behind::<EtherType>(outer_len, SECOND - 2)?))
 }
@@ -141,9 +145,9 @@ pub const fn combine_ecn(inside: u8, outside: u8) -> Result<u8, DropReason> {
 /// A number that all packets of a flow have in common, and that flows differ by: from
 /// addresses and ports, or from MAC addresses where there are none. Its low bits are good.
 #[inline(always)]
-pub fn flow<F: Frame>(frame: &F, outer_len: u32) -> u32 {
+pub fn flow<F: Frame>(frame: &F, outer_len: u32, inner: Option<Inner>) -> u32 {
     let macs = frame.read_behind::<[u32; 3]>(outer_len, 0).unwrap_or([0; 3]);
-    let sum = match Inner::read(frame, outer_len) {
+    let sum = match inner {
         Some(Inner { version, l3, .. }) if version.is_v6() => ipv6_flow(frame, outer_len, l3 as usize),
         Some(Inner { l3, .. }) => ipv4_flow(frame, outer_len, l3 as usize),
         None => mix(u64::from(macs[0]) << 32 | u64::from(macs[1]), u64::from(macs[2])),

@@ -13,7 +13,7 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 
 use crate::act::take_out;
 use crate::decide::OutOf;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, inner_wire_len, wire_len};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
 use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
 use crate::tables::{Now, Tables};
@@ -177,7 +177,9 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
 /// brought up to date on the way: what the last outer packet said goes into the next one.
 #[inline(always)]
 pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) -> Traits {
-    let traits = Traits::read(frame, out_of.strip.outer_len, options);
+    let Strip { outer_len, inner_len, .. } = out_of.strip;
+    let inner = Inner::read(frame, outer_len).filter(|inner| inner.is_within(inner_len));
+    let traits = Traits::of(frame, outer_len, inner, options);
     if out_of.remarks() { Traits { tos: out_of.tos, ..traits } } else { traits }
 }
 

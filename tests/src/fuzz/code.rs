@@ -7,7 +7,7 @@
 //! | 4 | the port's interface, or the mark |
 //! | 4 | the tag beside it, if there is one (bit 4) |
 //! | 2 | the segment size, if it is a superframe (bit 5) |
-//! | 9 | the last sequence number received, how many seconds ago, and the next one sent, if any (bit 6) |
+//! | 11 | the last sequence number received, how many seconds ago, the next one sent, and frames just flooded, if any (bit 6) |
 //! | rest | the frame |
 //!
 //! Bit 7: the lease on next hops has lapsed.
@@ -34,7 +34,7 @@ pub fn encode(sample: &Sample) -> Vec<u8> {
         Entrance::Underlay => (1, 0),
         Entrance::Slow(mark) => (2, mark),
     };
-    let numbers = moment.received.is_some() || moment.sent != 0;
+    let numbers = moment.received.is_some() || moment.sent != 0 || moment.flooded != 0;
     let bit = |is: bool, bit: u8| if is { bit } else { 0 };
     let flags = kind
         | bit(tag.is_some(), TAG)
@@ -54,6 +54,7 @@ pub fn encode(sample: &Sample) -> Vec<u8> {
         out.extend(number.to_le_bytes());
         out.push(ago);
         out.extend(moment.sent.to_le_bytes());
+        out.extend(moment.flooded.to_le_bytes());
     }
     out.extend(bytes);
     out
@@ -92,6 +93,7 @@ pub fn decode(bytes: &[u8]) -> Sample {
         let [ago] = reader.take();
         moment.received = (ago <= 30).then(|| (number, moment.seconds - u32::from(ago)));
         moment.sent = u32::from_le_bytes(reader.take());
+        moment.flooded = u16::from_le_bytes(reader.take());
     }
     let rest = &reader.0[..reader.0.len().min(MAX_FRAME)];
     Sample { world, input: Input { entrance, bytes: rest.to_vec(), segment_size, tag, moment } }
@@ -117,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_sample_comes_back() {
-        let moment = Moment { lease: false, received: Some((7, 48)), sent: 9, ..Moment::default() };
+        let moment = Moment { lease: false, received: Some((7, 48)), sent: 9, flooded: 33, ..Moment::default() };
         for (entrance, segment_size, tag, moment) in [
             (Entrance::Port(12), 0, None, Moment::default()),
             (Entrance::Underlay, 1400, None, moment),

@@ -77,6 +77,7 @@ fn difference(wanted: &Outcome, seen: &Outcome) -> String {
     part("too big", &wanted.too_big, &seen.too_big);
     part("age noted", &wanted.seen, &seen.seen);
     part("sequence numbers", &wanted.numbers, &seen.numbers);
+    part("charged", &wanted.charged, &seen.charged);
     part("outputs", &wanted.outputs.len(), &seen.outputs.len());
     for (i, (wanted, seen)) in wanted.outputs.iter().zip(&seen.outputs).enumerate() {
         part(&format!("output {i} to"), &(wanted.egress, wanted.mark), &(seen.egress, seen.mark));

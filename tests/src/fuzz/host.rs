@@ -10,13 +10,15 @@ use mgre_ebpf::frame::Side;
 use mgre_ebpf::host::cases::{End, Entrance, captured};
 use mgre_ebpf::host::frame::{HostAction, HostFrame};
 use mgre_ebpf::host::tables::MemoryTables;
-use mgre_ebpf::host::world::World;
+use mgre_ebpf::host::world::{StormSpec, World};
 use mgre_ebpf::tables::Tables as _;
 use mgre_ebpf::{act, express};
 
 use super::compare::Comparison;
 use crate::model::{Input, Model, Moment, Numbers, Outcome, Output, Prediction};
 
+/// The monotonic clock, which stands.
+const NOW_NS: u64 = 1 << 40;
 /// Length of an Ethernet header.
 const HEADER_LEN: usize = 14;
 /// The age that all addresses have before a frame comes.
@@ -30,6 +32,7 @@ pub struct Host {
     /// Peers that have sequence numbers.
     numbered: Vec<u32>,
     addresses: Vec<FdbKey>,
+    storms: Vec<StormSpec>,
     model: Model,
     comparison: Comparison,
     /// Runs of the pipeline so far.
@@ -73,7 +76,8 @@ impl Host {
         let moving = world.entries.iter().filter(|entry| entry.seen == UNSEEN);
         let addresses = moving.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
         let comparison = Comparison::default();
-        Self { last, early, numbered, addresses, model, comparison, executions: 0, early_finished: 0 }
+        let storms = world.storms.clone();
+        Self { last, early, numbered, addresses, storms, model, comparison, executions: 0, early_finished: 0 }
     }
 
     /// Runs a frame through the last hook, or through the early one first, and compares with the model.
@@ -115,7 +119,7 @@ impl Host {
         // XDP gets neither superframes nor tags beside the frame.
         let early = early && input.segment_size == 0 && input.tag.is_none();
         let tables = if early { &self.early } else { &self.last };
-        prepare(tables, &self.numbered, input.moment);
+        prepare(tables, &self.numbered, &self.storms, input.moment);
         let mut frame = HostFrame::new(input.bytes.as_slice()).with_segment_size(input.segment_size);
         if let Some(tag) = input.tag {
             frame = frame.with_tag(tag);
@@ -130,7 +134,7 @@ impl Host {
             self.executions += 1;
             if action == HostAction::Passed {
                 // It is left as it was; ages may have been noted already.
-                let mut seen = observed(action, &mut frame, tables, &self.numbered, input.moment, prediction);
+                let mut seen = self.observed(action, &mut frame, tables, input.moment, prediction);
                 seen.seen = None;
                 if seen != Outcome::default() || frame.bytes() != input.bytes {
                     return Err(format!("left by the early hook, but not before something was done: {seen:x?}"));
@@ -148,7 +152,7 @@ impl Host {
                 Entrance::Slow(mark) => act::process_slow(&mut frame, tables, mark),
             }
         });
-        let mut seen = observed(action, &mut frame, tables, &self.numbered, input.moment, prediction);
+        let mut seen = self.observed(action, &mut frame, tables, input.moment, prediction);
         if finished.is_some() {
             reach_peers(prediction, &mut seen);
         }
@@ -162,13 +166,78 @@ impl Host {
             format!("{hook}:\n{difference}")
         })
     }
+
+    /// What happened.
+    fn observed(
+        &self,
+        action: HostAction,
+        frame: &mut HostFrame,
+        tables: &MemoryTables,
+        moment: Moment,
+        prediction: &Prediction,
+    ) -> Outcome {
+        let end = match action {
+            HostAction::Passed => End::Passed,
+            HostAction::Dropped => End::Dropped,
+            HostAction::Sent(_) => End::Sent,
+        };
+        let marks = std::mem::take(&mut frame.marks);
+        let outputs = std::mem::take(&mut frame.sent).into_iter().zip(marks);
+        let outputs = outputs.map(|((egress, bytes), mark)| Output { egress, bytes, mark }).collect();
+        let mut received = None;
+        let mut transmitted = BTreeMap::new();
+        for (target, row) in tables.traffic.borrow().iter() {
+            if row.receive_packets > 0 {
+                assert_eq!((row.receive_packets, received), (1, None), "received twice");
+                received = Some((*target, row.receive_bytes));
+            }
+            if row.transmit_packets > 0 {
+                transmitted.insert(*target, (row.transmit_packets, row.transmit_bytes));
+            }
+        }
+        let floods = tables.floods.borrow();
+        assert!(floods.len() <= 1, "flooded twice");
+        let flooded = floods.iter().next().map(|(id, row)| (*id, row.flood_copies));
+        let seen = prediction.outcome.seen.filter(|key| {
+            tables.slot(*key).is_some_and(|slot| slot.seen() == moment.seconds)
+        });
+        let changed = |id: &u32| {
+            let sequence = tables.sequence(*id)?;
+            let (received, sent) =
+                (sequence.received.load(Ordering::Relaxed), sequence.sent.load(Ordering::Relaxed));
+            Some((*id, numbers(received, sent, moment)?))
+        };
+        let charge = |storm: &&StormSpec| {
+            let word = tables.storm(storm.source).map(|word| word.paid().load(Ordering::Relaxed));
+            word != Some(paid(storm, NOW_NS, moment))
+        };
+        Outcome {
+            end,
+            received,
+            outputs,
+            transmitted,
+            drops: tables.drops.borrow().clone(),
+            reports: tables.reports.borrow().clone(),
+            flooded,
+            too_big: tables.too_big.borrow().iter().map(captured).collect(),
+            seen,
+            numbers: self.numbered.iter().filter_map(changed).collect(),
+            charged: self.storms.iter().find(charge).map(|storm| storm.source),
+        }
+    }
 }
 
 /// Makes the tables what they are at a moment.
-fn prepare(tables: &MemoryTables, numbered: &[u32], moment: Moment) {
+fn prepare(tables: &MemoryTables, numbered: &[u32], storms: &[StormSpec], moment: Moment) {
     tables.reset_counters();
     tables.clock.seconds.store(moment.seconds, Ordering::Relaxed);
     tables.clock.lease.store(if moment.lease { LEASE_JIFFIES } else { 0 }, Ordering::Relaxed);
+    tables.nanos.set(NOW_NS);
+    for storm in storms {
+        if let Some(word) = tables.storm(storm.source) {
+            word.paid().store(paid(storm, NOW_NS, moment), Ordering::Relaxed);
+        }
+    }
     let received = received_word(moment.received);
     for sequence in numbered.iter().filter_map(|id| tables.sequence(*id)) {
         sequence.sent.store(moment.sent.into(), Ordering::Relaxed);
@@ -185,6 +254,14 @@ fn reach_peers(prediction: &Prediction, seen: &mut Outcome) {
     }
 }
 
+/// Until when the frames are paid for that a source had flooded at a time.
+pub(super) fn paid(storm: &StormSpec, now_ns: u64, moment: Moment) -> u64 {
+    if storm.exhausted {
+        return u64::MAX / 2;
+    }
+    now_ns + u64::from(moment.flooded) * (1_000_000_000 / u64::from(storm.limit))
+}
+
 /// How the table notes the last number received.
 pub(super) fn received_word(received: Option<(u32, u32)>) -> u64 {
     received.map_or(0, |(number, at)| u64::from(at.wrapping_add(1)) << 32 | u64::from(number))
@@ -197,58 +274,4 @@ pub(super) fn numbers(received: u64, sent: u64, moment: Moment) -> Option<Number
     }
     let last = (received != 0).then_some((received as u32, ((received >> 32) as u32).wrapping_sub(1)));
     Some((last, sent as u32))
-}
-
-/// What happened.
-fn observed(
-    action: HostAction,
-    frame: &mut HostFrame,
-    tables: &MemoryTables,
-    numbered: &[u32],
-    moment: Moment,
-    prediction: &Prediction,
-) -> Outcome {
-    let end = match action {
-        HostAction::Passed => End::Passed,
-        HostAction::Dropped => End::Dropped,
-        HostAction::Sent(_) => End::Sent,
-    };
-    let marks = std::mem::take(&mut frame.marks);
-    let outputs = std::mem::take(&mut frame.sent).into_iter().zip(marks);
-    let outputs = outputs.map(|((egress, bytes), mark)| Output { egress, bytes, mark }).collect();
-    let mut received = None;
-    let mut transmitted = BTreeMap::new();
-    for (target, row) in tables.traffic.borrow().iter() {
-        if row.receive_packets > 0 {
-            assert_eq!((row.receive_packets, received), (1, None), "received twice");
-            received = Some((*target, row.receive_bytes));
-        }
-        if row.transmit_packets > 0 {
-            transmitted.insert(*target, (row.transmit_packets, row.transmit_bytes));
-        }
-    }
-    let floods = tables.floods.borrow();
-    assert!(floods.len() <= 1, "flooded twice");
-    let flooded = floods.iter().next().map(|(id, row)| (*id, row.flood_copies));
-    let seen = prediction.outcome.seen.filter(|key| {
-        tables.slot(*key).is_some_and(|slot| slot.seen() == moment.seconds)
-    });
-    let changed = |id: &u32| {
-        let sequence = tables.sequence(*id)?;
-        let (received, sent) =
-            (sequence.received.load(Ordering::Relaxed), sequence.sent.load(Ordering::Relaxed));
-        Some((*id, numbers(received, sent, moment)?))
-    };
-    Outcome {
-        end,
-        received,
-        outputs,
-        transmitted,
-        drops: tables.drops.borrow().clone(),
-        reports: tables.reports.borrow().clone(),
-        flooded,
-        too_big: tables.too_big.borrow().iter().map(captured).collect(),
-        seen,
-        numbers: numbered.iter().filter_map(changed).collect(),
-    }
 }

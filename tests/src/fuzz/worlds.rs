@@ -8,7 +8,7 @@ use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
 use mgre_ebpf::host::world::{
-    ABSENT, Entry, PeerSpec, PortSpec, SLOW, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6, station,
+    ABSENT, Entry, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6, station,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
@@ -17,7 +17,7 @@ use rand::{Rng as _, SeedableRng as _};
 /// The number of the pipeline's cases' network.
 pub const STANDARD: u16 = 0;
 /// Ports that a network has, at most; port n is on interface n + 10.
-pub const MAX_PORTS: u32 = 28;
+pub const MAX_PORTS: u32 = 30;
 /// The most stations that a segment knows.
 const STATIONS: u8 = 12;
 
@@ -50,6 +50,12 @@ pub fn world(number: u16) -> World {
         add_ports(&mut world, segment, &mut rng);
         add_peers(&mut world, segment, &mut rng);
         add_stations(&mut world, segment, &mut rng);
+        if rng.random_bool(0.5) {
+            world.blocked_groups.push((segment, rng.random_range(0..0x1_0000)));
+        }
+    }
+    if rng.random_bool(0.3) {
+        add_storms(&mut world, &mut rng);
     }
     world.stray_interfaces.push((38, ABSENT));
     world.stray_endpoints.push((endpoint([192, 0, 2, 2], Some(0x7fff_0001)), ABSENT));
@@ -170,6 +176,17 @@ fn add_options(peer: &mut PeerSpec, kind: Kind, rng: &mut SmallRng) {
     }
 }
 
+fn add_storms(world: &mut World, rng: &mut SmallRng) {
+    let ports = world.ports.iter().map(|port| Target::port(port.id));
+    let peers = world.peers.iter().map(|peer| Target::adjacency(peer.id));
+    for source in ports.chain(peers) {
+        if rng.random_bool(0.5) {
+            let limit = *[10, 1000, 1_000_000].choose(rng).unwrap_or(&1000);
+            world.storms.push(StormSpec { source, limit, exhausted: rng.random_bool(0.1) });
+        }
+    }
+}
+
 fn add_stations(world: &mut World, segment: u32, rng: &mut SmallRng) {
     let ports = world.ports.iter().filter(|port| port.segment == segment);
     let peers = world.peers.iter().filter(|peer| peer.segment == segment);
@@ -181,6 +198,7 @@ fn add_stations(world: &mut World, segment: u32, rng: &mut SmallRng) {
         let Some(target) = targets.choose(rng).copied() else { return };
         let target = if rng.random_bool(0.01) { Target::adjacency(ABSENT) } else { target };
         let seen = if rng.random_bool(0.12) { SEEN_STATIC } else { 1 };
-        world.entries.push(Entry { segment: segment as u16, mac: station(number), target, seen });
+        let held = seen != SEEN_STATIC && rng.random_bool(0.08);
+        world.entries.push(Entry { segment: segment as u16, mac: station(number), target, seen, held });
     }
 }

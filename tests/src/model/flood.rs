@@ -8,7 +8,6 @@ use mgre_ebpf::host::world::UNDERLAY;
 
 use super::Run;
 use super::header::Free;
-use super::inner::Ip;
 use super::switch::{Arrival, on_port};
 
 /// Who gets a copy.
@@ -21,6 +20,12 @@ enum To {
 impl Run<'_> {
     pub(super) fn flood(&mut self, arrival: &Arrival<'_>) {
         let network = self.network;
+        if let Some(most) = network.storm_limit(arrival.source) {
+            if u64::from(self.input.moment.flooded) >= most {
+                return self.refuse(arrival.source, DropReason::StormLimit);
+            }
+            self.outcome.charged = Some(arrival.source);
+        }
         let Some(segment) = network.segment(arrival.segment) else {
             return self.refuse(arrival.source, DropReason::Internal);
         };
@@ -87,7 +92,7 @@ impl Run<'_> {
         }
         let mut egress = Egress::new(UNDERLAY, Side::Out);
         if !self.fits(peer, &arrival.frame) {
-            let ip = Ip::find(&arrival.frame.bytes);
+            let ip = arrival.frame.ip();
             if !self.goes_in_fragments(peer, &arrival.frame, ip) {
                 return Err(DropReason::TooBig);
             }

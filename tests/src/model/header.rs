@@ -7,7 +7,6 @@ use mgre_common::template::{DontFragment, Tos};
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::world::{NEAR_MAC, NEXT_HOP_MAC};
 
-use super::inner::Ip;
 use super::network::{GreKey, Peer};
 use super::switch::Tunnel;
 use super::{Frame, Run, internet_checksum};
@@ -78,7 +77,8 @@ impl Own {
     /// Of a frame, which came through a tunnel perhaps: what was met there goes on into the next one. It may go so
     /// many hops.
     pub(super) fn of(frame: &Frame, tunnel: Option<&Tunnel<'_>>, hops: u8) -> Self {
-        let ip = Ip::find(&frame.bytes);
+        // What came out of a tunnel and is too short for an IP header is no IP packet.
+        let ip = frame.ip().filter(|ip| tunnel.is_none() || ip.is_whole(&frame.bytes));
         let inside = ip.map_or(0, |ip| ip.class);
         let class = tunnel.and_then(|tunnel| tunnel.class).map_or(inside, |(_, class)| class);
         Self { class, dont_fragment: ip.is_some_and(|ip| ip.dont_fragment(&frame.bytes)), hops }

@@ -31,10 +31,10 @@ pub(super) struct Ip {
 }
 
 impl Ip {
-    /// The one in a frame, behind up to two tags; its first two octets are there at least.
-    pub(super) fn find(frame: &[u8]) -> Option<Self> {
+    /// The one in a frame, behind up to so many tags; its first two octets are there at least.
+    pub(super) fn find(frame: &[u8], tags: usize) -> Option<Self> {
         let mut at = 14;
-        for _ in 0..2 {
+        for _ in 0..tags {
             if is_tag(word(frame, at - 2)?) {
                 at += 4;
             }
@@ -103,6 +103,11 @@ pub(super) fn updated(checksum: u16, old: u16, new: u16) -> u16 {
 }
 
 impl Frame {
+    /// The IP packet in it, behind up to two tags, of which one may be beside it.
+    pub(super) fn ip(&self) -> Option<Ip> {
+        Ip::find(&self.bytes, 2 - usize::from(self.tag.is_some()))
+    }
+
     /// The length on the wire of the frame, or of each that a superframe stands for: its headers, and a segment.
     /// Where IP has options, TCP is taken for the usual one with timestamps.
     pub(super) fn wire_len(&self) -> usize {
@@ -110,7 +115,7 @@ impl Frame {
         if !self.is_superframe() {
             return self.bytes.len() + tag;
         }
-        let headers = match Ip::find(&self.bytes) {
+        let headers = match self.ip() {
             None => 14,
             Some(ip) => {
                 let len = ip.header_len(&self.bytes);
@@ -136,7 +141,7 @@ impl Frame {
     pub(super) fn flow(&self) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
         let bytes = &self.bytes;
-        match Ip::find(bytes) {
+        match self.ip() {
             None => bytes.get(..12).hash(&mut hasher),
             Some(ip) if !ip.is_whole(bytes) => return None,
             Some(ip) => {

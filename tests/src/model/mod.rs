@@ -66,11 +66,13 @@ pub struct Moment {
     pub received: Option<(u32, u32)>,
     /// The number that the next packet to each of them has.
     pub sent: u32,
+    /// How many frames each source that has a storm limit had flooded just now.
+    pub flooded: u16,
 }
 
 impl Default for Moment {
     fn default() -> Self {
-        Self { seconds: 50, lease: true, received: None, sent: 0 }
+        Self { seconds: 50, lease: true, received: None, sent: 0, flooded: 0 }
     }
 }
 
@@ -111,6 +113,8 @@ pub struct Outcome {
     pub seen: Option<FdbKey>,
     /// Peers whose sequence numbers changed.
     pub numbers: BTreeMap<u32, Numbers>,
+    /// Whose storm limit it is counted against.
+    pub charged: Option<Target>,
 }
 
 /// What the model says of a frame.

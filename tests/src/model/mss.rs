@@ -1,7 +1,7 @@
 //! TCP's maximum segment size (RFC 9293 3.7.1), lowered to what fits through a tunnel.
 
-use super::inner::{Ip, updated};
-use super::word;
+use super::inner::updated;
+use super::{Frame, word};
 
 /// A TCP header without options, of which some fields are used.
 const TCP_LEN: usize = 20;
@@ -9,14 +9,16 @@ const CHECKSUM_AT: usize = 16;
 
 /// Lowers what a frame that opens a connection asks for, if it is more than fits into a frame of this length (tags
 /// included) with IP and TCP headers without options (RFC 6691 2).
-pub(super) fn lower(frame: &mut [u8], max_frame: usize) {
-    let Some(ip) = Ip::find(frame) else { return };
+pub(super) fn lower(frame: &mut Frame, max_frame: usize) {
+    let Some(ip) = frame.ip() else { return };
+    let tag_len = if frame.tag.is_some() { 4 } else { 0 };
+    let frame = frame.bytes.as_mut_slice();
     let Some(tcp) = ip.tcp_at(frame) else { return };
     let Some([offset, flags]) = word(frame, tcp + 12).map(u16::to_be_bytes) else { return };
     if flags & 2 == 0 {
         return;
     }
-    let Some(limit) = max_frame.checked_sub(ip.at + if ip.v6 { 40 } else { 20 } + TCP_LEN) else { return };
+    let Some(limit) = max_frame.checked_sub(tag_len + ip.at + if ip.v6 { 40 } else { 20 } + TCP_LEN) else { return };
     if limit == 0 {
         return;
     }

@@ -89,6 +89,8 @@ impl Peer {
 pub(super) struct Segment {
     pub(super) hub: bool,
     pub(super) full: bool,
+    /// Of the sixteen addresses that bridges keep to one link (IEEE 802.1Q 8.6.3), those that do not pass.
+    pub(super) blocked_groups: u32,
     /// Its ports' ids, in order.
     pub(super) ports: Vec<u32>,
     /// Its peers' ids, in order.
@@ -100,6 +102,8 @@ pub(super) struct Segment {
 pub(super) struct Place {
     pub(super) target: Target,
     pub(super) fixed: bool,
+    /// It was seen in too many places, and is taken to be here.
+    pub(super) held: bool,
 }
 
 /// What a local interface is.
@@ -124,6 +128,8 @@ pub struct Network {
     segments: HashMap<u32, Segment>,
     places: HashMap<(u32, MacAddr), Place>,
     pub(super) slow: Option<u32>,
+    /// How many frames a source may have flooded at once.
+    storms: HashMap<Target, u64>,
 }
 
 impl Network {
@@ -135,10 +141,19 @@ impl Network {
             let segment = Segment {
                 hub: has(segment_flag::HUB),
                 full: has(segment_flag::FULL),
+                blocked_groups: 0,
                 ports: Vec::new(),
                 peers: Vec::new(),
             };
             network.segments.insert(*id, segment);
+        }
+        for (id, groups) in &world.blocked_groups {
+            network.segments.entry(*id).or_default().blocked_groups = *groups;
+        }
+        for storm in &world.storms {
+            // A quarter of a second's, 32 at least.
+            let most = if storm.exhausted { 0 } else { u64::from(storm.limit / 4).max(32) };
+            network.storms.insert(storm.source, most);
         }
         for spec in &world.ports {
             network.add_port(spec);
@@ -158,7 +173,8 @@ impl Network {
             network.endpoints.insert((address(key.remote), address(key.local), gre), *id);
         }
         for entry in &world.entries {
-            let place = Place { target: entry.target, fixed: entry.seen == SEEN_STATIC };
+            let fixed = entry.seen == SEEN_STATIC;
+            let place = Place { target: entry.target, fixed, held: entry.held };
             network.places.insert((entry.segment.into(), entry.mac), place);
         }
         network
@@ -247,6 +263,11 @@ impl Network {
 
     pub(super) fn place(&self, segment: u32, mac: MacAddr) -> Option<Place> {
         self.places.get(&(segment, mac)).copied()
+    }
+
+    /// How many frames a source may have flooded at once, if there is a limit.
+    pub(super) fn storm_limit(&self, source: Target) -> Option<u64> {
+        self.storms.get(&source).copied()
     }
 
     /// Which port takes a frame with this tag beside it.

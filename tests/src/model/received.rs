@@ -265,7 +265,7 @@ impl<'a> Run<'a> {
             self.accept(peer, number)?;
         }
         // What is too short for an IP header is no IP packet.
-        let Some(ip) = Ip::find(gre.inner).filter(|ip| ip.is_whole(gre.inner)) else { return Ok(None) };
+        let Some(ip) = Ip::find(gre.inner, 2).filter(|ip| ip.is_whole(gre.inner)) else { return Ok(None) };
         let outside = if self.has(Flaw::CongestionForgotten) { outer.class & !3 } else { outer.class };
         let ecn = combined(ip.class & 3, outside & 3).ok_or(DropReason::Ecn)?;
         let dscp = if peer.uniform { outer.class & !3 } else { ip.class & !3 };

@@ -83,6 +83,9 @@ impl<'a> Run<'a> {
             return self.refuse(arrival.source, reason);
         }
         let destination = arrival.mac(0);
+        if self.keeps_to_link(&arrival, destination) {
+            return self.refuse(arrival.source, DropReason::LinkLocal);
+        }
         let place = self.network.place(arrival.segment, destination).filter(|_| !destination.is_group());
         let Some(place) = place else { return self.flood(&arrival) };
         let to = place.target;
@@ -124,6 +127,12 @@ impl<'a> Run<'a> {
             Some(place) if place.fixed && !self.has(Flaw::FixedMoves) => {
                 return Err(DropReason::StaticMacMoved);
             }
+            Some(place) if place.held => {
+                // The daemon hears how long that goes on.
+                let known = place.target.to_bits();
+                self.outcome.reports.push(LearnEvent { key, source: source.to_bits(), known });
+                return Err(DropReason::Loop);
+            }
             Some(_) => {}
             None if self.is_full(arrival) => return Err(DropReason::MacLimit),
             None => {}
@@ -131,6 +140,13 @@ impl<'a> Run<'a> {
         let known = known.map_or(Target::NONE, |place| place.target);
         self.outcome.reports.push(LearnEvent { key, source: source.to_bits(), known: known.to_bits() });
         Ok(())
+    }
+
+    /// Whether a segment does not pass frames to one of the addresses that bridges keep to one link.
+    fn keeps_to_link(&self, arrival: &Arrival<'_>, destination: MacAddr) -> bool {
+        let MacAddr([0x01, 0x80, 0xc2, 0, 0, last @ 0..16]) = destination else { return false };
+        let blocked = self.network.segment(arrival.segment).map_or(0, |segment| segment.blocked_groups);
+        blocked & 1 << last != 0
     }
 
     /// Whether there may be no more addresses.
@@ -166,7 +182,7 @@ impl<'a> Run<'a> {
                 if let Some(Tunnel { peer, .. }) = arrival.tunnel.filter(|tunnel| tunnel.peer.clamps)
                     && !self.has(Flaw::SizeKept)
                 {
-                    mss::lower(&mut frame.bytes, peer.max_frame);
+                    mss::lower(&mut frame, peer.max_frame);
                 }
                 self.output(egress, on_port(port, &frame), 0, Free::NOTHING);
                 self.transmitted(Target::port(id), arrival.counted());

@@ -25,8 +25,7 @@ impl Run<'_> {
         let clamped;
         let arrival = if peer.clamps && arrival.tunnel.is_none() && !self.has(Flaw::SizeKept) {
             let mut frame = arrival.frame.clone();
-            let tag = if frame.tag.is_some() { 4 } else { 0 };
-            mss::lower(&mut frame.bytes, peer.max_frame.saturating_sub(tag));
+            mss::lower(&mut frame, peer.max_frame);
             clamped = Arrival { frame, ..*arrival };
             &clamped
         } else {
@@ -124,7 +123,7 @@ impl Run<'_> {
             return Err(DropReason::NoNextHop);
         }
         let frame = &arrival.frame;
-        let ip = Ip::find(&frame.bytes);
+        let ip = frame.ip();
         if self.goes_in_fragments(peer, frame, ip) {
             return Ok(());
         }

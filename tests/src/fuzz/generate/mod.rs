@@ -45,7 +45,15 @@ impl<'a> Generator<'a> {
 
     /// One that is right, as far as it was made here.
     fn valid(&self, rng: &mut SmallRng) -> Input {
-        let moment = moment(rng);
+        let mut moment = moment(rng);
+        if rng.random_bool(0.3) {
+            // In the kernel time goes on, so that nearly too many would sometimes be just enough.
+            let some = if self.superframes { rng.random_range(0..400) } else { u16::MAX };
+            moment.flooded = *[0, 31, 32, 249, 250, some].choose(rng).unwrap_or(&0);
+            if !self.superframes && moment.flooded != 0 {
+                moment.flooded = some;
+            }
+        }
         match rng.random_range(0..20) {
             0..8 => self.from_port(moment, rng),
             8..17 => Input { entrance: Entrance::Underlay, ..self.outside(moment, rng) },

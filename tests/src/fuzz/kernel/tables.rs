@@ -9,16 +9,18 @@ use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointWords, Owner};
 use mgre_common::event::{LearnEvent, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::reason::{Direction, DropReason};
+use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey, adjacency_flag,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::captured;
-use mgre_ebpf::host::world::{Sink, World};
+use mgre_ebpf::host::world::{Sink, StormSpec, World};
 use mgre_user::datapath::load::{self, Capacity, Loaded};
 use mgre_user::datapath::shared::{Shared, SharedArray};
+use nix::time::{ClockId, clock_gettime};
 
-use super::super::host::{UNSEEN, numbers, received_word};
+use super::super::host::{UNSEEN, numbers, paid, received_word};
 use super::Notices;
 use crate::model::{Moment, Outcome};
 
@@ -30,6 +32,8 @@ pub(super) struct Bench {
     targets: Vec<Target>,
     segments: u32,
     numbered: Vec<u32>,
+    /// Storm limits, and until when the frames of each are paid for before a frame comes.
+    storms: Vec<(StormSpec, u64)>,
 }
 
 /// Zeroes every value of a map.
@@ -40,6 +44,12 @@ fn clear<T: Shared>(array: &SharedArray<T>) {
             unsafe { value.as_ptr().write_bytes(0, 1) };
         }
     }
+}
+
+/// The clock that the programs see.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 fn empty<K: aya::Pod>(map: &mut HashMap<MapData, K, u32>) -> Result<()> {
@@ -54,7 +64,7 @@ impl Bench {
     pub(super) fn load() -> Result<Self> {
         let object = mgre_user::object::object().map_err(anyhow::Error::msg)?;
         let loaded = load::load(object, CAPACITY)?;
-        Ok(Self { loaded, targets: Vec::new(), segments: 0, numbered: Vec::new() })
+        Ok(Self { loaded, targets: Vec::new(), segments: 0, numbered: Vec::new(), storms: Vec::new() })
     }
 
     /// Makes the tables those of this network, and of no other.
@@ -65,6 +75,7 @@ impl Bench {
         clear(&tables.adjacencies);
         clear(&tables.port_slots);
         clear(&tables.sequences);
+        clear(&tables.storms);
         clear(&tables.traffic);
         clear(&tables.drops);
         clear(&tables.segment_traffic);
@@ -89,17 +100,26 @@ impl Bench {
         let peers = world.peers.iter().map(|peer| Target::adjacency(peer.id));
         self.targets = [Target::NONE].into_iter().chain(ports).chain(peers).collect();
         self.segments = world.segments.len() as u32;
+        self.storms = world.storms.iter().map(|storm| (*storm, 0)).collect();
         let numbered = world.peers.iter().filter(|peer| peer.sequence || peer.flags & adjacency_flag::SEQUENCE != 0);
         self.numbered = numbered.map(|peer| peer.id).collect();
         Ok(())
     }
 
     /// Makes the tables what they are at a moment.
-    pub(super) fn prepare(&self, moment: Moment) {
+    pub(super) fn prepare(&mut self, moment: Moment) {
         let tables = &self.loaded.tables;
         if let Some(clock) = tables.clock.get(0) {
             clock.seconds.store(moment.seconds, Ordering::Relaxed);
             clock.lease.store(if moment.lease { u64::MAX } else { 0 }, Ordering::Relaxed);
+        }
+        let now = if self.storms.is_empty() { 0 } else { now_ns() };
+        for (storm, before) in &mut self.storms {
+            // The kernel's clock goes on; what was paid long ago is paid.
+            *before = if moment.flooded == 0 && !storm.exhausted { 0 } else { paid(storm, now, moment) };
+            if let Some(word) = tables.storms.get(row_of(storm.source)) {
+                word.paid().store(*before, Ordering::Relaxed);
+            }
         }
         for sequence in self.numbered.iter().filter_map(|id| tables.sequences.get(*id)) {
             sequence.sent.store(moment.sent.into(), Ordering::Relaxed);
@@ -138,6 +158,11 @@ impl Bench {
                 seen.numbers.insert(*id, numbers);
             }
         }
+        let charged = |(storm, before): &&(StormSpec, u64)| {
+            let word = tables.storms.get(row_of(storm.source));
+            word.is_some_and(|word| word.paid().load(Ordering::Relaxed) != *before)
+        };
+        seen.charged = self.storms.iter().find(charged).map(|(storm, _)| storm.source);
         let slot = refreshed.and_then(|key| {
             let fdb = tables.fdb.as_ref()?;
             self.loaded.fdb_hash().find(key, |index| fdb.get(index))
@@ -257,6 +282,10 @@ impl Sink for Bench {
             slot.insert(&key.words(), owner);
         }
         tables.endpoints.as_mut().expect(ROOM).insert(key.words(), id, 0).expect(ROOM);
+    }
+
+    fn storm(&mut self, source: Target) -> &Storm {
+        self.loaded.tables.storms.get(row_of(source)).expect(ROOM)
     }
 
     fn flood_slot(&mut self, index: u32) -> &FloodSlot {
