@@ -277,23 +277,21 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         Ok(Egress::new(slow, Side::Out))
     }
 
-    /// Takes off what outer headers there are.
+    /// Takes off what outer headers there are; what the tunnel that it came through left to do is
+    /// done then.
     #[inline(always)]
     fn bare(&mut self) -> Result<(), DropReason> {
-        if self.take_received() {
-            let out_of = self.out_of;
-            return self.resized(|frame| take_out(frame, out_of));
+        let mut strip = self.out_of.strip;
+        if !self.take_received() {
+            if self.outer_len == 0 {
+                return Ok(());
+            }
+            // A tag that was beside it is in it now.
+            let inner_len = self.frame.len() - self.outer_len;
+            strip = Strip { outer_len: self.outer_len, inner_len, ..strip };
+            self.outer_len = 0;
         }
-        if self.outer_len == 0 {
-            return Ok(());
-        }
-        let outer_len = self.outer_len;
-        // A tag that was beside it is in it now.
-        let inner_len = self.frame.len() - outer_len;
-        let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
-        // What the first tunnel left to do is still to be done.
-        let out_of = OutOf { strip, ..self.out_of };
-        self.outer_len = 0;
+        let out_of = OutOf { strip, ..self.out_of }.blur(self.frame);
         self.resized(|frame| take_out(frame, out_of))
     }
 

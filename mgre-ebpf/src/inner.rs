@@ -145,9 +145,9 @@ pub const fn combine_ecn(inside: u8, outside: u8) -> Result<u8, DropReason> {
 /// A number that all packets of a flow have in common, and that flows differ by: from
 /// addresses and ports, or from MAC addresses where there are none. Its low bits are good.
 #[inline(always)]
-pub fn flow<F: Frame>(frame: &F, outer_len: u32, inner: Option<Inner>) -> u32 {
+pub fn flow<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     let macs = frame.read_behind::<[u32; 3]>(outer_len, 0).unwrap_or([0; 3]);
-    let sum = match inner {
+    let sum = match Inner::read(frame, outer_len) {
         Some(Inner { version, l3, .. }) if version.is_v6() => ipv6_flow(frame, outer_len, l3 as usize),
         Some(Inner { l3, .. }) => ipv4_flow(frame, outer_len, l3 as usize),
         None => mix(u64::from(macs[0]) << 32 | u64::from(macs[1]), u64::from(macs[2])),

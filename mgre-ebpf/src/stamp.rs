@@ -26,12 +26,7 @@ impl Traits {
     /// template with these options ([`template_option`] bits) asks for them.
     #[inline(always)]
     pub fn read<F: Frame>(frame: &F, outer_len: u32, options: u8) -> Self {
-        Self::of(frame, outer_len, Inner::read(frame, outer_len), options)
-    }
-
-    /// The same where the IP packet in it is known.
-    #[inline(always)]
-    pub fn of<F: Frame>(frame: &F, outer_len: u32, inner: Option<Inner>, options: u8) -> Self {
+        let inner = Inner::read(frame, outer_len);
         let tos = frame.blur(inner.map_or(0, |inner| inner.tos.into())) as u8;
         let asks = |option: u8| options & option != 0;
         let mut dont_fragment = 0;
@@ -41,7 +36,7 @@ impl Traits {
         }
         let mut number = 0;
         if asks(template_option::FLOW_ID | template_option::UDP) {
-            number = frame.blur(flow(frame, outer_len, inner));
+            number = frame.blur(flow(frame, outer_len));
         }
         Self { tos, dont_fragment: dont_fragment as u8, flow: number }
     }

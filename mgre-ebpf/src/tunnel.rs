@@ -9,7 +9,7 @@ use mgre_common::event::TooBigHead;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
 use crate::act::take_out;
 use crate::decide::OutOf;
@@ -178,8 +178,11 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
 #[inline(always)]
 pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) -> Traits {
     let Strip { outer_len, inner_len, .. } = out_of.strip;
-    let inner = Inner::read(frame, outer_len).filter(|inner| inner.is_within(inner_len));
-    let traits = Traits::of(frame, outer_len, inner, options);
+    let mut traits = Traits::read(frame, outer_len, options);
+    // What stands behind the frame's end is padding, whatever it looks like.
+    if inner_len < (ETHERNET_LEN + IPV4_LEN) as u32 {
+        traits = Traits { flow: traits.flow, ..Traits::NONE }.blur(frame);
+    }
     if out_of.remarks() { Traits { tos: out_of.tos, ..traits } } else { traits }
 }
 
@@ -307,6 +310,6 @@ fn tell<F: Replicate, T: Tables>(
     tables.report_too_big(
         frame,
         outer_len,
-        TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag },
+        TooBigHead { source, adjacency, mtu, frame_len, captured: journey.bytes, tag },
     );
 }

@@ -77,8 +77,8 @@ impl Own {
     /// Of a frame, which came through a tunnel perhaps: what was met there goes on into the next one. It may go so
     /// many hops.
     pub(super) fn of(frame: &Frame, tunnel: Option<&Tunnel<'_>>, hops: u8) -> Self {
-        // What came out of a tunnel and is too short for an IP header is no IP packet.
-        let ip = frame.ip().filter(|ip| tunnel.is_none() || ip.is_whole(&frame.bytes));
+        // What came out of a tunnel and is too short for any IP packet is none, whatever padding is behind it.
+        let ip = frame.ip().filter(|_| tunnel.is_none() || !frame.is_short());
         let inside = ip.map_or(0, |ip| ip.class);
         let class = tunnel.and_then(|tunnel| tunnel.class).map_or(inside, |(_, class)| class);
         Self { class, dont_fragment: ip.is_some_and(|ip| ip.dont_fragment(&frame.bytes)), hops }
@@ -159,7 +159,7 @@ impl Run<'_> {
         }
         packet.extend(payload);
         if free.source_port.is_some() || free.flow_id.is_some() {
-            self.flow = frame.flow();
+            self.flow = frame.flow().filter(|_| !frame.is_short());
         }
         self.output(egress, packet, 0, free);
     }

@@ -108,6 +108,11 @@ impl Frame {
         Ip::find(&self.bytes, 2 - usize::from(self.tag.is_some()))
     }
 
+    /// Whether it has no room for an IPv4 header.
+    pub(super) fn is_short(&self) -> bool {
+        self.bytes.len() < 14 + 20
+    }
+
     /// The length on the wire of the frame, or of each that a superframe stands for: its headers, and a segment.
     /// Where IP has options, TCP is taken for the usual one with timestamps.
     pub(super) fn wire_len(&self) -> usize {

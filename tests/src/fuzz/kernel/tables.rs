@@ -1,5 +1,6 @@
 //! The maps of the loaded programs: filled with a network, and read.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result};
@@ -11,10 +12,11 @@ use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey, adjacency_flag,
+    Adjacency, Clock, FloodSlot, Indexed, NO_ROW, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey, adjacency_flag,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::captured;
+use mgre_ebpf::host::tables::Drop;
 use mgre_ebpf::host::world::{Sink, StormSpec, World};
 use mgre_user::datapath::load::{self, Capacity, Loaded};
 use mgre_user::datapath::shared::{Shared, SharedArray};
@@ -63,7 +65,12 @@ impl Bench {
     /// Loads the programs.
     pub(super) fn load() -> Result<Self> {
         let object = mgre_user::object::object().map_err(anyhow::Error::msg)?;
-        let loaded = load::load(object, CAPACITY)?;
+        let mut loaded = load::load(object, CAPACITY)?;
+        for (name, program) in loaded.programs.programs_mut() {
+            if let Ok(info) = program.info() {
+                eprintln!("{name} {:?}", info.verified_instruction_count());
+            }
+        }
         Ok(Self { loaded, targets: Vec::new(), segments: 0, numbered: Vec::new(), storms: Vec::new() })
     }
 
@@ -172,6 +179,16 @@ impl Bench {
             seen.seen = refreshed;
         }
         Ok(seen)
+    }
+
+    /// Drops as they are counted: those of what is no target by nobody's row, those of a target that no table has room
+    /// for not at all.
+    pub(super) fn with_rows(&self, drops: BTreeMap<Drop, u64>) -> BTreeMap<Drop, u64> {
+        let rows = drops.into_iter().filter_map(|((target, direction, reason), count)| {
+            let target = if row_of(target) == NO_ROW { Target::NONE } else { target };
+            self.targets.contains(&target).then_some(((target, direction, reason), count))
+        });
+        rows.collect()
     }
 
     fn take_traffic(&self, target: Target, seen: &mut Outcome) -> Result<(), String> {
