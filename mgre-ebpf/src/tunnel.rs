@@ -64,8 +64,9 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if needs_finishing(template) || !may_be_wrapped {
         return to_be_finished(frame, tables, journey, out_of);
     }
+    let asks = if out_of.is_some() { frame.is_taken_for(template) } else { frame.carries_ip() };
     let egress =
-        if frame_len > template.max_frame { slow(tables)? } else { egress(frame, tables, template, now)? };
+        if frame_len > template.max_frame { slow(tables)? } else { egress(tables, template, asks, now)? };
     wrap(frame, tables, template, journey.to, out_of)?;
     finish(frame, tables, journey, egress)
 }
@@ -87,7 +88,7 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     let egress = if routed && wire_len(frame) > template.max_frame {
         slow(tables)?
     } else {
-        egress(frame, tables, template, now)?
+        egress(tables, template, frame.carries_ip(), now)?
     };
     let traits = Traits::read(frame, 0, template.options);
     frame.encapsulate(template, traits.stamp(tables, template, mark.target, mark.hops))?;
@@ -187,17 +188,17 @@ pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) ->
 }
 
 /// Where a frame goes through a template: to the next hop in it as long as the daemon answers
-/// for that; then to the one that the kernel finds, which it does for what it takes for an IP
-/// packet.
+/// for that; then to the one that the kernel finds, which it does for what it takes for a packet
+/// of the outer header's kind.
 #[inline(always)]
-fn egress<F: Frame, T: Tables>(
-    frame: &F,
+fn egress<T: Tables>(
     tables: &T,
     template: &Template,
+    is_taken_for_ip: bool,
     now: Now,
 ) -> Result<Egress, DropReason> {
     let flags = template.flags;
-    let asks = flags & template_flag::ROUTED != 0 && frame.carries_ip();
+    let asks = flags & template_flag::ROUTED != 0 && is_taken_for_ip;
     if flags & template_flag::RESOLVED != 0 && (tables.has_lease(now) || !asks) {
         return Ok(Egress::new(template.ifindex, Side::Out));
     }

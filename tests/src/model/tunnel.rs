@@ -46,8 +46,11 @@ impl Run<'_> {
             self.output(Egress::new(slow, Side::Out), bytes, mark, Free::NOTHING);
             return Ok(());
         }
-        // The kernel knows the outer packet of another tunnel for IP, else what it is itself.
-        let ip = arrival.tunnel.is_some() || word(&arrival.frame.bytes, 12).is_some_and(is_ip);
+        // The kernel takes what came out of a tunnel for what it came in, else it for what it is.
+        let ip = match arrival.tunnel {
+            Some(tunnel) => tunnel.peer.remote.is_ipv4() == peer.remote.is_ipv4(),
+            None => word(&arrival.frame.bytes, 12).is_some_and(is_ip),
+        };
         let egress = if fits {
             self.next_hop(peer, ip)?
         } else {
