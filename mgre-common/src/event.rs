@@ -14,9 +14,22 @@ pub struct LearnEvent {
     pub source: u32,
     /// What the FDB said when the frame came (bits; zero: nothing).
     pub known: u32,
+    /// [`learn_flag`] bits.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<LearnEvent>() == 16);
+const _: () = assert!(size_of::<LearnEvent>() == 24);
+
+/// Bits of [`LearnEvent::flags`].
+pub mod learn_flag {
+    /// The address is held elsewhere, and the frame, which would have been flooded, was dropped.
+    pub const STOPPED: u32 = 1 << 0;
+}
+
+/// Frames from an address that is held are flooded at most once in this time, on one CPU.
+pub const HELD_INTERVAL_NS: u64 = 100_000_000;
 
 /// The datapath reports one address from one source at most once in this time.
 pub const REPORT_INTERVAL_NS: u64 = 200_000_000;

@@ -61,8 +61,8 @@ pub const SEEN_STATIC: u32 = u32::MAX;
 
 /// In the word of a slot's target: the entry is fixed.
 const FIXED: u32 = 1 << 29;
-/// In the same word: the entry does not move for now, and frames from its address that come
-/// from elsewhere go nowhere.
+/// In the same word: the address was seen in two places by turns. Few of its frames are flooded
+/// for now, and none that come from elsewhere.
 const HELD: u32 = 1 << 27;
 /// In the same word of a bucket's first slot: the stash holds entries of this bucket.
 const OVERFLOWED: u32 = 1 << 28;
@@ -150,16 +150,10 @@ impl Binding {
         self.0 & FIXED != 0
     }
 
-    /// Whether the entry was seen in two places by turns, and stays where it is until that ends.
+    /// Whether the address was seen in two places by turns, and is held where it is.
     #[inline(always)]
     pub const fn is_held(self) -> bool {
         self.0 & HELD != 0
-    }
-
-    /// Whether frames from elsewhere have a source address that is not theirs.
-    #[inline(always)]
-    pub const fn is_bound(self) -> bool {
-        self.0 & (FIXED | HELD) != 0
     }
 }
 

@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering;
 
 use mgre_common::endpoint::Owner;
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, learn_flag};
 use mgre_common::fdb::FdbHash;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Indexed, PORT_BY_VLAN, VlanKey, adjacency_flag, port_flag, segment_flag};
@@ -338,13 +338,16 @@ fn blocks<T: Tables>(tables: &T, segment: u32, group: u32) -> bool {
 }
 
 /// What a frame's source address is.
+#[derive(Clone, Copy)]
 enum Source {
     /// One that is where the FDB has it.
     Known,
+    /// The same, and held there: it was seen elsewhere by turns.
+    Held,
     /// One that is new here; the daemon is to hear of it.
     New(LearnEvent),
     /// One that is held elsewhere; the daemon is to hear of it.
-    Held(LearnEvent),
+    Elsewhere(LearnEvent),
     /// One that the frame may not have.
     Refused(DropReason),
 }
@@ -363,18 +366,30 @@ impl Arrival {
         let hash = tables.fdb_hash();
         // By the time that the source has been looked up, this one is near, too.
         tables.fdb_ahead(hash, ethernet.destination(self.segment));
-        match self.admit(tables, hash, ethernet) {
-            Source::Known => {}
+        let admitted = self.admit(tables, hash, ethernet);
+        match admitted {
+            Source::Known | Source::Held => {}
             Source::Refused(reason) => return Verdict::refuse(self.source, reason),
-            Source::New(_) | Source::Held(_) if S::EARLY => return Verdict::Defer,
+            Source::New(_) | Source::Elsewhere(_) if S::EARLY => return Verdict::Defer,
             Source::New(event) => tables.report(&event, self.source),
-            Source::Held(event) => {
-                // The daemon is to hear how long that goes on.
-                tables.report(&event, self.source);
-                return Verdict::refuse(self.source, DropReason::Loop);
-            }
+            Source::Elsewhere(_) => {}
         }
-        self.switch(tables, hash, ethernet)
+        let verdict = self.switch(tables, hash, ethernet);
+        if S::EARLY {
+            return verdict;
+        }
+        let flooded = matches!(verdict, Verdict::Flood { .. });
+        let stopped = match admitted {
+            Source::Held => flooded && !tables.paces(ethernet.source(self.segment)),
+            Source::Elsewhere(event) => {
+                // The daemon is to hear how long that goes on.
+                let flags = if flooded { learn_flag::STOPPED } else { 0 };
+                tables.report(&LearnEvent { flags, ..event }, self.source);
+                flooded
+            }
+            _ => false,
+        };
+        if stopped { Verdict::refuse(self.source, DropReason::Loop) } else { verdict }
     }
 
     #[inline(always)]
@@ -427,20 +442,25 @@ impl Arrival {
             return Source::Refused(DropReason::SourceMacInvalid);
         }
         let key = ethernet.source(self.segment);
-        let event = |known: Target| LearnEvent { key, source: self.source.to_bits(), known: known.to_bits() };
+        let event = |known: Target| LearnEvent {
+            key,
+            source: self.source.to_bits(),
+            known: known.to_bits(),
+            flags: 0,
+            reserved: 0,
+        };
         if let Some(slot) = tables.fdb(hash, key) {
             let binding = slot.binding();
             let known = binding.target();
             if known == self.source {
                 slot.touch(self.now.seconds);
-                return Source::Known;
+                return if binding.is_held() { Source::Held } else { Source::Known };
             }
-            if binding.is_bound() {
-                return if binding.is_fixed() {
-                    Source::Refused(DropReason::StaticMacMoved)
-                } else {
-                    Source::Held(event(known))
-                };
+            if binding.is_fixed() {
+                return Source::Refused(DropReason::StaticMacMoved);
+            }
+            if binding.is_held() {
+                return Source::Elsewhere(event(known));
             }
             if !known.is_none() {
                 return Source::New(event(known));

@@ -105,6 +105,9 @@ pub trait Tables {
     /// Monotonic time in ns, as good as the kernel has it without effort.
     fn nanos(&self) -> u64;
 
+    /// Whether one more frame from an address that is held may be flooded, and notes that it is.
+    fn paces(&self, source: FdbKey) -> bool;
+
     /// Adds to a word that other CPUs add to as well.
     fn add(&self, word: &AtomicU64, number: u64);
 

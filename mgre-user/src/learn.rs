@@ -53,34 +53,46 @@ pub enum Decision {
     Refuse,
 }
 
-/// Decides. `source` is where the address was seen, `peer` the quota of that
-/// place's peer (none for a port), `segment` that of its segment.
+/// What was seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Sighting {
+    /// The address.
+    pub key: FdbKey,
+    /// Where it was seen.
+    pub source: Target,
+    /// Whether the frame was dropped: one for many, from an address that is held elsewhere.
+    pub stopped: bool,
+    /// When, by the clock.
+    pub now: u32,
+}
+
+/// Decides. `peer` is the quota of the place's peer (none for a port), `segment` that of its segment.
 pub fn decide(
     damper: &mut Damper,
-    key: FdbKey,
-    source: Target,
+    sighting: Sighting,
     known: Known,
     peer: Option<Quota>,
     segment: Quota,
-    now: u32,
 ) -> Decision {
+    let Sighting { key, source, now, .. } = sighting;
     if !key.mac().is_station() || source.is_none() {
         return Decision::Nothing;
     }
+    let peer_is_full = peer.is_some_and(Quota::is_full);
     match known {
         Known::Fixed => Decision::Nothing,
         Known::Learned(target) | Known::Held(target, _) if target == source => Decision::Nothing,
-        Known::Held(_, seen) if damper.disputes(key, seen, source, now) => Decision::Stay,
-        Known::Learned(_) | Known::Held(..) if peer.is_some_and(Quota::is_full) => Decision::Refuse,
+        Known::Held(_, seen) if damper.stays(&sighting, seen) => Decision::Stay,
+        Known::Learned(_) | Known::Held(..) if peer_is_full => Decision::Refuse,
         Known::Held(..) => {
-            damper.forget_address(key);
+            damper.relocate(key, source);
             Decision::Move
         }
         Known::Learned(target) => match damper.moves(key, target, source, now) {
             None => Decision::Move,
             Some(home) => Decision::Hold(home),
         },
-        Known::Nothing if segment.is_full() || peer.is_some_and(Quota::is_full) => Decision::Refuse,
+        Known::Nothing if segment.is_full() || peer_is_full => Decision::Refuse,
         Known::Nothing => {
             damper.forget_address(key);
             Decision::Learn
@@ -102,8 +114,12 @@ mod tests {
         FdbKey::new(1, MacAddr([2, 0, 0, 0, 0, 1]))
     }
 
+    fn sighting(source: Target, now: u32) -> Sighting {
+        Sighting { key: key(), source, stopped: false, now }
+    }
+
     fn decide_once(known: Known, source: Target, peer: Option<Quota>, segment: Quota) -> Decision {
-        decide(&mut Damper::default(), key(), source, known, peer, segment, 0)
+        decide(&mut Damper::default(), sighting(source, 0), known, peer, segment)
     }
 
     #[test]
@@ -125,8 +141,8 @@ mod tests {
     #[test]
     fn group_and_zero_addresses_are_never_learned() {
         for mac in [MacAddr::BROADCAST, MacAddr::ZERO, MacAddr([1, 0, 0x5e, 0, 0, 1])] {
-            let key = FdbKey::new(1, mac);
-            let decision = decide(&mut Damper::default(), key, HERE, Known::Nothing, None, FREE, 0);
+            let sighting = Sighting { key: FdbKey::new(1, mac), ..sighting(HERE, 0) };
+            let decision = decide(&mut Damper::default(), sighting, Known::Nothing, None, FREE);
             assert_eq!(decision, Decision::Nothing, "{mac}");
         }
     }
@@ -134,22 +150,28 @@ mod tests {
     #[test]
     fn an_address_that_flaps_is_held_while_both_places_speak() {
         let mut damper = Damper::default();
-        let mut see = |source, known, now| decide(&mut damper, key(), source, known, None, FREE, now);
+        let mut see = |source, known, now, stopped| {
+            decide(&mut damper, Sighting { stopped, ..sighting(source, now) }, known, None, FREE)
+        };
         for _ in 0..DAMPING_MOVES {
-            assert_eq!(see(THERE, Known::Learned(HERE), 3), Decision::Move);
+            assert_eq!(see(THERE, Known::Learned(HERE), 3, false), Decision::Move);
         }
-        assert_eq!(see(THERE, Known::Learned(HERE), 4), Decision::Hold(HERE));
-        assert_eq!(see(HERE, Known::Held(HERE, 4), 4), Decision::Nothing);
-        assert_eq!(see(THERE, Known::Held(HERE, 12), 13), Decision::Stay);
-        // Where it is held it has not been heard of for a while: it went.
-        assert_eq!(see(THERE, Known::Held(HERE, 12), 12 + DAMPING_SECONDS), Decision::Move);
-        assert_eq!(damper.held().count(), 0);
+        assert_eq!(see(THERE, Known::Learned(HERE), 4, false), Decision::Hold(HERE));
+        assert_eq!(see(HERE, Known::Held(HERE, 4), 4, false), Decision::Nothing);
+        // It speaks to one, and is still heard of where it is held; then it is not.
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 13, false), Decision::Stay);
+        assert_eq!(see(THERE, Known::Held(HERE, 12), 14, false), Decision::Move);
+        assert_eq!(see(THERE, Known::Held(THERE, 14), 14, false), Decision::Nothing);
+        // To all: that may be a copy of what was said elsewhere.
+        assert_eq!(see(HERE, Known::Held(THERE, 14), 23, true), Decision::Stay);
+        assert_eq!(see(HERE, Known::Held(THERE, 14), 14 + DAMPING_SECONDS, true), Decision::Move);
+        assert_eq!(damper.hold(key()).expect("it is held all the while").home, HERE);
     }
 
     #[test]
     fn a_held_address_does_not_go_to_a_full_peer() {
-        let mut damper = Damper::default();
         let known = Known::Held(HERE, 0);
-        assert_eq!(decide(&mut damper, key(), THERE, known, Some(FULL), FREE, 100), Decision::Refuse);
+        let decision = decide(&mut Damper::default(), sighting(THERE, 100), known, Some(FULL), FREE);
+        assert_eq!(decision, Decision::Refuse);
     }
 }

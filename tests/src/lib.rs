@@ -25,6 +25,7 @@ pub mod gre;
 pub mod icmp;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod netns;
 pub mod packet;
 pub mod skip;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use mgre_common::cell::AtomicU64;
 use mgre_common::counters::{SegmentTraffic, Traffic};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
-use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
+use mgre_common::event::{HELD_INTERVAL_NS, LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, Slot, hash_shift};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
@@ -50,6 +50,8 @@ pub struct MemoryTables {
     vlan_ports: HashMap<VlanKey, u32>,
     sequences: Vec<Sequence>,
     storms: BTreeMap<Target, Storm>,
+    /// When a frame of an address that is held was flooded last.
+    pub paced: RefCell<BTreeMap<FdbKey, u64>>,
     /// Monotonic time in ns.
     pub nanos: Cell<u64>,
     /// What did not fit.
@@ -86,6 +88,7 @@ impl Default for MemoryTables {
             vlan_ports: HashMap::new(),
             sequences: Vec::new(),
             storms: BTreeMap::new(),
+            paced: RefCell::default(),
             nanos: Cell::new(0),
             too_big: RefCell::default(),
         }
@@ -100,6 +103,7 @@ impl MemoryTables {
         self.floods.borrow_mut().clear();
         self.reports.borrow_mut().clear();
         self.too_big.borrow_mut().clear();
+        self.paced.borrow_mut().clear();
     }
 
     /// How often a frame was dropped so.
@@ -309,6 +313,16 @@ impl Tables for MemoryTables {
 
     fn nanos(&self) -> u64 {
         self.nanos.get()
+    }
+
+    fn paces(&self, source: FdbKey) -> bool {
+        let now = self.nanos.get();
+        let mut paced = self.paced.borrow_mut();
+        if paced.get(&source).is_some_and(|before| now - before < HELD_INTERVAL_NS) {
+            return false;
+        }
+        paced.insert(source, now);
+        true
     }
 
     fn add(&self, word: &AtomicU64, number: u64) {

@@ -13,10 +13,10 @@ use mgre_common::cell::AtomicU64;
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::event::{
-    LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
+    HELD_INTERVAL_NS, LearnEvent, RECENT_SLOTS, REPORT_BURST, REPORT_INTERVAL_NS, REPORT_REFILL_NS, Recent,
     TOO_BIG_INTERVAL_NS, TooBig, TooBigHead,
 };
-use mgre_common::fdb::{Bucket, FdbHash};
+use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
@@ -314,6 +314,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn paces(&self, source: FdbKey) -> bool {
+        let tag = source.0 ^ HELD_MARK;
+        let now = nanos();
+        let Some(recent) = recent(tag) else { return false };
+        if recent.tag == tag && now - recent.reported_ns < HELD_INTERVAL_NS {
+            return false;
+        }
+        recent.tag = tag;
+        recent.reported_ns = now;
+        true
+    }
+
+    #[inline(always)]
     fn add(&self, word: &AtomicU64, number: u64) {
         // SAFETY: the word is valid, and everybody adds to it so; a store beside that may
         // lose what one frame adds.
@@ -379,6 +392,9 @@ unsafe fn atomic_fetch_add(counter: *mut u64, number: u64) -> u64 {
     }
     number
 }
+
+/// Tells floods of held addresses from reports.
+const HELD_MARK: u64 = 0x6865_6c64_0000_0000;
 
 /// Tells reports of what did not fit from reports of addresses.
 const TOO_BIG_MARK: u64 = 0x746f_6f20_6269_6700;

@@ -3,7 +3,9 @@
 use core::sync::atomic::Ordering;
 
 use etherparse::Ipv4Header;
+use mgre_common::event::HELD_INTERVAL_NS;
 use mgre_common::fdb::{FdbKey, SEEN_STATIC};
+use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::Target;
 use mgre_common::template::DontFragment;
 use mgre_common::wire::MacAddr;
@@ -139,4 +141,24 @@ proptest! {
             prop_assert_eq!(Some(port.segment), peer.map(|peer| peer.segment));
         }
     }
+}
+
+#[test]
+fn few_frames_of_a_held_address_are_flooded() {
+    let mut tables = MemoryTables::default();
+    World::standard().install(&mut tables);
+    let broadcast = frame(MacAddr::BROADCAST, station(5), 0x0806, 46);
+    let mut send = |tables: &MemoryTables| {
+        let mut frame = HostFrame::new(broadcast.clone());
+        act::process_port(&mut frame, tables, 38);
+        frame.sent.len()
+    };
+    let dropped =
+        |tables: &MemoryTables| tables.dropped(Target::port(28), Direction::Receive, DropReason::Loop);
+    tables.nanos.set(7 * HELD_INTERVAL_NS);
+    assert_eq!((send(&tables), dropped(&tables)), (3, 0));
+    tables.nanos.set(8 * HELD_INTERVAL_NS - 1);
+    assert_eq!((send(&tables), dropped(&tables)), (0, 1));
+    tables.nanos.set(8 * HELD_INTERVAL_NS);
+    assert_eq!((send(&tables), dropped(&tables)), (3, 1));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aya::maps::{MapData, RingBuf};
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, learn_flag};
 use mgre_common::fdb::FdbKey;
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::MacAddr;
@@ -12,7 +12,7 @@ use mgre_common::wire::MacAddr;
 use super::engine::Engine;
 use crate::api::messages::{EventKind, HeldView, Place};
 use crate::datapath::fdb::Entry;
-use crate::learn::{Decision, Known, decide};
+use crate::learn::{Decision, Known, Sighting, decide};
 
 /// Events taken in one go, before the engine looks at what else there is to do.
 const BATCH: usize = 1024;
@@ -48,7 +48,9 @@ impl Engine {
         let Some(segment) = self.segment_quota(key.segment()) else { return };
         let now = self.datapath.now();
         let peer = self.peer_quota(source).map(|(_, quota)| quota);
-        match decide(&mut self.damper, key, source, known, peer, segment, now) {
+        let stopped = event.flags & learn_flag::STOPPED != 0;
+        let sighting = Sighting { key, source, stopped, now };
+        match decide(&mut self.damper, sighting, known, peer, segment) {
             Decision::Nothing | Decision::Refuse | Decision::Stay => {}
             Decision::Hold(home) => self.hold(key, home),
             Decision::Learn => self.set_learned(key, source, None),
@@ -59,6 +61,9 @@ impl Engine {
                     Known::Nothing | Known::Fixed => None,
                 };
                 self.set_learned(key, source, from);
+                if matches!(known, Known::Held(..)) {
+                    self.datapath.fdb.hold(key, true);
+                }
             }
         }
     }

@@ -1,16 +1,18 @@
 //! Addresses that are seen in two places by turns: loops, and addresses used twice.
 //!
-//! An address that moves too often is *held* where it belongs: at a port if one of the
-//! places is a port, for what is seen there and behind a peer is on a wire of our own and
-//! came back by the other way; otherwise where it was before that began. It is held while
-//! both places go on speaking, and let go when there has been quiet for a while, which is
-//! longer each time.
+//! An address that moves too often is *held* where it was before that began: whoever takes
+//! another's address came later, and of the copies of a frame that goes round in a loop the
+//! first to arrive has come the shortest way, so that what the spokes of a loop hold makes a
+//! tree. It is held while both places go on speaking, and let go when there has been quiet for
+//! a while, which is longer each time.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use mgre_common::fdb::FdbKey;
-use mgre_common::target::{Target, TargetKind};
+use mgre_common::target::Target;
+
+use super::Sighting;
 
 /// Moves of one address in [`DAMPING_SECONDS`] after which it is held.
 pub const DAMPING_MOVES: u32 = 5;
@@ -18,6 +20,9 @@ pub const DAMPING_MOVES: u32 = 5;
 /// How long moves are counted, and how long it has to be quiet the first time before an
 /// address is let go.
 pub const DAMPING_SECONDS: u32 = 10;
+
+/// An address was seen lately, if it was so many seconds ago: the clock's last step, or the one before.
+const FRESH_SECONDS: u32 = 2;
 
 /// The longest that it ever has to be quiet.
 const MAX_QUIET_SECONDS: u32 = 300;
@@ -40,10 +45,10 @@ struct Flaps {
     /// Moves since then.
     moves: u32,
     since: u32,
-    /// Where it belongs, and where else it was seen last.
+    /// Where it was before, and where else it was seen last.
     home: Target,
     other: Target,
-    /// When it was last seen elsewhere while it was held, if it is.
+    /// When it was last seen elsewhere, if it is held.
     disputed: Option<u32>,
     /// How long it has to be quiet; zero: it was not held before.
     quiet: u32,
@@ -75,9 +80,6 @@ impl Damper {
             *flaps = Flaps::new(from, to, now, flaps.quiet);
         }
         flaps.moves += 1;
-        if !is_port(flaps.home) {
-            flaps.home = [from, to].into_iter().find(|place| is_port(*place)).unwrap_or(flaps.home);
-        }
         flaps.other = if to == flaps.home { from } else { to };
         if flaps.moves <= DAMPING_MOVES {
             return None;
@@ -87,17 +89,26 @@ impl Damper {
         Some(flaps.home)
     }
 
-    /// Notes that an address is seen elsewhere while it is held, and was seen last where it is
-    /// held at this time; says whether it stays there.
-    pub fn disputes(&mut self, key: FdbKey, seen: u32, other: Target, now: u32) -> bool {
-        if now.saturating_sub(seen) >= DAMPING_SECONDS {
-            return false;
+    /// Notes that an address is seen elsewhere while it is held; says whether it stays where it
+    /// is, and was last seen at this time.
+    ///
+    /// It does if it was seen there lately: within ten seconds, for a frame to many may be a copy
+    /// that went round; within two, for one that was for a station has come the way that works.
+    pub fn stays(&mut self, sighting: &Sighting, seen: u32) -> bool {
+        let lately = if sighting.stopped { DAMPING_SECONDS } else { FRESH_SECONDS };
+        if let Some(flaps) = self.addresses.get_mut(&sighting.key) {
+            flaps.disputed = Some(sighting.now);
+            flaps.other = sighting.source;
         }
+        sighting.now.saturating_sub(seen) < lately
+    }
+
+    /// Notes that an address that is held is held elsewhere now.
+    pub fn relocate(&mut self, key: FdbKey, to: Target) {
         if let Some(flaps) = self.addresses.get_mut(&key) {
-            flaps.disputed = Some(now);
-            flaps.other = other;
+            flaps.other = flaps.home;
+            flaps.home = to;
         }
-        true
     }
 
     /// Begins anew with an address.
@@ -145,10 +156,6 @@ impl Flaps {
     }
 }
 
-const fn is_port(target: Target) -> bool {
-    matches!(target.kind(), TargetKind::Port(_))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +167,10 @@ mod tests {
 
     fn key(number: u8) -> FdbKey {
         FdbKey::new(1, MacAddr([2, 0, 0, 0, 0, number]))
+    }
+
+    fn sighting(now: u32) -> Sighting {
+        Sighting { key: key(1), source: OTHER, stopped: false, now }
     }
 
     /// Moves it to and fro until it is held; where, and how many moves it took.
@@ -175,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_held_where_it_belongs() {
-        for (from, to, home) in [(ONE, OTHER, ONE), (HERE, ONE, HERE), (ONE, HERE, HERE)] {
+    fn it_is_held_where_it_was_before() {
+        for (from, to, home) in [(ONE, OTHER, ONE), (HERE, ONE, HERE), (ONE, HERE, ONE)] {
             let mut damper = Damper::default();
             assert_eq!(flap(&mut damper, from, to, 7), (home, DAMPING_MOVES + 1));
             let hold = damper.hold(key(1)).expect("held");
@@ -199,7 +210,7 @@ mod tests {
         let mut damper = Damper::default();
         flap(&mut damper, ONE, OTHER, 100);
         for now in 101..150 {
-            assert!(damper.disputes(key(1), now, OTHER, now));
+            assert!(damper.stays(&sighting(now), now));
             assert_eq!(damper.forget(now), []);
         }
         assert_eq!(damper.forget(149 + DAMPING_SECONDS - 1), []);
@@ -228,8 +239,12 @@ mod tests {
     fn who_is_not_heard_of_any_more_does_not_keep_it() {
         let mut damper = Damper::default();
         flap(&mut damper, ONE, OTHER, 50);
-        assert!(damper.disputes(key(1), 50, OTHER, 59));
-        assert!(!damper.disputes(key(1), 50, OTHER, 60));
+        let to_many = |now| Sighting { stopped: true, ..sighting(now) };
+        assert!(damper.stays(&sighting(51), 50) && damper.stays(&to_many(59), 50));
+        assert!(!damper.stays(&sighting(52), 50) && !damper.stays(&to_many(60), 50));
+        damper.relocate(key(1), OTHER);
+        let hold = damper.hold(key(1)).expect("held");
+        assert_eq!((hold.home, hold.other), (OTHER, ONE));
     }
 
     #[test]

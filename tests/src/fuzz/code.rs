@@ -8,6 +8,7 @@
 //! | 4 | the tag beside it, if there is one (bit 4) |
 //! | 2 | the segment size, if it is a superframe (bit 5) |
 //! | 11 | the last sequence number received, how many seconds ago, the next one sent, and frames just flooded, if any (bit 6) |
+//! | | (from 0x8000 on: and one of a held address) |
 //! | rest | the frame |
 //!
 //! Bit 7: the lease on next hops has lapsed.
@@ -22,6 +23,8 @@ const TAG: u8 = 1 << 4;
 const SUPERFRAME: u8 = 1 << 5;
 const NUMBERS: u8 = 1 << 6;
 const LAPSED: u8 = 1 << 7;
+/// Of the frames just flooded.
+const PACED: u16 = 1 << 15;
 
 /// The longest frame that is taken: some more than the longest superframe.
 const MAX_FRAME: usize = 70_000;
@@ -34,7 +37,7 @@ pub fn encode(sample: &Sample) -> Vec<u8> {
         Entrance::Underlay => (1, 0),
         Entrance::Slow(mark) => (2, mark),
     };
-    let numbers = moment.received.is_some() || moment.sent != 0 || moment.flooded != 0;
+    let numbers = moment.received.is_some() || moment.sent != 0 || moment.flooded != 0 || moment.paced;
     let bit = |is: bool, bit: u8| if is { bit } else { 0 };
     let flags = kind
         | bit(tag.is_some(), TAG)
@@ -54,7 +57,7 @@ pub fn encode(sample: &Sample) -> Vec<u8> {
         out.extend(number.to_le_bytes());
         out.push(ago);
         out.extend(moment.sent.to_le_bytes());
-        out.extend(moment.flooded.to_le_bytes());
+        out.extend((moment.flooded & !PACED | if moment.paced { PACED } else { 0 }).to_le_bytes());
     }
     out.extend(bytes);
     out
@@ -93,7 +96,8 @@ pub fn decode(bytes: &[u8]) -> Sample {
         let [ago] = reader.take();
         moment.received = (ago <= 30).then(|| (number, moment.seconds - u32::from(ago)));
         moment.sent = u32::from_le_bytes(reader.take());
-        moment.flooded = u16::from_le_bytes(reader.take());
+        let flooded = u16::from_le_bytes(reader.take());
+        (moment.flooded, moment.paced) = (flooded & !PACED, flooded & PACED != 0);
     }
     let rest = &reader.0[..reader.0.len().min(MAX_FRAME)];
     Sample { world, input: Input { entrance, bytes: rest.to_vec(), segment_size, tag, moment } }
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_sample_comes_back() {
-        let moment = Moment { lease: false, received: Some((7, 48)), sent: 9, flooded: 33, ..Moment::default() };
+        let moment = Moment { lease: false, received: Some((7, 48)), sent: 9, flooded: 33, paced: true, ..Moment::default() };
         for (entrance, segment_size, tag, moment) in [
             (Entrance::Port(12), 0, None, Moment::default()),
             (Entrance::Underlay, 1400, None, moment),

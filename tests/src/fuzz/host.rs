@@ -33,6 +33,7 @@ pub struct Host {
     numbered: Vec<u32>,
     addresses: Vec<FdbKey>,
     storms: Vec<StormSpec>,
+    held: Vec<FdbKey>,
     model: Model,
     comparison: Comparison,
     /// Runs of the pipeline so far.
@@ -77,7 +78,9 @@ impl Host {
         let addresses = moving.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
         let comparison = Comparison::default();
         let storms = world.storms.clone();
-        Self { last, early, numbered, addresses, storms, model, comparison, executions: 0, early_finished: 0 }
+        let held = world.entries.iter().filter(|entry| entry.held);
+        let held = held.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
+        Self { last, early, numbered, addresses, storms, held, model, comparison, executions: 0, early_finished: 0 }
     }
 
     /// Runs a frame through the last hook, or through the early one first, and compares with the model.
@@ -119,7 +122,7 @@ impl Host {
         // XDP gets neither superframes nor tags beside the frame.
         let early = early && input.segment_size == 0 && input.tag.is_none();
         let tables = if early { &self.early } else { &self.last };
-        prepare(tables, &self.numbered, &self.storms, input.moment);
+        prepare(tables, &self.numbered, &self.storms, &self.held, input.moment);
         let mut frame = HostFrame::new(input.bytes.as_slice()).with_segment_size(input.segment_size);
         if let Some(tag) = input.tag {
             frame = frame.with_tag(tag);
@@ -228,7 +231,7 @@ impl Host {
 }
 
 /// Makes the tables what they are at a moment.
-fn prepare(tables: &MemoryTables, numbered: &[u32], storms: &[StormSpec], moment: Moment) {
+fn prepare(tables: &MemoryTables, numbered: &[u32], storms: &[StormSpec], held: &[FdbKey], moment: Moment) {
     tables.reset_counters();
     tables.clock.seconds.store(moment.seconds, Ordering::Relaxed);
     tables.clock.lease.store(if moment.lease { LEASE_JIFFIES } else { 0 }, Ordering::Relaxed);
@@ -237,6 +240,9 @@ fn prepare(tables: &MemoryTables, numbered: &[u32], storms: &[StormSpec], moment
         if let Some(word) = tables.storm(storm.source) {
             word.paid().store(paid(storm, NOW_NS, moment), Ordering::Relaxed);
         }
+    }
+    if moment.paced {
+        tables.paced.borrow_mut().extend(held.iter().map(|key| (*key, NOW_NS)));
     }
     let received = received_word(moment.received);
     for sequence in numbered.iter().filter_map(|id| tables.sequence(*id)) {

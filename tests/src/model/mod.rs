@@ -68,11 +68,13 @@ pub struct Moment {
     pub sent: u32,
     /// How many frames each source that has a storm limit had flooded just now.
     pub flooded: u16,
+    /// Whether a frame of the address that this one is from was flooded just now, for an address that is held.
+    pub paced: bool,
 }
 
 impl Default for Moment {
     fn default() -> Self {
-        Self { seconds: 50, lease: true, received: None, sent: 0, flooded: 0 }
+        Self { seconds: 50, lease: true, received: None, sent: 0, flooded: 0, paced: false }
     }
 }
 
@@ -126,6 +128,8 @@ pub struct Prediction {
     pub free: Vec<Free>,
     /// The flow that the frame is of, where an output says so: a hash of what makes a flow.
     pub flow: Option<u64>,
+    /// An address that is held, and would be paced: whether it is depends on what was flooded before.
+    pub paced: Option<FdbKey>,
 }
 
 /// The model of a network.
@@ -150,7 +154,7 @@ impl Model {
     pub fn predict(&self, input: &Input) -> Prediction {
         let outcome = Outcome::default();
         let mut run =
-            Run { network: &self.network, flaw: self.flaw, input, outcome, free: Vec::new(), flow: None };
+            Run { network: &self.network, flaw: self.flaw, input, outcome, free: Vec::new(), flow: None, paced: None };
         match input.entrance {
             Entrance::Port(ifindex) => run.from_port(ifindex),
             Entrance::Underlay => run.from_underlay(),
@@ -163,7 +167,7 @@ impl Model {
             }
             Entrance::Slow(mark) => run.from_slow(mark),
         }
-        Prediction { outcome: run.outcome, free: run.free, flow: run.flow }
+        Prediction { outcome: run.outcome, free: run.free, flow: run.flow, paced: run.paced }
     }
 }
 
@@ -175,6 +179,7 @@ struct Run<'a> {
     outcome: Outcome,
     free: Vec<Free>,
     flow: Option<u64>,
+    paced: Option<FdbKey>,
 }
 
 /// A frame as it is in its segment.

@@ -1,6 +1,6 @@
 //! A frame in its segment: whether its source may send it, and where it goes.
 
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, learn_flag};
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::{Target, TargetKind};
@@ -22,6 +22,17 @@ pub(super) struct Tunnel<'a> {
     pub(super) hops: u8,
     /// The IP packet inside, and the traffic class that it gets.
     pub(super) class: Option<(Ip, u8)>,
+}
+
+/// What a source address is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Nothing special.
+    Free,
+    /// It is held where the frame is from.
+    Held,
+    /// It is held, but not there.
+    HeldElsewhere,
 }
 
 /// A frame that arrived in a segment.
@@ -79,15 +90,16 @@ impl<'a> Run<'a> {
 
     /// A frame in its segment.
     pub(super) fn arrive(&mut self, arrival: Arrival<'a>) {
-        if let Err(reason) = self.learn(&arrival) {
-            return self.refuse(arrival.source, reason);
-        }
+        let learned = match self.learn(&arrival) {
+            Ok(learned) => learned,
+            Err(reason) => return self.refuse(arrival.source, reason),
+        };
         let destination = arrival.mac(0);
         if self.keeps_to_link(&arrival, destination) {
             return self.refuse(arrival.source, DropReason::LinkLocal);
         }
         let place = self.network.place(arrival.segment, destination).filter(|_| !destination.is_group());
-        let Some(place) = place else { return self.flood(&arrival) };
+        let Some(place) = place else { return self.flood_of(&arrival, learned) };
         let to = place.target;
         if to == arrival.source {
             return self.refuse(arrival.source, DropReason::NoTarget);
@@ -108,8 +120,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Floods a frame, unless its source address is held: of those few are flooded, from elsewhere none.
+    fn flood_of(&mut self, arrival: &Arrival<'_>, source: Source) {
+        if source == Source::HeldElsewhere {
+            self.outcome.reports.iter_mut().for_each(|report| report.flags = learn_flag::STOPPED);
+            return self.refuse(arrival.source, DropReason::Loop);
+        }
+        if source == Source::Held {
+            if self.input.moment.paced {
+                return self.refuse(arrival.source, DropReason::Loop);
+            }
+            self.paced = Some(FdbKey::new(arrival.segment as u16, arrival.mac(6)));
+        }
+        self.flood(arrival);
+    }
+
     /// Whether a source may send with its address; reports one that is not known, or known elsewhere.
-    fn learn(&mut self, arrival: &Arrival<'_>) -> Result<(), DropReason> {
+    fn learn(&mut self, arrival: &Arrival<'_>) -> Result<Source, DropReason> {
         let Arrival { source, segment, .. } = *arrival;
         let mac = arrival.mac(6);
         if mac.is_group() || mac == MacAddr::ZERO {
@@ -122,24 +149,21 @@ impl<'a> Run<'a> {
                 if !place.fixed {
                     self.outcome.seen = Some(key);
                 }
-                return Ok(());
+                return Ok(if place.held { Source::Held } else { Source::Free });
             }
             Some(place) if place.fixed && !self.has(Flaw::FixedMoves) => {
                 return Err(DropReason::StaticMacMoved);
-            }
-            Some(place) if place.held => {
-                // The daemon hears how long that goes on.
-                let known = place.target.to_bits();
-                self.outcome.reports.push(LearnEvent { key, source: source.to_bits(), known });
-                return Err(DropReason::Loop);
             }
             Some(_) => {}
             None if self.is_full(arrival) => return Err(DropReason::MacLimit),
             None => {}
         }
-        let known = known.map_or(Target::NONE, |place| place.target);
-        self.outcome.reports.push(LearnEvent { key, source: source.to_bits(), known: known.to_bits() });
-        Ok(())
+        // Of one that is held elsewhere, the daemon hears how long that goes on.
+        let held = known.is_some_and(|place| place.held);
+        let known = known.map_or(Target::NONE, |place| place.target).to_bits();
+        let event = LearnEvent { key, source: source.to_bits(), known, flags: 0, reserved: 0 };
+        self.outcome.reports.push(event);
+        Ok(if held { Source::HeldElsewhere } else { Source::Free })
     }
 
     /// Whether a segment does not pass frames to one of the addresses that bridges keep to one link.

@@ -61,23 +61,24 @@ fn storms() -> Vec<Case> {
     cases
 }
 
+/// Station 5 is held at port 28, station 6 behind peer 37.
 fn held() -> Vec<Case> {
-    // Station 5 is held at port 28, station 6 behind peer 37.
+    let (here, other_port, peer) = (Target::port(28), Target::port(29), Target::adjacency(37));
     let mut cases = Vec::new();
     let (case, bytes) = at_port("a held address where it is held", 28, station(2), station(5));
     cases.push(case.out_of_port(29, &bytes));
-    let (case, _) = at_port("a held address at another port", 29, station(1), station(5));
-    let (here, elsewhere) = (Target::port(28), Target::port(29));
-    cases.push(case.refused(elsewhere, DropReason::Loop).reported(17, station(5), elsewhere, here));
-    let (case, _) = from_peer("a held address behind a peer", 37, MacAddr::BROADCAST, station(5));
-    let elsewhere = Target::adjacency(37);
-    cases.push(case.refused(elsewhere, DropReason::Loop).reported(17, station(5), elsewhere, here));
+    let (case, bytes) = at_port("it speaks to all for the first time", 28, MacAddr::BROADCAST, station(5));
+    cases.push(to_peers(case.out_of_port(29, &bytes), &bytes).flooded(17));
+    let (case, bytes) = at_port("a held address at another port, to a station", 29, station(1), station(5));
+    cases.push(case.out_of_port(28, &bytes).reported(17, station(5), other_port, here));
+    let (case, _) = from_peer("a held address behind a peer, to all", 37, MacAddr::BROADCAST, station(5));
+    cases.push(case.stopped(17, station(5), peer, here));
 
     let (case, bytes) = from_peer("an address held behind a peer, from there", 37, station(1), station(6));
     cases.push(case.out_of_port(28, &bytes));
-    let (case, _) = at_port("an address held behind a peer, at a port", 28, MacAddr::BROADCAST, station(6));
-    let there = Target::adjacency(37);
-    cases.push(case.refused(here, DropReason::Loop).reported(17, station(6), here, there));
+    let (case, _) =
+        at_port("an address held behind a peer, at a port, to nobody known", 28, station(200), station(6));
+    cases.push(case.stopped(17, station(6), here, peer));
     let (case, bytes) = at_port("a frame to an address held behind a peer", 28, station(6), station(1));
     cases.push(case.into_tunnel(37, peer_v4(37), Some(KEY), &bytes));
     cases

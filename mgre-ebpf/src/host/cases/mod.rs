@@ -27,7 +27,7 @@ pub mod wire;
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead};
+use mgre_common::event::{LearnEvent, TOO_BIG_CAPTURE, TooBig, TooBigHead, learn_flag};
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::{Mark, Target};
@@ -311,10 +311,22 @@ impl Case {
     }
 
     fn reported(mut self, segment: u16, mac: MacAddr, source: Target, known: Target) -> Self {
-        let event =
-            LearnEvent { key: FdbKey::new(segment, mac), source: source.to_bits(), known: known.to_bits() };
+        let event = LearnEvent {
+            key: FdbKey::new(segment, mac),
+            source: source.to_bits(),
+            known: known.to_bits(),
+            flags: 0,
+            reserved: 0,
+        };
         self.expected.reports.push(event);
         self
+    }
+
+    /// It would have been flooded, but its source is held elsewhere: that is reported.
+    fn stopped(self, segment: u16, mac: MacAddr, source: Target, known: Target) -> Self {
+        let mut case = self.refused(source, DropReason::Loop).reported(segment, mac, source, known);
+        case.expected.reports.iter_mut().for_each(|event| event.flags = learn_flag::STOPPED);
+        case
     }
 
     /// Runs it on the host.

@@ -48,7 +48,8 @@ impl<'a> Generator<'a> {
         let mut moment = moment(rng);
         if rng.random_bool(0.3) {
             // In the kernel time goes on, so that nearly too many would sometimes be just enough.
-            let some = if self.superframes { rng.random_range(0..400) } else { u16::MAX };
+            let some = if self.superframes { rng.random_range(0..400) } else { 0x7fff };
+            moment.paced = self.superframes && rng.random_bool(0.3);
             moment.flooded = *[0, 31, 32, 249, 250, some].choose(rng).unwrap_or(&0);
             if !self.superframes && moment.flooded != 0 {
                 moment.flooded = some;

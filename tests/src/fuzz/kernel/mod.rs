@@ -10,7 +10,7 @@
 //! **What a test run does differently.** The kernel pads what it strips to Ethernet's least length, and puts a tag before
 //! an IP packet beside the frame, where a test run does not show it. It refuses frames shorter than the IP header that
 //! their type announces. An address is reported once in 200 ms, a frame that does not fit once in 10 ms: a report may be
-//! missing only where one like it was seen so lately.
+//! missing only where one like it was seen so lately. So it is with flooded frames of addresses that are held.
 
 mod capture;
 mod tables;
@@ -43,7 +43,7 @@ use super::host::with_early_hooks;
 use super::run::{Budget, Difference, Statistics};
 use super::worlds::{MAX_PORTS, STANDARD, world};
 use crate::model::flaw::Flaw;
-use crate::model::{Input, Model, Outcome, Output, Prediction};
+use crate::model::{Input, Model, Moment, Outcome, Output, Prediction};
 use capture::{Capture, Copy};
 use tables::Bench;
 
@@ -56,6 +56,8 @@ const IN_ONE_WORLD: u64 = 20_000;
 /// How long a report may be missing after one like it; a little more than the programs say, for their coarse clock.
 const REPORT_AGAIN: Duration = Duration::from_millis(220);
 const TOO_BIG_AGAIN: Duration = Duration::from_millis(30);
+/// The same of a flooded frame from an address that is held.
+const PACED_AGAIN: Duration = Duration::from_millis(120);
 /// How long a copy may take to come.
 const COPY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest frame that the kernel leaves when it strips.
@@ -75,6 +77,7 @@ struct Kernel {
     /// When an address, or a frame that does not fit, was last reported.
     reported: HashMap<(FdbKey, u32), Instant>,
     told: HashMap<[u8; 16], Instant>,
+    paced: HashMap<FdbKey, Instant>,
     out: Vec<u8>,
     statistics: Statistics,
 }
@@ -188,6 +191,7 @@ impl Kernel {
             model: Model::new(&World::default()),
             reported: HashMap::new(),
             told: HashMap::new(),
+            paced: HashMap::new(),
             out: vec![0; 16 * 1024],
             statistics: Statistics::default(),
         })
@@ -242,7 +246,23 @@ impl Kernel {
         };
         let mut seen = self.seen(input, &prediction, &ran, [TC[0], TC[1], TC[2], TC[2]], false)?;
         self.statistics.note(&prediction);
+        if let Some(key) = prediction.paced
+            && self.is_paced(key, &seen)
+        {
+            let moment = Moment { paced: true, ..input.moment };
+            prediction = self.model.predict(&Input { moment, ..input.clone() });
+        }
         self.comparison.check(&prediction, &mut seen).map_err(|what| format!("the last hook:\n{what}"))
+    }
+
+    /// Whether a frame of an address that is held was not flooded because another one was a moment ago.
+    fn is_paced(&mut self, key: FdbKey, seen: &Outcome) -> bool {
+        let now = Instant::now();
+        if seen.flooded.is_some() {
+            self.paced.insert(key, now);
+            return false;
+        }
+        self.paced.get(&key).is_some_and(|last| now - *last < PACED_AGAIN)
     }
 
     /// Runs a frame; nothing where the kernel makes no socket buffer of so short a one.
