@@ -35,9 +35,6 @@ struct Flood<'a, F, T> {
     /// gets it with a header.
     bare: u32,
     wrapped: u32,
-    /// Rounds before the one and before the other: one of them is zero.
-    bare_from: u32,
-    wrapped_from: u32,
     /// Length on the wire, and bytes to count, of the frame inside.
     frame_len: u32,
     bytes: u32,
@@ -71,6 +68,8 @@ mod state {
     pub(super) const COUNTED_LATER: u32 = 1 << 3;
     /// It must be cut before there is a tunnel around it, whatever the peer.
     pub(super) const STACKED: u32 = 1 << 4;
+    /// Who gets it with a header comes before who gets it as it is.
+    pub(super) const WRAPPED_FIRST: u32 = 1 << 5;
 }
 
 /// Sends a frame to all of a segment; each copy counts for so many bytes.
@@ -123,8 +122,6 @@ pub fn flood<F: Replicate, T: Tables>(
         ports,
         bare,
         wrapped: tunnels,
-        bare_from: if relayed.is_some() { tunnels } else { 0 },
-        wrapped_from: if relayed.is_some() { 0 } else { bare },
         hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
         traits,
         pending: 0,
@@ -133,13 +130,14 @@ pub fn flood<F: Replicate, T: Tables>(
         copies: 0,
         out_of: relayed.unwrap_or(OutOf::NOTHING),
         outer_len: 0,
-        state: if relayed.is_some() { state::RECEIVED } else { 0 } | if stacked { state::STACKED } else { 0 },
+        state: if relayed.is_some() { state::RECEIVED | state::WRAPPED_FIRST } else { 0 }
+            | if stacked { state::STACKED } else { 0 },
     };
     flood.traits = flood.traits.blur(flood.frame);
     flood.out_of = flood.out_of.blur(flood.frame);
     flood.source = Target::from_bits(flood.frame.blur(flood.source.to_bits()));
-    let Flood { frame, bare, wrapped, bare_from, wrapped_from, frame_len, bytes, .. } = &mut flood;
-    for number in [bare, wrapped, bare_from, wrapped_from, frame_len, bytes] {
+    let Flood { frame, bare, wrapped, frame_len, bytes, .. } = &mut flood;
+    for number in [bare, wrapped, frame_len, bytes] {
         *number = frame.blur(*number);
     }
     flood.hops = flood.frame.blur(flood.hops.into()) as u8;
@@ -152,8 +150,10 @@ pub fn flood<F: Replicate, T: Tables>(
 impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        let bare = index.wrapping_sub(self.bare_from);
-        let wrapped = index.wrapping_sub(self.wrapped_from);
+        // Rounds for the one, and then for the other. (Reckoned, so that there is no branch.)
+        let wrapped_first = self.state / state::WRAPPED_FIRST & 1;
+        let bare = index.wrapping_sub(self.wrapped * wrapped_first);
+        let wrapped = index.wrapping_sub(self.bare * (wrapped_first ^ 1));
         let as_it_is = bare < self.bare;
         let place = if as_it_is { bare } else { self.ports + wrapped };
         let Some(slot) = self.tables.flood_slot(self.start + place) else { return false };
@@ -281,18 +281,19 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     /// done then.
     #[inline(always)]
     fn bare(&mut self) -> Result<(), DropReason> {
-        let mut strip = self.out_of.strip;
+        let Strip { mut outer_len, mut inner_len, .. } = self.out_of.strip;
         if !self.take_received() {
             if self.outer_len == 0 {
                 return Ok(());
             }
             // A tag that was beside it is in it now.
-            let inner_len = self.frame.len() - self.outer_len;
-            strip = Strip { outer_len: self.outer_len, inner_len, ..strip };
+            (outer_len, inner_len) = (self.outer_len, self.frame.len() - self.outer_len);
             self.outer_len = 0;
         }
-        let out_of = OutOf { strip, ..self.out_of }.blur(self.frame);
-        self.resized(|frame| take_out(frame, out_of))
+        let (outer_len, inner_len) = (self.frame.blur(outer_len), self.frame.blur(inner_len));
+        let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
+        let OutOf { inner, tos, .. } = self.out_of;
+        self.resized(|frame| take_out(frame, OutOf { inner, tos, ..OutOf::new(strip) }))
     }
 
     /// Puts the outer header for a peer on the frame.

@@ -123,7 +123,14 @@ mod tests {
 
     #[test]
     fn a_sample_comes_back() {
-        let moment = Moment { lease: false, received: Some((7, 48)), sent: 9, flooded: 33, paced: true, ..Moment::default() };
+        let moment = Moment {
+            lease: false,
+            received: Some((7, 48)),
+            sent: 9,
+            flooded: 33,
+            paced: true,
+            ..Moment::default()
+        };
         for (entrance, segment_size, tag, moment) in [
             (Entrance::Port(12), 0, None, Moment::default()),
             (Entrance::Underlay, 1400, None, moment),

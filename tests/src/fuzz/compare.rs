@@ -34,7 +34,7 @@ impl Comparison {
     /// # Errors
     /// It does.
     pub fn check(&mut self, prediction: &Prediction, seen: &mut Outcome) -> Result<(), String> {
-        let Prediction { outcome, free, flow } = prediction;
+        let Prediction { outcome, free, flow, .. } = prediction;
         for (output, free) in seen.outputs.iter_mut().zip(free) {
             let (port, id) = free.settle(&mut output.bytes)?;
             if let Some(flow) = flow {
@@ -50,7 +50,9 @@ impl Comparison {
             *slot = (flow, None, None);
         }
         let differs = |was: Option<u32>, is: Option<u32>| was.zip(is).is_some_and(|(was, is)| was != is);
-        if differs(slot.1.map(u32::from), port.map(u32::from)) || differs(slot.2.map(u32::from), id.map(u32::from)) {
+        if differs(slot.1.map(u32::from), port.map(u32::from))
+            || differs(slot.2.map(u32::from), id.map(u32::from))
+        {
             return Err(format!("one flow, two numbers: {slot:x?}, {port:x?}, {id:x?}"));
         }
         slot.1 = slot.1.or(port);

@@ -32,7 +32,8 @@ pub fn read_bytes(path: &Path) -> Result<Vec<Vec<u8>>> {
     lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(at, line)| {
-            from_hex(line).with_context(|| format!("{}, line {}: no hexadecimal digits", path.display(), at + 1))
+            from_hex(line)
+                .with_context(|| format!("{}, line {}: no hexadecimal digits", path.display(), at + 1))
         })
         .collect()
 }

@@ -80,7 +80,18 @@ impl Host {
         let storms = world.storms.clone();
         let held = world.entries.iter().filter(|entry| entry.held);
         let held = held.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
-        Self { last, early, numbered, addresses, storms, held, model, comparison, executions: 0, early_finished: 0 }
+        Self {
+            last,
+            early,
+            numbered,
+            addresses,
+            storms,
+            held,
+            model,
+            comparison,
+            executions: 0,
+            early_finished: 0,
+        }
     }
 
     /// Runs a frame through the last hook, or through the early one first, and compares with the model.
@@ -92,7 +103,10 @@ impl Host {
         let mut input = input;
         if input.bytes.len() < HEADER_LEN && matches!(input.entrance, Entrance::Slow(_)) {
             // No interface gives a frame without a header, and of ours this one is.
-            longer = Input { bytes: [&input.bytes, &[0; HEADER_LEN][input.bytes.len()..]].concat(), ..input.clone() };
+            longer = Input {
+                bytes: [&input.bytes, &[0; HEADER_LEN][input.bytes.len()..]].concat(),
+                ..input.clone()
+            };
             input = &longer;
         }
         let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -140,7 +154,9 @@ impl Host {
                 let mut seen = self.observed(action, &mut frame, tables, input.moment, prediction);
                 seen.seen = None;
                 if seen != Outcome::default() || frame.bytes() != input.bytes {
-                    return Err(format!("left by the early hook, but not before something was done: {seen:x?}"));
+                    return Err(format!(
+                        "left by the early hook, but not before something was done: {seen:x?}"
+                    ));
                 }
             } else {
                 self.early_finished += 1;
@@ -201,9 +217,10 @@ impl Host {
         let floods = tables.floods.borrow();
         assert!(floods.len() <= 1, "flooded twice");
         let flooded = floods.iter().next().map(|(id, row)| (*id, row.flood_copies));
-        let seen = prediction.outcome.seen.filter(|key| {
-            tables.slot(*key).is_some_and(|slot| slot.seen() == moment.seconds)
-        });
+        let seen = prediction
+            .outcome
+            .seen
+            .filter(|key| tables.slot(*key).is_some_and(|slot| slot.seen() == moment.seconds));
         let changed = |id: &u32| {
             let sequence = tables.sequence(*id)?;
             let (received, sent) =

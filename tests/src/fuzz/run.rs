@@ -105,7 +105,11 @@ impl fmt::Display for Statistics {
             self.early
         )?;
         if self.copies_seen.1 > 0 {
-            writeln!(f, "copies whose bytes were looked at: {} of {}", self.copies_seen.0, self.copies_seen.1)?;
+            writeln!(
+                f,
+                "copies whose bytes were looked at: {} of {}",
+                self.copies_seen.0, self.copies_seen.1
+            )?;
         }
         for (title, numbers) in [("ends", &self.ends), ("drops", &self.reasons)] {
             write!(f, "{title}:")?;

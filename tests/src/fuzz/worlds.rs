@@ -8,7 +8,8 @@ use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
 use mgre_ebpf::host::world::{
-    ABSENT, Entry, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6, station,
+    ABSENT, Entry, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6,
+    station,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
@@ -99,7 +100,8 @@ fn kind(world: &World, rng: &mut SmallRng) -> Kind {
         2 if !used(0) && !subnets(0) => Kind::Keyed(0),
         3 | 4 => loop {
             let vsid = rng.random_range(0x1000..0xff_ffff);
-            if !subnets(vsid) && !world.peers.iter().any(|peer| peer.key.is_some_and(|key| key >> 8 == vsid)) {
+            if !subnets(vsid) && !world.peers.iter().any(|peer| peer.key.is_some_and(|key| key >> 8 == vsid))
+            {
                 break Kind::Nvgre(vsid);
             }
         },

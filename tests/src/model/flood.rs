@@ -32,10 +32,10 @@ impl Run<'_> {
         // What came out of a tunnel goes into none, but in a hub: there with half its hops.
         let relayed = arrival.tunnel.filter(|tunnel| segment.hub && tunnel.hops > 1);
         let hops = relayed.map_or(u8::MAX, |tunnel| tunnel.hops / 2);
-        let peers = if arrival.tunnel.is_none() || relayed.is_some() { segment.peers.as_slice() } else { &[] };
-        let bare = |id: &&u32| {
-            network.peer(**id).is_some_and(|peer| peer.finishes()) || arrival.frame.is_stacked()
-        };
+        let peers =
+            if arrival.tunnel.is_none() || relayed.is_some() { segment.peers.as_slice() } else { &[] };
+        let bare =
+            |id: &&u32| network.peer(**id).is_some_and(|peer| peer.finishes()) || arrival.frame.is_stacked();
         let ports = segment.ports.iter().map(|id| To::Port(*id));
         let finished = peers.iter().filter(bare).map(|id| To::Peer(*id));
         let wrapped = peers.iter().filter(|id| !bare(id)).map(|id| To::Peer(*id));

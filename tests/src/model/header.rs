@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{EtherType, Ethernet2Header, IpDscp, IpEcn, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, UdpHeader};
+use etherparse::{
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, UdpHeader,
+};
 use mgre_common::template::{DontFragment, Tos};
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::world::{NEAR_MAC, NEXT_HOP_MAC};

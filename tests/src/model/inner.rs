@@ -67,7 +67,8 @@ impl Ip {
         }
         let (old, new) = ([ip[0], ip[1]], [ip[0], class]);
         ip[1] = class;
-        let sum = updated(u16::from_be_bytes([ip[10], ip[11]]), u16::from_be_bytes(old), u16::from_be_bytes(new));
+        let sum =
+            updated(u16::from_be_bytes([ip[10], ip[11]]), u16::from_be_bytes(old), u16::from_be_bytes(new));
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 

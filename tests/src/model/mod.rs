@@ -153,8 +153,15 @@ impl Model {
     /// What must come of a frame.
     pub fn predict(&self, input: &Input) -> Prediction {
         let outcome = Outcome::default();
-        let mut run =
-            Run { network: &self.network, flaw: self.flaw, input, outcome, free: Vec::new(), flow: None, paced: None };
+        let mut run = Run {
+            network: &self.network,
+            flaw: self.flaw,
+            input,
+            outcome,
+            free: Vec::new(),
+            flow: None,
+            paced: None,
+        };
         match input.entrance {
             Entrance::Port(ifindex) => run.from_port(ifindex),
             Entrance::Underlay => run.from_underlay(),

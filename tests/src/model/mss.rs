@@ -18,7 +18,9 @@ pub(super) fn lower(frame: &mut Frame, max_frame: usize) {
     if flags & 2 == 0 {
         return;
     }
-    let Some(limit) = max_frame.checked_sub(tag_len + ip.at + if ip.v6 { 40 } else { 20 } + TCP_LEN) else { return };
+    let Some(limit) = max_frame.checked_sub(tag_len + ip.at + if ip.v6 { 40 } else { 20 } + TCP_LEN) else {
+        return;
+    };
     if limit == 0 {
         return;
     }

@@ -273,9 +273,7 @@ impl Network {
     /// Which port takes a frame with this tag beside it.
     pub(super) fn port_at(&self, ifindex: u32, tag: Option<[u8; 4]>) -> At<'_> {
         let id = match tag {
-            Some([0x81, 0, high, low]) => {
-                self.vlans.get(&(ifindex, u16::from_be_bytes([high, low]) & 0xfff))
-            }
+            Some([0x81, 0, high, low]) => self.vlans.get(&(ifindex, u16::from_be_bytes([high, low]) & 0xfff)),
             _ => self.vlans.get(&(ifindex, 0)),
         };
         let Some(id) = self.interfaces.get(&ifindex).or(id) else { return At::Nobody };

@@ -91,7 +91,8 @@ impl<'a> Run<'a> {
 
     fn outer_v4(&self, packet: &'a [u8]) -> Result<Outer<'a>, Other> {
         let header: &[u8; 20] = packet.get(14..34).and_then(|ip| ip.try_into().ok()).ok_or(Other::Foreign)?;
-        let address = |at: usize| -> IpAddr { [header[at], header[at + 1], header[at + 2], header[at + 3]].into() };
+        let address =
+            |at: usize| -> IpAddr { [header[at], header[at + 1], header[at + 2], header[at + 3]].into() };
         let (remote, local) = (address(12), address(16));
         if header[0] >> 4 != 4 || !self.network.is_ours(local) {
             return Err(Other::Foreign);
@@ -243,7 +244,12 @@ impl<'a> Run<'a> {
     }
 
     /// What a peer's packet must fulfil; says the traffic class that an IP packet in it gets.
-    fn admit(&mut self, peer: &Peer, outer: &Outer<'_>, gre: &Gre<'_>) -> Result<Option<(Ip, u8)>, DropReason> {
+    fn admit(
+        &mut self,
+        peer: &Peer,
+        outer: &Outer<'_>,
+        gre: &Gre<'_>,
+    ) -> Result<Option<(Ip, u8)>, DropReason> {
         if peer.is_nvgre() {
             // RFC 7637 3.2 and 3.3.
             if gre.flags & (CHECKSUM | SEQUENCE) != 0 {

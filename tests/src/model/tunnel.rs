@@ -36,9 +36,9 @@ impl Run<'_> {
         if !fits {
             self.too_long(arrival, peer)?;
         }
-        let hops = arrival.tunnel.map_or(u8::MAX, |tunnel| {
-            if self.has(Flaw::HopsKept) { tunnel.hops } else { tunnel.hops - 1 }
-        });
+        let hops = arrival
+            .tunnel
+            .map_or(u8::MAX, |tunnel| if self.has(Flaw::HopsKept) { tunnel.hops } else { tunnel.hops - 1 });
         if peer.finishes() || arrival.frame.is_stacked() {
             let slow = network.slow.ok_or(DropReason::Headroom)?;
             let mark = Mark { target: peer.target(), hops }.to_bits();

@@ -30,7 +30,8 @@ pub(super) fn frame(to: MacAddr, from: MacAddr, len: usize, rng: &mut SmallRng) 
             fill(&mut bytes, room.max(28) - 8, rng);
         }
         _ => {
-            let kind = *[0x88cc, 0x8847, 46, 0xfff1, 0x8808, 0x0800, 0x86dd, 0x8100].choose(rng).unwrap_or(&46);
+            let kind =
+                *[0x88cc, 0x8847, 46, 0xfff1, 0x8808, 0x0800, 0x86dd, 0x8100].choose(rng).unwrap_or(&46);
             bytes.extend(u16::to_be_bytes(kind));
             fill(&mut bytes, room, rng);
         }
@@ -126,7 +127,8 @@ fn options(room: usize, rng: &mut SmallRng) -> Vec<u8> {
     for _ in 0..rng.random_range(0..5) {
         match rng.random_range(0..12) {
             0..5 => {
-                let size: u16 = *[1460, 1440, 8960, 536, 100, 65535, rng.random()].choose(rng).unwrap_or(&1460);
+                let size: u16 =
+                    *[1460, 1440, 8960, 536, 100, 65535, rng.random()].choose(rng).unwrap_or(&1460);
                 options.extend([2, 4]);
                 options.extend(size.to_be_bytes());
             }

@@ -73,9 +73,7 @@ impl<'a> Generator<'a> {
                 let headers = rng.random_range(5..=16) * 4;
                 near(mtu.saturating_sub(headers).min(2000), rng)
             }
-            30..33 => {
-                near(self.world.ports.choose(rng).map_or(100, |port| port.max_frame).min(2000), rng)
-            }
+            30..33 => near(self.world.ports.choose(rng).map_or(100, |port| port.max_frame).min(2000), rng),
             33..35 => near(14 + 1280, rng),
             35..39 => rng.random_range(60..400),
             _ => rng.random_range(14..1600),
@@ -85,8 +83,10 @@ impl<'a> Generator<'a> {
     /// A station that a segment knows, in a role (0: behind whom the frame comes from, 1: anywhere), or any address.
     fn mac(&self, segment: u32, source: Option<Target>, rng: &mut SmallRng) -> MacAddr {
         let here = self.world.entries.iter().filter(|entry| u32::from(entry.segment) == segment);
-        let known: Vec<MacAddr> =
-            here.filter(|entry| source.is_none_or(|source| entry.target == source)).map(|entry| entry.mac).collect();
+        let known: Vec<MacAddr> = here
+            .filter(|entry| source.is_none_or(|source| entry.target == source))
+            .map(|entry| entry.mac)
+            .collect();
         match known.choose(rng) {
             Some(mac) if rng.random_bool(0.9) => *mac,
             _ => station(rng.random_range(0..20)),

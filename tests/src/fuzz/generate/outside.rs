@@ -37,7 +37,13 @@ pub(super) fn packet(peer: &PeerSpec, frame: &[u8], moment: Moment, rng: &mut Sm
     if rng.random_bool(if peer.nvgre { 0.03 } else { 0.15 }) {
         outer = outer.checksum(sum(rng));
     }
-    let numbered = if peer.nvgre { 0.03 } else if peer.sequence { 0.7 } else { 0.1 };
+    let numbered = if peer.nvgre {
+        0.03
+    } else if peer.sequence {
+        0.7
+    } else {
+        0.1
+    };
     if rng.random_bool(numbered) {
         let last = moment.received.map_or(0, |(number, _)| number);
         let step = *[0, 1, 2, u32::MAX, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, 100].choose(rng).unwrap_or(&1);

@@ -136,7 +136,8 @@ pub fn replay(samples: &[Sample]) -> Result<Statistics, Box<Difference>> {
     let Some(first) = samples.first() else { return Ok(Statistics::default()) };
     let mut kernel = Kernel::new(0).map_err(|error| fails(first, format!("{error:#}")))?;
     let mut rng = SmallRng::seed_from_u64(1);
-    for sample in samples.iter().filter(|sample| sample.input.segment_size == 0 && sample.input.tag.is_none()) {
+    for sample in samples.iter().filter(|sample| sample.input.segment_size == 0 && sample.input.tag.is_none())
+    {
         let entered = kernel.enter(&world(sample.world), None);
         entered.map_err(|error| fails(sample, format!("{error:#}")))?;
         for _ in 0..3 {
@@ -213,7 +214,9 @@ impl Kernel {
             return Ok(());
         }
         let mut prediction = self.model.predict(input);
-        if prediction.outcome.outputs.iter().any(|output| is_cut_in_a_tag(&output.bytes)) {
+        if is_cut_in_a_tag(&input.bytes)
+            || prediction.outcome.outputs.iter().any(|output| is_cut_in_a_tag(&output.bytes))
+        {
             return Ok(());
         }
         prediction.outcome.drops = self.bench.with_rows(prediction.outcome.drops);
@@ -239,7 +242,10 @@ impl Kernel {
             }
             self.statistics.early += 1;
             self.statistics.note(&prediction);
-            return self.comparison.check(&prediction, &mut seen).map_err(|what| format!("the early hook:\n{what}"));
+            return self
+                .comparison
+                .check(&prediction, &mut seen)
+                .map_err(|what| format!("the early hook:\n{what}"));
         }
         let Some(ran) = self.run(input, mark).map_err(|error| format!("the last hook: {error:#}"))? else {
             return Ok(());
@@ -424,10 +430,14 @@ fn has_three_tags(bytes: &[u8]) -> bool {
     bytes.windows(10).any(|part| tag(part) && tag(&part[4..]) && tag(&part[8..]))
 }
 
-/// Whether a frame ends within its tag. The kernel gives it to nobody who listens, unless the tag is beside it
-/// (`skb_vlan_untag()`).
+/// Whether a frame ends within its tags, or just behind them. The kernel gives it to nobody who listens, unless the tag
+/// is beside it, and moves none of its tags there (`skb_vlan_untag()`, `skb_vlan_pop()`).
 fn is_cut_in_a_tag(frame: &[u8]) -> bool {
-    frame.len() < 20 && matches!(frame.get(12..), Some([0x81, 0, ..] | [0x88, 0xa8, ..]))
+    let mut at = 12;
+    while matches!(frame.get(at..), Some([0x81, 0, ..] | [0x88, 0xa8, ..])) {
+        at += 4;
+    }
+    at > 12 && frame.len() < at + 4
 }
 
 /// Reports of frames that do not fit.

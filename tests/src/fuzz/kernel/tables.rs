@@ -12,7 +12,8 @@ use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, NO_ROW, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey, adjacency_flag,
+    Adjacency, Clock, FloodSlot, Indexed, NO_ROW, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
+    adjacency_flag,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::captured;
@@ -65,12 +66,7 @@ impl Bench {
     /// Loads the programs.
     pub(super) fn load() -> Result<Self> {
         let object = mgre_user::object::object().map_err(anyhow::Error::msg)?;
-        let mut loaded = load::load(object, CAPACITY)?;
-        for (name, program) in loaded.programs.programs_mut() {
-            if let Ok(info) = program.info() {
-                eprintln!("{name} {:?}", info.verified_instruction_count());
-            }
-        }
+        let loaded = load::load(object, CAPACITY)?;
         Ok(Self { loaded, targets: Vec::new(), segments: 0, numbered: Vec::new(), storms: Vec::new() })
     }
 
@@ -108,7 +104,8 @@ impl Bench {
         self.targets = [Target::NONE].into_iter().chain(ports).chain(peers).collect();
         self.segments = world.segments.len() as u32;
         self.storms = world.storms.iter().map(|storm| (*storm, 0)).collect();
-        let numbered = world.peers.iter().filter(|peer| peer.sequence || peer.flags & adjacency_flag::SEQUENCE != 0);
+        let numbered =
+            world.peers.iter().filter(|peer| peer.sequence || peer.flags & adjacency_flag::SEQUENCE != 0);
         self.numbered = numbered.map(|peer| peer.id).collect();
         Ok(())
     }
@@ -160,7 +157,8 @@ impl Bench {
         }
         for id in &self.numbered {
             let Some(sequence) = tables.sequences.get(*id) else { continue };
-            let (received, sent) = (sequence.received.load(Ordering::Relaxed), sequence.sent.load(Ordering::Relaxed));
+            let (received, sent) =
+                (sequence.received.load(Ordering::Relaxed), sequence.sent.load(Ordering::Relaxed));
             if let Some(numbers) = numbers(received, sent, moment) {
                 seen.numbers.insert(*id, numbers);
             }
@@ -243,8 +241,10 @@ impl Bench {
     /// Frames that did not fit, reported since the last call.
     pub(super) fn too_big(&mut self) -> Notices {
         let Some(ring) = self.loaded.too_big.as_mut() else { return Vec::new() };
-        std::iter::from_fn(|| ring.next().map(|event| captured(&bytemuck::pod_read_unaligned::<TooBig>(&event))))
-            .collect()
+        std::iter::from_fn(|| {
+            ring.next().map(|event| captured(&bytemuck::pod_read_unaligned::<TooBig>(&event)))
+        })
+        .collect()
     }
 }
 
