@@ -9,9 +9,22 @@ use anyhow::{Context as _, Result};
 use super::Sample;
 use super::code::{decode, encode, from_hex, to_hex};
 
-/// Where it is.
-pub fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/pipeline.hex")
+/// Where a target's is.
+pub fn path(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target).with_extension("hex")
+}
+
+/// Writes each of a target's samples to a file of its own, as cargo-fuzz wants them, in a folder beside it.
+///
+/// # Errors
+/// It cannot be read, or they cannot be written.
+pub fn unpack(target: &str) -> Result<()> {
+    let folder = path(target).with_extension("");
+    fs::create_dir_all(&folder)?;
+    for (number, bytes) in read_bytes(&path(target))?.iter().enumerate() {
+        fs::write(folder.join(format!("kept-{number}")), bytes)?;
+    }
+    Ok(())
 }
 
 /// Reads it.

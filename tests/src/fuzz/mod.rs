@@ -5,6 +5,7 @@
 //! - [`host`]: the pipeline over ordinary memory; [`kernel`]: the loaded programs;
 //! - [`compare`]: what was seen beside what must be;
 //! - [`minimise`]: the smallest frame that still shows a difference;
+//! - [`parsers`]: what people and programs write to the daemon;
 //! - [`run`]: all of it, again and again, and what it came to.
 
 pub mod code;
@@ -14,6 +15,7 @@ pub mod generate;
 pub mod host;
 pub mod kernel;
 pub mod minimise;
+pub mod parsers;
 pub mod run;
 pub mod worlds;
 

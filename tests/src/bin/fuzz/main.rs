@@ -8,6 +8,8 @@ use clap::Parser;
 use mgre_tests::fuzz::run::{Budget, Difference, Statistics, on_host};
 use mgre_tests::fuzz::{corpus, kernel};
 
+mod keep;
+
 #[derive(Debug, Parser)]
 #[command(about)]
 struct Arguments {
@@ -26,10 +28,22 @@ struct Arguments {
     /// Threads
     #[arg(long, default_value_t = 2)]
     threads: u64,
+    /// Keep the shortest of so many frames for everything that can become of one, and do no more
+    #[arg(long)]
+    keep: Option<u64>,
+    /// Write the kept samples of a target of cargo-fuzz to files, and do no more
+    #[arg(long)]
+    unpack: Option<String>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(target) = &arguments.unpack {
+        return done(corpus::unpack(target));
+    }
+    if let Some(frames) = arguments.keep {
+        return done(keep::keep(frames, arguments.seed));
+    }
     let time = Duration::from_secs(arguments.seconds);
     let threads = arguments.threads.max(1);
     let budget = Budget { executions: arguments.executions.div_ceil(threads), time };
@@ -53,7 +67,7 @@ fn main() -> ExitCode {
             Err(difference) => {
                 failed = true;
                 println!("DIFFERENCE\n{difference}\n");
-                if let Err(error) = corpus::add(&corpus::path(), &difference.sample, &difference.what) {
+                if let Err(error) = corpus::add(&corpus::path("pipeline"), &difference.sample, &difference.what) {
                     println!("cannot keep it: {error:#}");
                 }
             }
@@ -61,4 +75,14 @@ fn main() -> ExitCode {
     }
     println!("{all}");
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn done(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,65 @@
+//! Chooses samples to be kept: for everything that can become of a frame, the shortest one.
+
+use std::collections::BTreeMap;
+use std::mem::discriminant;
+
+use anyhow::Result;
+use mgre_tests::fuzz::generate::Generator;
+use mgre_tests::fuzz::worlds::world;
+use mgre_tests::fuzz::{Sample, code, corpus};
+use mgre_tests::model::{Input, Model, Prediction};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+
+/// Networks whose frames are looked at.
+const WORLDS: u64 = 40;
+
+/// What became of a frame, and of what kind it was, in a line.
+fn signature(input: &Input, prediction: &Prediction) -> String {
+    let outcome = &prediction.outcome;
+    let drops: Vec<_> = outcome.drops.keys().map(|(_, direction, reason)| (*direction, reason.name())).collect();
+    let outputs: Vec<_> = outcome.outputs.iter().map(|output| (output.egress.side, output.mark != 0)).collect();
+    let kinds: Vec<_> = prediction.free.iter().map(|free| (free.identification, free.source_port.is_some())).collect();
+    let told = (outcome.reports.len(), outcome.too_big.len(), outcome.numbers.len(), outcome.flooded.is_some());
+    format!(
+        "{:?}, {:?}, {drops:?}, {:?}, {:?}, {told:?}, superframe {}, tag {}",
+        discriminant(&input.entrance),
+        outcome.end,
+        &outputs[..outputs.len().min(2)],
+        kinds.first(),
+        input.segment_size != 0,
+        input.tag.is_some(),
+    )
+}
+
+/// Looks at so many frames, and adds what is new to the corpus.
+pub(crate) fn keep(frames: u64, seed: u64) -> Result<()> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut kept: BTreeMap<String, Sample> = BTreeMap::new();
+    for number in 0..WORLDS {
+        let number = if number < WORLDS / 2 { 0 } else { rng.random() };
+        let description = world(number);
+        let (model, generator) = (Model::new(&description), Generator::new(&description));
+        for _ in 0..frames / WORLDS {
+            let input = generator.input(&mut rng);
+            if input.bytes.len() < 14 {
+                continue;
+            }
+            let prediction = model.predict(&input);
+            let sample = Sample { world: number, input };
+            let signature = signature(&sample.input, &prediction);
+            let len = |sample: &Sample| code::encode(sample).len();
+            match kept.get(&signature) {
+                Some(before) if len(before) <= len(&sample) => {}
+                _ => drop(kept.insert(signature, sample)),
+            }
+        }
+    }
+    for sample in kept.values() {
+        let outcome = Model::new(&world(sample.world)).predict(&sample.input).outcome;
+        let reasons: Vec<_> = outcome.drops.keys().map(|(_, _, reason)| reason.name()).collect();
+        let what = format!("{:?}: {:?}, {} outputs, {reasons:?}", sample.input.entrance, outcome.end, outcome.outputs.len());
+        corpus::add(&corpus::path("pipeline"), sample, &what)?;
+    }
+    Ok(())
+}
