@@ -29,7 +29,8 @@ fn what_was_kept_comes_out_right_on_the_host() {
 
 #[test]
 fn new_frames_come_out_right_on_the_host() {
-    let statistics = on_host(SEED, executions(100_000), None).unwrap_or_else(|difference| panic!("{difference}"));
+    let statistics =
+        on_host(SEED, executions(100_000), None).unwrap_or_else(|difference| panic!("{difference}"));
     println!("{statistics}");
     // It is no test if most frames are refused early.
     assert!(statistics.reasons.len() > 18, "{:?}", statistics.reasons);

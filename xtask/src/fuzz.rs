@@ -24,7 +24,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     }
     host::run(host::cargo(root).args(build))?;
     let program = xtask::target_dir(root).join("fuzz/fuzz");
-    let mut fuzz = if kernel { host::privileged(&program, &[])? } else { std::process::Command::new(&program) };
+    let mut fuzz =
+        if kernel { host::privileged(&program, &[])? } else { std::process::Command::new(&program) };
     let Some(target) = &arguments.target else {
         return host::run(fuzz.args(&arguments.args));
     };

@@ -68,7 +68,9 @@ fn a_lapsed_lease() {
     assert_eq!(side(tcp_v4(station(3), station(1), 9)), Side::Neighbor);
     assert_eq!(side(frame(station(3), station(1), 0x0806, 46)), Side::Out, "the last known next hop");
     // A hub's packet that goes from IPv4 to IPv6 is none that the kernel would find a next hop for.
-    for (outer, from, to) in [(Outer::from_peer(peer_v4(17), HUB), 17, 18), (Outer::from_peer(peer_v6(18), HUB), 18, 17)] {
+    for (outer, from, to) in
+        [(Outer::from_peer(peer_v4(17), HUB), 17, 18), (Outer::from_peer(peer_v6(18), HUB), 18, 17)]
+    {
         let mut packet = HostFrame::new(outer.wrap(&tcp_v4(station(to), station(from), 9)));
         match act::process_underlay(&mut packet, &tables) {
             HostAction::Sent(egress) => assert_eq!(egress.side, Side::Out, "the last known next hop"),

@@ -1,5 +1,6 @@
 //! Samples that are kept: one a line, in hexadecimal digits ([`super::code`]); lines that begin with `#` say what for.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -51,16 +52,19 @@ pub fn read_bytes(path: &Path) -> Result<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// Adds a sample, unless it is there.
+/// Adds samples that are not there yet, with a line that says what each is for.
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn add(path: &Path, sample: &Sample, what: &str) -> Result<()> {
-    if path.exists() && read(path)?.contains(sample) {
-        return Ok(());
-    }
+/// The file cannot be read or written.
+pub fn add(path: &Path, samples: impl IntoIterator<Item = (String, Sample)>) -> Result<()> {
+    let kept: HashSet<Vec<u8>> =
+        if path.exists() { read_bytes(path)?.into_iter().collect() } else { HashSet::new() };
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    let what = what.lines().next().unwrap_or_default();
-    writeln!(file, "# {what}\n{}", to_hex(&encode(sample)))?;
+    for (what, sample) in samples {
+        let bytes = encode(&sample);
+        if !kept.contains(&bytes) {
+            writeln!(file, "# {}\n{}", what.lines().next().unwrap_or_default(), to_hex(&bytes))?;
+        }
+    }
     Ok(())
 }

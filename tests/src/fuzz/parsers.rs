@@ -7,8 +7,8 @@ use std::str::FromStr;
 use mgre_common::wire::MacAddr;
 use mgre_user::api::messages::FdbFilter;
 use mgre_user::model::{
-    Cidr, Df, Document, Encap, LinkLocal, Locals, Mode, Mtu, PeerSettings, PortSettings, Record, SegmentSettings,
-    StormLimit, Tos,
+    Cidr, Df, Document, Encap, LinkLocal, Locals, Mode, Mtu, PeerSettings, PortSettings, Record,
+    SegmentSettings, StormLimit, Tos,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;

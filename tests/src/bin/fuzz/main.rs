@@ -67,7 +67,9 @@ fn main() -> ExitCode {
             Err(difference) => {
                 failed = true;
                 println!("DIFFERENCE\n{difference}\n");
-                if let Err(error) = corpus::add(&corpus::path("pipeline"), &difference.sample, &difference.what) {
+                if let Err(error) =
+                    corpus::add(&corpus::path("pipeline"), [(difference.what, difference.sample)])
+                {
                     println!("cannot keep it: {error:#}");
                 }
             }

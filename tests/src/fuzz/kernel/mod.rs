@@ -25,6 +25,7 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbKey;
+use mgre_common::reason::DropReason;
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::{End, Entrance};
 use mgre_ebpf::host::world::{SLOW, UNDERLAY, VLAN_INTERFACE, World};
@@ -264,7 +265,8 @@ impl Kernel {
     /// Whether a frame of an address that is held was not flooded because another one was a moment ago.
     fn is_paced(&mut self, key: FdbKey, seen: &Outcome) -> bool {
         let now = Instant::now();
-        if seen.flooded.is_some() {
+        // Whatever became of it then, it was let through here.
+        if !seen.drops.keys().any(|(_, _, reason)| *reason == DropReason::Loop) {
             self.paced.insert(key, now);
             return false;
         }
