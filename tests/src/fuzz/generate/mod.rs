@@ -12,6 +12,7 @@ use rand::Rng as _;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 
+use super::kernel::MANY;
 use crate::model::{Input, Moment};
 
 /// Makes frames for a network.
@@ -48,7 +49,7 @@ impl<'a> Generator<'a> {
         let mut moment = moment(rng);
         if rng.random_bool(0.3) {
             // In the kernel time goes on, so that nearly too many would sometimes be just enough.
-            let some = if self.superframes { rng.random_range(0..400) } else { 0x7fff };
+            let some = if self.superframes { rng.random_range(0..400) } else { MANY };
             moment.paced = self.superframes && rng.random_bool(0.3);
             moment.flooded = *[0, 31, 32, 249, 250, some].choose(rng).unwrap_or(&0);
             if !self.superframes && moment.flooded != 0 {
