@@ -122,7 +122,7 @@ fn lowered_behind_tags_and_options() {
     let fits: u16 = 1500 - 28 - 14 - 40;
     assert_eq!(size(&size_after(tagged, &tables)), Some(fits - 4));
 
-    let padded = [[TcpOptionElement::Noop; 36].as_slice(), &ask].concat();
+    let padded = [vec![TcpOptionElement::Noop; 36].as_slice(), &ask].concat();
     let padded = HostFrame::new(segment(false, true, true, &padded));
     assert_eq!(size(&size_after(padded, &tables)), Some(fits));
 

@@ -81,6 +81,8 @@ struct Kernel {
     reported: HashMap<(FdbKey, u32), Instant>,
     told: HashMap<[u8; 16], Instant>,
     paced: HashMap<FdbKey, Instant>,
+    /// A time before the frame was run.
+    came: Instant,
     out: Vec<u8>,
     statistics: Statistics,
 }
@@ -200,6 +202,7 @@ impl Kernel {
             reported: HashMap::new(),
             told: HashMap::new(),
             paced: HashMap::new(),
+            came: Instant::now(),
             out: vec![0; 16 * 1024],
             statistics: Statistics::default(),
         })
@@ -235,6 +238,7 @@ impl Kernel {
             _ => 0,
         };
         self.bench.prepare(input.moment);
+        self.came = Instant::now();
         if !slow && rng.random_bool(0.4) {
             let which = usize::from(rng.random::<bool>());
             let ran = self.run_early(input, which).map_err(|error| format!("the early hook: {error:#}"))?;
@@ -276,7 +280,7 @@ impl Kernel {
             self.paced.insert(key, now);
             return false;
         }
-        self.paced.get(&key).is_some_and(|last| now - *last < PACED_AGAIN)
+        self.paced.get(&key).is_some_and(|last| self.is_since(*last, PACED_AGAIN))
     }
 
     /// Runs a frame; nothing where the kernel makes no socket buffer of so short a one.
@@ -391,12 +395,18 @@ impl Kernel {
         Ok(seen)
     }
 
+    /// Whether the frame came within some time after something was noted. (It came before now, and that was noted after
+    /// it happened, however long this thread had to wait for its CPU.)
+    fn is_since(&self, last: Instant, time: Duration) -> bool {
+        self.came.saturating_duration_since(last) < time
+    }
+
     /// An address that was reported a moment ago is not reported again.
     fn with_missing_reports(&mut self, wanted: &[LearnEvent], seen: Vec<LearnEvent>) -> Vec<LearnEvent> {
         let now = Instant::now();
         if let (Some(event), true) = (wanted.first(), seen.is_empty()) {
             let last = self.reported.get(&(event.key, event.source));
-            if last.is_some_and(|last| now - *last < REPORT_AGAIN) {
+            if last.is_some_and(|last| self.is_since(*last, REPORT_AGAIN)) {
                 return wanted.to_vec();
             }
         }
@@ -419,7 +429,7 @@ impl Kernel {
             start
         };
         if let (Some((_, bytes)), true) = (wanted.too_big.first(), seen.is_empty())
-            && self.told.get(&like(bytes)).is_some_and(|last| now - *last < TOO_BIG_AGAIN)
+            && self.told.get(&like(bytes)).is_some_and(|last| self.is_since(*last, TOO_BIG_AGAIN))
         {
             return wanted.too_big.clone();
         }
