@@ -229,7 +229,7 @@ impl Kernel {
         {
             return Ok(());
         }
-        if is_flooded_runt(&prediction.outcome) {
+        if is_runt(&prediction.outcome) {
             return Ok(());
         }
         prediction.outcome.drops = self.bench.with_rows(prediction.outcome.drops);
@@ -461,10 +461,10 @@ fn is_cut_in_a_tag(frame: &[u8]) -> bool {
     at > 12 && frame.len() < at + 4
 }
 
-/// Whether it is a frame of fewer than 16 bytes that is copied: between headers of the longest kind and the shortest the
+/// Whether it is a frame of fewer than 16 bytes that may get one header in the place of another: between headers of the longest kind and the shortest the
 /// kernel would leave less than an IPv6 header, and refuses (`headroom`), which depends on who comes after whom.
-fn is_flooded_runt(outcome: &Outcome) -> bool {
-    outcome.flooded.is_some() && outcome.received.is_some_and(|(_, bytes)| bytes < 16)
+fn is_runt(outcome: &Outcome) -> bool {
+    outcome.received.is_some_and(|(_, bytes)| bytes < 16)
 }
 
 /// Reports of frames that do not fit.
