@@ -332,9 +332,13 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
             return Err(DropReason::SequenceOld);
         }
     }
-    let Some(inner) = Inner::read(frame, strip.outer_len) else {
-        let OutOf { inner, tos, .. } = OutOf::NOTHING;
-        return Ok((inner, tos));
+    let inner = match Inner::read(frame, strip.outer_len) {
+        Some(inner) if inner.is_within(strip.inner_len) => inner,
+        // What stands behind the frame's end is none of it.
+        _ => {
+            let OutOf { inner, tos, .. } = OutOf::NOTHING;
+            return Ok((inner, tos));
+        }
     };
     let ecn = combine_ecn(inner.tos, strip.tos)?;
     let uniform = flags & adjacency_flag::UNIFORM != 0;

@@ -19,7 +19,7 @@ use crate::decide::{OutOf, is_hub};
 use crate::frame::{Egress, Replicate, Side, Step, Strip, inner_wire_len, wire_len};
 use crate::stamp::Traits;
 use crate::tables::Tables;
-use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
+use crate::tunnel::{carries, copy_egress, is_stacked, needs_finishing, relayed_traits};
 
 /// A flooded frame's peers may have any options, so all that any asks for is looked up.
 const ALL: u8 = u8::MAX;
@@ -35,9 +35,6 @@ struct Flood<'a, F, T> {
     /// gets it with a header.
     bare: u32,
     wrapped: u32,
-    /// Rounds before the one and before the other: one of them is zero.
-    bare_from: u32,
-    wrapped_from: u32,
     /// Length on the wire, and bytes to count, of the frame inside.
     frame_len: u32,
     bytes: u32,
@@ -71,6 +68,10 @@ mod state {
     pub(super) const TRIED: u32 = 1 << 2;
     /// What is pending is counted as sent when it comes back from the slow interface.
     pub(super) const COUNTED_LATER: u32 = 1 << 3;
+    /// It must be cut before there is a tunnel around it, whatever the peer.
+    pub(super) const STACKED: u32 = 1 << 4;
+    /// Who gets it with a header comes before who gets it as it is.
+    pub(super) const WRAPPED_FIRST: u32 = 1 << 5;
 }
 
 /// Sends a frame to all of a segment; each copy counts for so many bytes.
@@ -99,7 +100,8 @@ pub fn flood<F: Replicate, T: Tables>(
     let tunnels = if out_of.is_none() || relayed.is_some() { adjacencies } else { 0 };
     let tunnels = tunnels.min(MAX_FLOOD_TARGETS.saturating_sub(ports));
     let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
-    let bare = if finishes { ports + tunnels } else { ports };
+    let stacked = out_of.is_none() && is_stacked(frame);
+    let bare = if finishes || stacked { ports + tunnels } else { ports };
     let (frame_len, traits) = match (out_of, relayed) {
         (_, Some(out_of)) => (inner_wire_len(frame, out_of.strip), relayed_traits(frame, out_of, ALL)),
         (Some(out_of), None) => {
@@ -122,8 +124,6 @@ pub fn flood<F: Replicate, T: Tables>(
         ports,
         bare,
         wrapped: tunnels,
-        bare_from: if relayed.is_some() { tunnels } else { 0 },
-        wrapped_from: if relayed.is_some() { 0 } else { bare },
         hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
         traits,
         pending: 0,
@@ -133,13 +133,14 @@ pub fn flood<F: Replicate, T: Tables>(
         lost: 0,
         out_of: relayed.unwrap_or(OutOf::NOTHING),
         outer_len: 0,
-        state: if relayed.is_some() { state::RECEIVED } else { 0 },
+        state: if relayed.is_some() { state::RECEIVED | state::WRAPPED_FIRST } else { 0 }
+            | if stacked { state::STACKED } else { 0 },
     };
     flood.traits = flood.traits.blur(flood.frame);
     flood.out_of = flood.out_of.blur(flood.frame);
     flood.source = Target::from_bits(flood.frame.blur(flood.source.to_bits()));
-    let Flood { frame, bare, wrapped, bare_from, wrapped_from, frame_len, bytes, .. } = &mut flood;
-    for number in [bare, wrapped, bare_from, wrapped_from, frame_len, bytes] {
+    let Flood { frame, bare, wrapped, frame_len, bytes, .. } = &mut flood;
+    for number in [bare, wrapped, frame_len, bytes] {
         *number = frame.blur(*number);
     }
     flood.hops = flood.frame.blur(flood.hops.into()) as u8;
@@ -152,8 +153,10 @@ pub fn flood<F: Replicate, T: Tables>(
 impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        let bare = index.wrapping_sub(self.bare_from);
-        let wrapped = index.wrapping_sub(self.wrapped_from);
+        // Rounds for the one, and then for the other. (Reckoned, so that there is no branch.)
+        let wrapped_first = self.state / state::WRAPPED_FIRST & 1;
+        let bare = index.wrapping_sub(self.wrapped * wrapped_first);
+        let wrapped = index.wrapping_sub(self.bare * (wrapped_first ^ 1));
         let as_it_is = bare < self.bare;
         let place = if as_it_is { bare } else { self.ports + wrapped };
         let Some(slot) = self.tables.flood_slot(self.start + place) else {
@@ -189,7 +192,8 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             }
             TargetKind::Adjacency(id) => {
                 let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
-                if needs_finishing(template) != as_it_is {
+                let finishes = self.finishes(template);
+                if finishes != as_it_is {
                     // The peer has its copy in the other round, if there is one: a segment may
                     // have got its first such peer while this frame was on its way.
                     let lost = !as_it_is && self.bare <= self.ports;
@@ -198,13 +202,13 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 let egress = self.tunnel_egress(template)?;
                 self.copy_to_pending();
                 self.frame.set_mark(0);
-                if needs_finishing(template) {
+                if finishes {
                     self.bare()?;
                     self.frame.set_mark(Mark { target: to, hops: self.hops }.to_bits());
                 } else {
                     self.encapsulate(template, to)?;
                 }
-                self.is_ready(to, egress, needs_finishing(template));
+                self.is_ready(to, egress, finishes);
             }
             TargetKind::None => return Err(DropReason::Internal),
         }
@@ -239,6 +243,12 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         self.state & bit != 0
     }
 
+    /// Whether it goes to a peer by the slow interface.
+    #[inline(always)]
+    fn finishes(&self, template: &Template) -> bool {
+        needs_finishing(template) || self.has(state::STACKED)
+    }
+
     /// Whether the frame has the outer headers that it came with, of which it is now relieved.
     #[inline(always)]
     fn take_received(&mut self) -> bool {
@@ -267,29 +277,30 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             carries(self.frame, template, behind)?;
         }
         let egress = copy_egress(self.frame, self.tables, template, behind, self.frame_len)?;
-        if !needs_finishing(template) {
+        if !self.finishes(template) {
             return Ok(egress);
         }
         let slow = self.tables.slow_interface().ok_or(DropReason::Headroom)?;
         Ok(Egress::new(slow, Side::Out))
     }
 
-    /// Takes off what outer headers there are.
+    /// Takes off what outer headers there are; what the tunnel that it came through left to do is
+    /// done then.
     #[inline(always)]
     fn bare(&mut self) -> Result<(), DropReason> {
-        if self.take_received() {
-            let out_of = self.out_of;
-            return self.resized(|frame| take_out(frame, out_of));
+        let Strip { mut outer_len, mut inner_len, .. } = self.out_of.strip;
+        if !self.take_received() {
+            if self.outer_len == 0 {
+                return Ok(());
+            }
+            // A tag that was beside it is in it now.
+            (outer_len, inner_len) = (self.outer_len, self.frame.len() - self.outer_len);
+            self.outer_len = 0;
         }
-        if self.outer_len == 0 {
-            return Ok(());
-        }
-        let outer_len = self.outer_len;
-        // A tag that was beside it is in it now.
-        let inner_len = self.frame.len() - outer_len;
+        let (outer_len, inner_len) = (self.frame.blur(outer_len), self.frame.blur(inner_len));
         let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
-        self.outer_len = 0;
-        self.resized(|frame| frame.strip(strip))
+        let OutOf { inner, tos, .. } = self.out_of;
+        self.resized(|frame| take_out(frame, OutOf { inner, tos, ..OutOf::new(strip) }))
     }
 
     /// Puts the outer header for a peer on the frame.

@@ -278,6 +278,12 @@ pub trait Frame {
     /// Whether the kernel takes it for an IP packet.
     fn carries_ip(&self) -> bool;
 
+    /// Whether the kernel takes a packet with an outer header for one of a template's family. It goes on taking it for
+    /// what it was when it gets the template's header in the place of that.
+    fn is_taken_for(&self, _template: &Template) -> bool {
+        true
+    }
+
     /// Whether it may get a template's header in the place of that which it has: not a superframe
     /// that was made for other protocols, by which the kernel would cut it.
     fn may_rest_on(&self, _template: &Template) -> bool {

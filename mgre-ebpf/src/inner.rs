@@ -2,7 +2,7 @@
 //! (RFC 6040, RFC 2983), whether it may be fragmented, and which flow it is of.
 
 use mgre_common::reason::DropReason;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, IpProtocol, VLAN_TAG_LEN};
 
 use crate::frame::Frame;
 
@@ -55,7 +55,7 @@ impl Inner {
     }
 
     /// The IP packet in the frame that begins behind so many bytes of outer headers, if there
-    /// is one, behind no more than two tags in the frame.
+    /// is one, behind no more than two tags.
     #[inline(always)]
     pub fn read<F: Frame>(frame: &F, outer_len: u32) -> Option<Self> {
         const TYPE_AT: usize = ETHERNET_LEN - 2;
@@ -74,6 +74,13 @@ impl Inner {
             _ => return None,
         };
         Some(Self { version, l3, tos })
+    }
+
+    /// Whether its header, without options or extensions, is in a frame of this length.
+    #[inline(always)]
+    pub const fn is_within(&self, frame_len: u32) -> bool {
+        let header_len = if self.version.is_v6() { IPV6_LEN } else { IPV4_LEN };
+        self.l3 + header_len as u32 <= frame_len
     }
 
     /// Whether nobody may fragment it: an IPv4 packet that says so, and any IPv6 packet.
@@ -95,6 +102,10 @@ fn behind_tags<F: Frame>(frame: &F, outer_len: u32) -> Option<(u32, EtherType)> 
     let ethertype = frame.read_behind::<EtherType>(outer_len, FIRST - 2)?;
     if !ethertype.is_vlan() {
         return Some((FIRST as u32, ethertype));
+    }
+    // A tag beside the frame is one of two.
+    if frame.has_tag_beside() {
+        return None;
     }
     const SECOND: usize = FIRST + VLAN_TAG_LEN;
     Some((SECOND as u32, frame.read_behind::<EtherType>(outer_len, SECOND - 2)?))

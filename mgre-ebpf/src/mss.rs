@@ -2,7 +2,7 @@
 //! segments that open a connection, whichever way they go.
 
 use mgre_common::table::Template;
-use mgre_common::wire::IpProtocol;
+use mgre_common::wire::{IPV4_LEN, IPV6_LEN, IpProtocol, VLAN_TAG_LEN};
 
 use crate::frame::{Frame, Replicate, Step};
 use crate::inner::Inner;
@@ -11,14 +11,14 @@ use crate::inner::Inner;
 const TCP_LEN: usize = 20;
 /// Where it has its checksum.
 const CHECKSUM_AT: u32 = 16;
-/// Every option that is not padding is at least this long.
-const MAX_OPTIONS: u32 = 20;
+/// A header has room for so many bytes of options, each of which may be padding.
+const MAX_OPTIONS: u32 = 40;
 
 /// A TCP header that opens a connection, and what is before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
-    /// Bytes before the IP header.
-    l3: u32,
+    /// Bytes before what follows an IP header without options.
+    l4: u32,
     /// Bytes before the TCP header.
     tcp: u32,
     /// Bytes of the TCP header.
@@ -49,7 +49,8 @@ impl Opening {
             return None;
         }
         let len = u32::from(len >> 4) * 4;
-        Some(Self { l3, tcp, len })
+        let least = if version.is_v6() { IPV6_LEN } else { IPV4_LEN };
+        Some(Self { l4: l3 + least as u32, tcp, len })
     }
 }
 
@@ -113,7 +114,8 @@ impl<F: Replicate> Search<'_, F> {
 pub fn clamp<F: Replicate>(frame: &mut F, template: &Template) {
     let Some(opening) = Opening::read(frame, 0) else { return };
     // IP and TCP headers without options, as for any maximum segment size (RFC 6691 2).
-    let headers = opening.l3 + if opening.tcp - opening.l3 == 40 { 40 } else { 20 } + TCP_LEN as u32;
+    let tag = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
+    let headers = tag + opening.l4 + TCP_LEN as u32;
     let room = template.max_frame;
     if room <= headers {
         return;

@@ -172,6 +172,12 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Ju
     if first >> 4 != 6 {
         return FOREIGN;
     }
+    // So the tables hold IPv4 addresses. No packet on a wire may have one (RFC 4291 2.5.5.2), and
+    // one that has it is not for an IPv4 address of ours.
+    let [mapped @ .., _] = mapped_v4(0);
+    if ip[8] == mapped[2] && ip[6] | ip[7] == 0 {
+        return FOREIGN;
+    }
     let addresses = Addresses { remote: [ip[2], ip[3], ip[4], ip[5]], local: [ip[6], ip[7], ip[8], ip[9]] };
     let packet = Ip {
         payload_len: u32::from(u16::from_be_bytes([length_high, length_low])),

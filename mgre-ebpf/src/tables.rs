@@ -91,7 +91,7 @@ pub trait Tables {
 
     /// Tells the daemon of a frame that did not fit, unless it was told lately of one with
     /// the same MAC addresses. The frame begins behind so many bytes of outer headers; of
-    /// `event`, what is said of its bytes is filled in here.
+    /// `event`, `captured` says how many bytes it has, and is filled in here.
     fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead);
 
     /// A number for a packet to a target that differs from those of the packets before it.

@@ -9,12 +9,12 @@ use mgre_common::event::TooBigHead;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
 use crate::act::take_out;
 use crate::decide::OutOf;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, inner_wire_len, wire_len};
-use crate::inner::{ECN, Inner, ecn};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
+use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
 use crate::tables::{Now, Tables};
 
@@ -64,8 +64,9 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if needs_finishing(template) || !may_be_wrapped {
         return to_be_finished(frame, tables, journey, out_of);
     }
+    let asks = if out_of.is_some() { frame.is_taken_for(template) } else { frame.carries_ip() };
     let egress =
-        if frame_len > template.max_frame { slow(tables)? } else { egress(frame, tables, template, now)? };
+        if frame_len > template.max_frame { slow(tables)? } else { egress(tables, template, asks, now)? };
     wrap(frame, tables, template, journey.to, out_of)?;
     finish(frame, tables, journey, egress)
 }
@@ -87,7 +88,7 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     let egress = if routed && wire_len(frame) > template.max_frame {
         slow(tables)?
     } else {
-        egress(frame, tables, template, now)?
+        egress(tables, template, frame.carries_ip(), now)?
     };
     let traits = Traits::read(frame, 0, template.options);
     frame.encapsulate(template, traits.stamp(tables, template, mark.target, mark.hops))?;
@@ -120,7 +121,7 @@ pub(crate) const fn needs_finishing(template: &Template) -> bool {
 /// Whether it is a superframe with a tag beside it and another one inside, which the kernel
 /// cannot cut once there is a tunnel around both.
 #[inline(always)]
-fn is_stacked<F: Frame>(frame: &F) -> bool {
+pub(crate) fn is_stacked<F: Frame>(frame: &F) -> bool {
     frame.segment_size() != 0
         && frame.has_tag_beside()
         && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
@@ -173,26 +174,31 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
     }
 }
 
-/// The traits of a frame that goes from tunnel to tunnel, whose ECN field inside is not
+/// The traits of a frame that goes from tunnel to tunnel, whose traffic class inside is not
 /// brought up to date on the way: what the last outer packet said goes into the next one.
 #[inline(always)]
 pub(crate) fn relayed_traits<F: Frame>(frame: &F, out_of: OutOf, options: u8) -> Traits {
-    let traits = Traits::read(frame, out_of.strip.outer_len, options);
-    if out_of.remarks() { Traits { tos: traits.tos & !ECN | out_of.tos & ECN, ..traits } } else { traits }
+    let Strip { outer_len, inner_len, .. } = out_of.strip;
+    let mut traits = Traits::read(frame, outer_len, options);
+    // What stands behind the frame's end is padding, whatever it looks like.
+    if inner_len < (ETHERNET_LEN + IPV4_LEN) as u32 {
+        traits = Traits { flow: traits.flow, ..Traits::NONE }.blur(frame);
+    }
+    if out_of.remarks() { Traits { tos: out_of.tos, ..traits } } else { traits }
 }
 
 /// Where a frame goes through a template: to the next hop in it as long as the daemon answers
-/// for that; then to the one that the kernel finds, which it does for what it takes for an IP
-/// packet.
+/// for that; then to the one that the kernel finds, which it does for what it takes for a packet
+/// of the outer header's kind.
 #[inline(always)]
-fn egress<F: Frame, T: Tables>(
-    frame: &F,
+fn egress<T: Tables>(
     tables: &T,
     template: &Template,
+    is_taken_for_ip: bool,
     now: Now,
 ) -> Result<Egress, DropReason> {
     let flags = template.flags;
-    let asks = flags & template_flag::ROUTED != 0 && frame.carries_ip();
+    let asks = flags & template_flag::ROUTED != 0 && is_taken_for_ip;
     if flags & template_flag::RESOLVED != 0 && (tables.has_lease(now) || !asks) {
         return Ok(Egress::new(template.ifindex, Side::Out));
     }
@@ -305,6 +311,6 @@ fn tell<F: Replicate, T: Tables>(
     tables.report_too_big(
         frame,
         outer_len,
-        TooBigHead { source, adjacency, mtu, frame_len, captured: 0, tag },
+        TooBigHead { source, adjacency, mtu, frame_len, captured: journey.bytes, tag },
     );
 }

@@ -1,6 +1,7 @@
 //! mgre's tasks, as `cargo xtask TASK`: one command per job, the same for a person and for CI.
 
 mod check;
+mod fuzz;
 mod host;
 mod load;
 mod setup;
@@ -56,6 +57,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run millions of frames through the pipeline or the loaded programs, and compare with the model
+    Fuzz(fuzz::Arguments),
     /// Build mgre and run its daemon on an interface of this host until Ctrl-C
     Load(load::Arguments),
 }
@@ -91,6 +94,7 @@ fn run(task: Task) -> Result<()> {
                 ebpf::build(&toolchain, root, &xtask::target_dir(root).join("ebpf"), ebpf::Object::Bench)?;
             host::run(bench.arg("--object").arg(object).args(args))
         }
+        Task::Fuzz(arguments) => fuzz::run(root, &arguments),
         Task::Load(arguments) => load::run(root, &arguments),
     }
 }

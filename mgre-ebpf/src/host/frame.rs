@@ -132,6 +132,11 @@ impl Frame for HostFrame {
         Some((EtherType::from_bytes([a, b]), u16::from_be_bytes([high, low])))
     }
 
+    fn is_taken_for(&self, template: &Template) -> bool {
+        let ipv6 = self.read::<EtherType>(12) == Some(EtherType::IPV6);
+        ipv6 == (template.family == OuterFamily::Ipv6 as u8)
+    }
+
     fn carries_ip(&self) -> bool {
         self.read::<EtherType>(12).is_some_and(|kind| kind == EtherType::IPV4 || kind == EtherType::IPV6)
     }

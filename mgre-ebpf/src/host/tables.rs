@@ -315,7 +315,7 @@ impl Tables for MemoryTables {
 
     fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead) {
         let mut bytes = [0; TOO_BIG_CAPTURE];
-        let captured = frame.copy_bytes(outer_len, &mut bytes);
+        let captured = frame.copy_bytes(outer_len, &mut bytes).min(event.captured);
         self.too_big.borrow_mut().push(TooBig { head: TooBigHead { captured, ..event }, bytes });
     }
 

@@ -303,6 +303,7 @@ impl Tables for Maps {
         // are read, as many as `captured` says.
         unsafe {
             let captured = frame.copy_bytes(outer_len, &mut (*to).bytes);
+            let captured = if captured < event.captured { captured } else { event.captured };
             (&raw mut (*to).head).write(TooBigHead { captured, ..event });
         }
         entry.submit(0);

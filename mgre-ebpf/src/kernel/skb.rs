@@ -16,7 +16,7 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV6_LEN, VLAN_TAG_LEN};
 use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
 use mgre_ebpf::inner::Inner;
 
@@ -185,7 +185,9 @@ impl<const INGRESS: bool> Skb<INGRESS> {
             return Ok(());
         }
         self.resize(strip.outer_len + strip.inner_len)?;
-        let told = inner == EtherType::IPV4 || inner == EtherType::IPV6;
+        // Of a cut-short IPv6 header it is told nothing (`strip`).
+        let whole_v6 = strip.inner_len >= (ETHERNET_LEN + IPV6_LEN) as u32;
+        let told = inner == EtherType::IPV4 || inner == EtherType::IPV6 && whole_v6;
         let outer = EtherType::from_word(field!(self.protocol) as u16);
         let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
         if strip.inner_len < least {
@@ -299,6 +301,11 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     #[inline(always)]
     fn carries_ip(&self) -> bool {
         self.is_ip()
+    }
+
+    #[inline(always)]
+    fn is_taken_for(&self, template: &Template) -> bool {
+        self.takes_it_for(encap::outer_ethertype(template))
     }
 
     #[inline(always)]

@@ -108,6 +108,32 @@ fn lowered_both_ways_to_what_fits() {
     }
 }
 
+/// A tag beside the frame takes room as well; all options may be padding but the last; and those of IP count nothing.
+#[test]
+fn lowered_behind_tags_and_options() {
+    let tables = tables(1500);
+    let size_after = |mut sent: HostFrame, tables: &MemoryTables| {
+        act::process_port(&mut sent, tables, 10);
+        let (_, packet) = sent.sent.pop().expect("it goes");
+        packet[42..].to_vec()
+    };
+    let ask = [TcpOptionElement::MaximumSegmentSize(1460)];
+    let tagged = HostFrame::new(segment(false, true, true, &ask)).with_tag([0x81, 0, 0, 5]);
+    let fits: u16 = 1500 - 28 - 14 - 40;
+    assert_eq!(size(&size_after(tagged, &tables)), Some(fits - 4));
+
+    let padded = [vec![TcpOptionElement::Noop; 36].as_slice(), &ask].concat();
+    let padded = HostFrame::new(segment(false, true, true, &padded));
+    assert_eq!(size(&size_after(padded, &tables)), Some(fits));
+
+    let mut long = segment(false, true, true, &ask);
+    // Twenty bytes of IP options; where TCP begins is all that matters here.
+    long[14] = 0x4a;
+    long.splice(34..34, [0; 20]);
+    let long = size_after(HostFrame::new(long), &tables);
+    assert_eq!(long[14 + 40 + 22..14 + 40 + 24], fits.to_be_bytes());
+}
+
 /// The early hook leaves what is to be changed to the last one, and nothing else.
 #[test]
 fn the_early_hook_leaves_openings_alone() {

@@ -15,8 +15,11 @@ use crate::frame::Side;
 use crate::host::frame::{HostAction, HostFrame};
 use crate::host::packet::{Outer, frame, tcp_v4};
 use crate::host::tables::MemoryTables;
-use crate::host::world::{Entry, PEER_A, PeerSpec, PortSpec, World, station};
+use crate::host::world::{Entry, PEER_A, PeerSpec, PortSpec, World, peer_v4, peer_v6, station};
 use crate::{act, express};
+
+/// The key of a segment that is a hub.
+const HUB: Option<u32> = Some(33);
 
 fn tables() -> MemoryTables {
     let mut tables = MemoryTables::default();
@@ -64,6 +67,16 @@ fn a_lapsed_lease() {
     };
     assert_eq!(side(tcp_v4(station(3), station(1), 9)), Side::Neighbor);
     assert_eq!(side(frame(station(3), station(1), 0x0806, 46)), Side::Out, "the last known next hop");
+    // A hub's packet that goes from IPv4 to IPv6 is none that the kernel would find a next hop for.
+    for (outer, from, to) in
+        [(Outer::from_peer(peer_v4(17), HUB), 17, 18), (Outer::from_peer(peer_v6(18), HUB), 18, 17)]
+    {
+        let mut packet = HostFrame::new(outer.wrap(&tcp_v4(station(to), station(from), 9)));
+        match act::process_underlay(&mut packet, &tables) {
+            HostAction::Sent(egress) => assert_eq!(egress.side, Side::Out, "the last known next hop"),
+            action => panic!("{action:?}"),
+        }
+    }
     // Between ports there is no next hop.
     assert_eq!(side(tcp_v4(station(2), station(1), 9)), Side::Out);
     // The early hook leaves it to the last.

@@ -42,6 +42,8 @@ pub fn cases() -> Vec<Case> {
     cases.extend(combined_in());
     cases.extend(models());
     cases.extend(relayed());
+    cases.extend(flooded());
+    cases.extend(cut_short());
     cases
 }
 
@@ -179,4 +181,35 @@ fn relayed() -> Vec<Case> {
         });
     }
     cases
+}
+
+/// A hub's copies, of which the first is the next tunnel's: all of them say what was met.
+fn flooded() -> Vec<Case> {
+    let key = Some(33);
+    let inner = with_tos(&tcp_v4(station(200), station(17), 40), INSIDE | 2);
+    let met = with_tos(&inner, INSIDE | 3);
+    let outer = Outer::from_peer(peer_v4(17), key).tos(OUTSIDE | 3);
+    let on = Outer { ttl: 30, ..Outer::to_peer(peer_v6(18), key) }.tos(3);
+    let case = Case::underlay("congestion met by what a hub floods", outer.wrap(&inner))
+        .received(Target::adjacency(17), inner.len())
+        .into_tunnel_as(18, &on, &inner)
+        .out_of_port(21, &met)
+        .left_to_finish(36, 30, &met)
+        .flooded(13);
+    vec![case]
+}
+
+/// What is too short for an IP header is no IP packet, whatever stands behind it.
+fn cut_short() -> Vec<Case> {
+    let outer = Outer::from_peer(PEER_A, Some(7)).tos(3);
+    let short = |name: &str, payload_len: usize, padding: &[u8]| {
+        let mut inner = frame(station(1), station(3), 0x0800, payload_len);
+        inner.iter_mut().skip(14).for_each(|byte| *byte = 0x45);
+        let packet = [outer.wrap(&inner), padding.to_vec()].concat();
+        Case::underlay(name, packet).received(Target::adjacency(0), inner.len()).out_of_port(0, &inner)
+    };
+    vec![
+        short("congestion outside a cut IPv4 header", 19, &[]),
+        short("congestion outside padding that looks like IPv4", 0, &[0x45; 40]),
+    ]
 }

@@ -59,6 +59,12 @@ pub fn cases() -> Vec<Case> {
             &to_b,
         ),
         Case::from_spoke("too big for the other spoke", &spoke, &large).told(12, 150 - 28 - 14, &large),
+        Case::underlay(
+            "too big for the other spoke, and padded",
+            [spoke.wrap(&large), vec![0xee; 9]].concat(),
+        )
+        .received(A, large.len())
+        .told(12, 150 - 28 - 14, &large),
         Case::from_spoke("back to the same spoke", &spoke, &tcp_v4(station(3), station(3), 9))
             .refused(A, DropReason::NoTarget),
         Case::from_spoke("a superframe from spoke to spoke", &spoke, &tcp_v4(station(4), station(3), 4000))

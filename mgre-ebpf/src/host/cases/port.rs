@@ -83,6 +83,18 @@ fn flooded() -> Vec<Case> {
                 .flooded(1),
         );
     }
+    // Cut before there is a tunnel around both tags.
+    let stacked = tagged(&tcp_v4(station(99), station(1), 4000), 0x8100, 6);
+    let on_the_wire = tagged(&stacked, 0x8100, 5);
+    cases.push(
+        from_port("a superframe with two tags is flooded", 0, &stacked)
+            .out_of_port(1, &on_the_wire)
+            .copy_left_to_finish(&on_the_wire)
+            .left_to_finish(1, u8::MAX, &on_the_wire)
+            .flooded(1)
+            .superframe(1000)
+            .tag([0x81, 0, 0, 5]),
+    );
     let to_all = |len| frame(MacAddr::BROADCAST, station(1), 0x0806, len);
     let (small, medium, large) = (to_all(60), to_all(100), to_all(1000));
     let source = Target::port(4);

@@ -8,7 +8,7 @@ use mgre_common::wire::MacAddr;
 use super::Case;
 use crate::host::packet::{Outer, Sum, frame, kinds, tagged, tcp_v4, udp_v6};
 use crate::host::world::{
-    LOCAL_V6, PEER_A, PEER_A_V6, PEER_B_V6, PeerSpec, World, peer_v4, peer_v6, station,
+    LOCAL, LOCAL_V6, PEER_A, PEER_A_V6, PEER_B_V6, PeerSpec, World, peer_v4, peer_v6, station,
 };
 
 /// The key of the segment with IPv6 peers.
@@ -29,7 +29,23 @@ pub fn cases() -> Vec<Case> {
     cases.extend(sent());
     cases.extend(relayed());
     cases.extend(flooded_to_all());
+    cases.extend(mapped());
     cases
+}
+
+/// An IPv4 address where an IPv6 one stands is nobody's: not the peer's whose IPv4 address it is.
+fn mapped() -> Vec<Case> {
+    let mapped = |[a, b, c, d]: [u8; 4]| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d];
+    let inner = tcp_v4(station(1), station(3), 20);
+    let from = |destination: [u8; 16]| {
+        let outer = Outer::from_peer(mapped(PEER_A), Some(7));
+        Outer { destination: destination.into(), ..outer }.wrap(&inner)
+    };
+    vec![
+        Case::underlay("IPv4-mapped addresses over IPv6", from(mapped(LOCAL))),
+        Case::underlay("an IPv4-mapped source over IPv6", from(LOCAL_V6))
+            .refused_by_nobody(DropReason::UnknownEndpoint),
+    ]
 }
 
 fn keyed() -> Outer {

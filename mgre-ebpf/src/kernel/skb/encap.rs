@@ -64,7 +64,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
 
     /// Whether the kernel takes it for a packet of this type.
     #[inline(always)]
-    fn takes_it_for(&self, ethertype: EtherType) -> bool {
+    pub(super) fn takes_it_for(&self, ethertype: EtherType) -> bool {
         field!(self.protocol) as u16 == ethertype.to_word()
     }
 
@@ -218,6 +218,6 @@ impl<const INGRESS: bool> Skb<INGRESS> {
 
 /// The type of a template's outer packets.
 #[inline(always)]
-fn outer_ethertype(template: &Template) -> EtherType {
+pub(super) fn outer_ethertype(template: &Template) -> EtherType {
     if is_v6(template) { EtherType::IPV6 } else { EtherType::IPV4 }
 }

@@ -1,10 +1,17 @@
 //! RFC 2983, 6040, 9601: DSCP and ECN. The table of RFC 6040 itself is tested beside its code.
 
 use mgre_common::reason::DropReason;
+use mgre_common::table::segment_flag;
+use mgre_common::target::Target;
 
 use super::hold;
+use crate::act;
 use crate::host::cases::classes::DECAPSULATION;
 use crate::host::cases::{Case, End};
+use crate::host::frame::HostFrame;
+use crate::host::packet::{Outer, tcp_v4, with_tos};
+use crate::host::tables::MemoryTables;
+use crate::host::world::{Entry, PeerSpec, World, peer_v4, station};
 
 /// The traffic class of a packet, and that of the IP packet in it, behind whatever tags.
 fn class(packet: &[u8]) -> u8 {
@@ -96,4 +103,30 @@ fn rfc_2983_3_the_uniform_model() {
         let delivered = class(&case.expected.outputs[0].1) & 0xfc;
         assert_eq!(delivered, class(&case.bytes) & 0xfc, "{}", case.name);
     }
+}
+
+/// What the middle of the network says goes on through a hub, to the last tunnel.
+#[test]
+fn rfc_2983_3_the_uniform_model_through_a_hub() {
+    let peer = |id| PeerSpec::new(id, 1, peer_v4(id), Some(7)).uniform();
+    let entry = |number: u8| Entry {
+        segment: 1,
+        mac: station(number),
+        target: Target::adjacency(number.into()),
+        seen: 1,
+        held: false,
+    };
+    let world = World {
+        peers: vec![peer(1), peer(2)],
+        segments: vec![(1, segment_flag::VALID | segment_flag::HUB)],
+        entries: vec![entry(1), entry(2)],
+        ..World::default()
+    };
+    let mut tables = MemoryTables::default();
+    world.install(&mut tables);
+    let inner = with_tos(&tcp_v4(station(2), station(1), 9), 0xb8);
+    let outer = Outer::from_peer(peer_v4(1), Some(7)).tos(0x28);
+    let mut frame = HostFrame::new(outer.wrap(&inner));
+    act::process_underlay(&mut frame, &tables);
+    assert_eq!(class(&frame.sent[0].1), 0x28);
 }
