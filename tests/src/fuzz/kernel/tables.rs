@@ -235,7 +235,7 @@ impl Bench {
     pub(super) fn with_rows(&self, drops: BTreeMap<Drop, u64>) -> BTreeMap<Drop, u64> {
         let mut rows = BTreeMap::new();
         for ((target, direction, reason), count) in drops {
-            let has_row = row_of(target) < 1 + MAX_PORTS + CAPACITY.adjacencies;
+            let has_row = (1..1 + MAX_PORTS + CAPACITY.adjacencies).contains(&row_of(target));
             let target = if has_row { target } else { Target::NONE };
             if self.targets.contains(&target) {
                 *rows.entry((target, direction, reason)).or_default() += count;
