@@ -217,9 +217,12 @@ fn read_claim<F: Whole>(frame: &F, scene: &Scene, f: &mut Excerpt) -> Option<(Ne
 }
 
 /// Takes note of what a host says of itself: a frame that [`concerns`] picked, from a source that
-/// was admitted.
+/// was admitted. What has a tag is said in another network than the segment's own.
 #[inline(always)]
 pub fn listen<F: Whole, T: Tables>(frame: &F, tables: &T, scene: &Scene) {
+    if frame.has_tag_beside() {
+        return;
+    }
     F::with_excerpt(|f| {
         if let Some((key, flags)) = read_claim(frame, scene, f) {
             hear(tables, scene, &key, mac(f[SENDER], f[SENDER + 1], f[SENDER + 2]), flags);

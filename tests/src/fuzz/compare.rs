@@ -76,6 +76,10 @@ fn difference(wanted: &Outcome, seen: &Outcome) -> String {
     part("drops", &wanted.drops, &seen.drops);
     part("reports", &wanted.reports, &seen.reports);
     part("flooded", &wanted.flooded, &seen.flooded);
+    part("answered", &wanted.answered, &seen.answered);
+    part("claims", &wanted.claims, &seen.claims);
+    part("binding confirmed", &wanted.confirmed, &seen.confirmed);
+    part("binding contested", &wanted.contested, &seen.contested);
     part("too big", &wanted.too_big, &seen.too_big);
     part("age noted", &wanted.seen, &seen.seen);
     part("sequence numbers", &wanted.numbers, &seen.numbers);

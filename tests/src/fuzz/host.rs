@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
+use mgre_common::counters::SegmentTraffic;
 use mgre_common::fdb::{FdbKey, SEEN_STATIC};
+use mgre_common::neighbor::{NeighborKey, NeighborRecord, Protocol};
 use mgre_common::table::{LEASE_JIFFIES, adjacency_flag, port_flag};
 use mgre_ebpf::frame::Side;
 use mgre_ebpf::host::cases::{End, Entrance, captured};
 use mgre_ebpf::host::frame::{HostAction, HostFrame};
 use mgre_ebpf::host::tables::MemoryTables;
-use mgre_ebpf::host::world::{StormSpec, World};
+use mgre_ebpf::host::world::{Sink as _, StormSpec, World};
 use mgre_ebpf::tables::Tables as _;
 use mgre_ebpf::{act, express};
 
@@ -34,6 +36,7 @@ pub struct Host {
     addresses: Vec<FdbKey>,
     storms: Vec<StormSpec>,
     held: Vec<FdbKey>,
+    neighbors: Vec<(NeighborKey, NeighborRecord)>,
     model: Model,
     comparison: Comparison,
     /// Runs of the pipeline so far.
@@ -78,6 +81,7 @@ impl Host {
         let addresses = moving.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
         let comparison = Comparison::default();
         let storms = world.storms.clone();
+        let neighbors = world.neighbors.clone();
         let held = world.entries.iter().filter(|entry| entry.held);
         let held = held.map(|entry| FdbKey::new(entry.segment, entry.mac)).collect();
         Self {
@@ -87,6 +91,7 @@ impl Host {
             addresses,
             storms,
             held,
+            neighbors,
             model,
             comparison,
             executions: 0,
@@ -121,6 +126,15 @@ impl Host {
                 Err(format!("panic: {}", text.unwrap_or_default()))
             }
         }
+    }
+
+    /// Whether some binding is not what it must be.
+    pub fn stray_binding(&self) -> Option<NeighborKey> {
+        let strays = |(key, record): &&(NeighborKey, NeighborRecord)| {
+            let is = |tables: &MemoryTables| tables.neighbor(key).map(|slot| slot.record());
+            [&self.last, &self.early].into_iter().any(|tables| is(tables) != Some(*record))
+        };
+        self.neighbors.iter().find(strays).map(|(key, _)| *key)
     }
 
     /// Whether some address has another age than it must have.
@@ -180,6 +194,12 @@ impl Host {
         if let Some(slot) = prediction.outcome.seen.and_then(|key| tables.slot(key)) {
             slot.touch(UNSEEN);
         }
+        let tables = if early { &mut self.early } else { &mut self.last };
+        for key in prediction.outcome.confirmed.iter().chain(&prediction.outcome.contested) {
+            if let Some((key, record)) = self.neighbors.iter().find(|(other, _)| other == key) {
+                tables.neighbor(*key, *record);
+            }
+        }
         result.map_err(|difference| {
             let hook = if finished.is_some() { "the early hook" } else { "the last hook" };
             format!("{hook}:\n{difference}")
@@ -216,7 +236,13 @@ impl Host {
         }
         let floods = tables.floods.borrow();
         assert!(floods.len() <= 1, "flooded twice");
-        let flooded = floods.iter().next().map(|(id, row)| (*id, row.flood_copies));
+        let (flooded, answered) = floods.iter().next().map_or((None, None), |(id, row)| segment_row(*id, row));
+        let wanted = &prediction.outcome;
+        let binding = |key: &NeighborKey| Some(tables.neighbor(key)?.record());
+        let confirmed =
+            wanted.confirmed.filter(|key| binding(key).is_some_and(|record| record.seen == moment.seconds));
+        let contested =
+            wanted.contested.filter(|key| binding(key).is_some_and(|record| record.contested != 0));
         let seen = prediction
             .outcome
             .seen
@@ -239,12 +265,25 @@ impl Host {
             drops: tables.drops.borrow().clone(),
             reports: tables.reports.borrow().clone(),
             flooded,
+            answered,
+            claims: tables.claims.borrow().clone(),
+            confirmed,
+            contested,
             too_big: tables.too_big.borrow().iter().map(captured).collect(),
             seen,
             numbers: self.numbered.iter().filter_map(changed).collect(),
             charged: self.storms.iter().find(charge).map(|storm| storm.source),
         }
     }
+}
+
+/// What a segment's counters say of one frame: flooded with so many copies made and lost, or answered.
+pub(super) fn segment_row(id: u32, row: &SegmentTraffic) -> (Option<(u32, u64, u64)>, Option<(u32, Protocol)>) {
+    let SegmentTraffic { flood_frames, flood_copies, flood_lost, arp_replies, nd_replies } = *row;
+    assert!(flood_frames + arp_replies + nd_replies <= 1, "counted twice: {row:?}");
+    let protocol = if arp_replies != 0 { Protocol::Arp } else { Protocol::Nd };
+    let flooded = (flood_frames + flood_copies + flood_lost != 0).then_some((id, flood_copies, flood_lost));
+    (flooded, (arp_replies + nd_replies != 0).then_some((id, protocol)))
 }
 
 /// Makes the tables what they are at a moment.

@@ -66,6 +66,12 @@ impl Statistics {
         for ((_, _, reason), times) in &outcome.drops {
             *self.reasons.entry(reason.name()).or_default() += times;
         }
+        if outcome.answered.is_some() {
+            *self.ends.entry("(answered)").or_default() += 1;
+        }
+        if !outcome.claims.is_empty() {
+            *self.ends.entry("(claim reported)").or_default() += 1;
+        }
         if !outcome.reports.is_empty() {
             *self.ends.entry("(address reported)").or_default() += 1;
         }
@@ -187,6 +193,11 @@ pub fn on_host(seed: u64, budget: Budget, flaw: Option<Flaw>) -> Result<Statisti
         if let Some(address) = host.stray_age() {
             let input = generator.input(&mut rng);
             let what = format!("{address:?} has an age that it must not have, in network {number}");
+            return Err(Box::new(Difference { sample: Sample { world: number, input }, what }));
+        }
+        if let Some(binding) = host.stray_binding() {
+            let input = generator.input(&mut rng);
+            let what = format!("{binding:?} is not what it must be, in network {number}");
             return Err(Box::new(Difference { sample: Sample { world: number, input }, what }));
         }
     }

@@ -2,11 +2,14 @@
 //! peers and options of every kind.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use mgre_common::fdb::SEEN_STATIC;
+use mgre_common::neighbor::{Binding, NeighborKey, NeighborRecord, neighbor_flag};
 use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
+use mgre_ebpf::host::world::neighbors::{host_v4, host_v6};
 use mgre_ebpf::host::world::{
     ABSENT, Entry, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6,
     station,
@@ -18,7 +21,7 @@ use rand::{Rng as _, SeedableRng as _};
 /// The number of the pipeline's cases' network.
 pub const STANDARD: u16 = 0;
 /// Ports that a network has, at most; port n is on interface n + 10.
-pub const MAX_PORTS: u32 = 30;
+pub const MAX_PORTS: u32 = 57;
 /// The most stations that a segment knows.
 const STATIONS: u8 = 12;
 
@@ -58,6 +61,10 @@ pub fn world(number: u16) -> World {
     if rng.random_bool(0.3) {
         add_storms(&mut world, &mut rng);
     }
+    // Numbers of their own, so that a network is what it was before there was this.
+    let mut rng = SmallRng::seed_from_u64(u64::from(number) | 1 << 32);
+    block_ports(&mut world, &mut rng);
+    add_neighbors(&mut world, &mut rng);
     world.stray_interfaces.push((38, ABSENT));
     world.stray_endpoints.push((endpoint([192, 0, 2, 2], Some(0x7fff_0001)), ABSENT));
     world
@@ -175,6 +182,39 @@ fn add_options(peer: &mut PeerSpec, kind: Kind, rng: &mut SmallRng) {
     };
     if rng.random_bool(0.04) {
         peer.flags &= !adjacency_flag::VALID;
+    }
+}
+
+fn block_ports(world: &mut World, rng: &mut SmallRng) {
+    for port in &mut world.ports {
+        if rng.random_bool(0.04) && port.flags & port_flag::VALID != 0 {
+            port.flags = port.flags & !port_flag::UP | port_flag::BLOCKED;
+        }
+    }
+}
+
+/// Segments that suppress ARP and ND, and who has which address there.
+fn add_neighbors(world: &mut World, rng: &mut SmallRng) {
+    for (segment, flags) in &mut world.segments {
+        if !rng.random_bool(0.4) {
+            continue;
+        }
+        *flags |= segment_flag::SUPPRESS;
+        for number in 1..STATIONS + 2 {
+            let mac = if rng.random_bool(0.9) { number } else { rng.random_range(1..STATIONS) };
+            for address in [IpAddr::from(host_v4(number)), IpAddr::from(host_v6(number))] {
+                let router = rng.random_bool(0.2) && address.is_ipv6();
+                let flags = if router { neighbor_flag::ROUTER } else { 0 };
+                let record = NeighborRecord {
+                    binding: Binding::new(station(mac), flags),
+                    seen: 1,
+                    contested: u32::from(rng.random_bool(0.1)),
+                };
+                if rng.random_bool(0.85) {
+                    world.neighbors.push((NeighborKey::new(*segment as u16, address), record));
+                }
+            }
+        }
     }
 }
 

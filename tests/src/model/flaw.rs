@@ -27,11 +27,17 @@ pub enum Flaw {
     PortsTakeAll,
     /// A tag goes through NVGRE.
     TagsThroughNvgre,
+    /// A loop probe is a frame like others.
+    ProbesForwarded,
+    /// Frames from an address that is held elsewhere are flooded.
+    HeldFlooded,
+    /// A question is answered from an entry that is contested.
+    ContestedAnswered,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::CongestionForgotten,
         Self::NoSplitHorizon,
         Self::KeylessIsKeyZero,
@@ -44,5 +50,8 @@ impl Flaw {
         Self::NobodyTold,
         Self::PortsTakeAll,
         Self::TagsThroughNvgre,
+        Self::ProbesForwarded,
+        Self::HeldFlooded,
+        Self::ContestedAnswered,
     ];
 }

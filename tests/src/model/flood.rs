@@ -45,7 +45,7 @@ impl Run<'_> {
         } else {
             ports.chain(finished).chain(wrapped).collect()
         };
-        let (mut tried, mut copies) = (false, 0);
+        let (mut copies, mut lost) = (0, 0);
         for to in order {
             let target = match to {
                 To::Port(id) => Target::port(id),
@@ -54,24 +54,28 @@ impl Run<'_> {
             if target == arrival.source {
                 continue;
             }
-            tried = true;
             let sent = match to {
                 To::Port(id) => self.copy_to_port(arrival, id),
                 To::Peer(id) => self.copy_to_peer(arrival, id, hops),
             };
-            match (sent, to) {
-                (Ok(()), _) => copies += 1,
-                (Err(reason), To::Port(_)) => self.count(arrival.source, Direction::Receive, reason),
-                (Err(reason), To::Peer(_)) => self.count(target, Direction::Transmit, reason),
+            let Err(reason) = sent else {
+                copies += 1;
+                continue;
+            };
+            lost += 1;
+            match to {
+                To::Port(_) => self.count(arrival.source, Direction::Receive, reason),
+                To::Peer(_) => self.count(target, Direction::Transmit, reason),
             }
         }
-        if !tried {
-            self.count(arrival.source, Direction::Receive, DropReason::NoTarget);
+        // Where there was nobody to send to, it was not flooded.
+        if copies + lost == 0 {
+            return self.refuse(arrival.source, DropReason::NoTarget);
         }
         if copies == 0 {
             self.outcome.end = End::Dropped;
         }
-        self.outcome.flooded = Some((arrival.segment, copies));
+        self.outcome.flooded = Some((arrival.segment, copies, lost));
     }
 
     fn copy_to_port(&mut self, arrival: &Arrival<'_>, id: u32) -> Result<(), DropReason> {

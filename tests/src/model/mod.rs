@@ -5,6 +5,7 @@
 //! - `inner`: the IP packet inside a frame; `mss`: what opens a TCP connection;
 //! - `received`: packets from the underlay;
 //! - `switch`: a frame in its segment: learning, forwarding, hubs;
+//! - `neighbors`: ARP and ND, listened to and answered;
 //! - `flood`: copies for all of a segment;
 //! - `tunnel`: into a tunnel, and what does not fit; `header`: the headers outside;
 //! - [`flaw`]: rules that the model can be told to get wrong, to see whether that is noticed.
@@ -20,6 +21,7 @@ mod flood;
 mod header;
 mod inner;
 mod mss;
+mod neighbors;
 pub mod network;
 mod received;
 mod switch;
@@ -29,6 +31,7 @@ use std::collections::BTreeMap;
 
 use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::FdbKey;
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, Protocol};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::Target;
 use mgre_ebpf::frame::Egress;
@@ -107,8 +110,16 @@ pub struct Outcome {
     pub drops: BTreeMap<Drop, u64>,
     /// Addresses that the daemon is told of.
     pub reports: Vec<LearnEvent>,
-    /// The segment that it is flooded in, and the copies.
-    pub flooded: Option<(u32, u64)>,
+    /// The segment that it is flooded in, the copies, and how many of them could not be made.
+    pub flooded: Option<(u32, u64, u64)>,
+    /// The segment in which it is answered, and how was asked.
+    pub answered: Option<(u32, Protocol)>,
+    /// What hosts say of themselves, of which the daemon is told.
+    pub claims: Vec<NeighborEvent>,
+    /// The binding whose age is noted.
+    pub confirmed: Option<NeighborKey>,
+    /// The binding that is contested from now on.
+    pub contested: Option<NeighborKey>,
     /// What the daemon is told of a frame that does not fit, and the frame's first bytes.
     pub too_big: Vec<(TooBigHead, Vec<u8>)>,
     /// The address whose age is noted.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use mgre_common::endpoint::endpoint_kind;
 use mgre_common::fdb::SEEN_STATIC;
+use mgre_common::neighbor::{NeighborKey, neighbor_flag};
 use mgre_common::table::{adjacency_flag, port_flag, segment_flag};
 use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
@@ -28,6 +29,8 @@ pub(super) struct Port {
     pub(super) segment: u32,
     pub(super) valid: bool,
     pub(super) up: bool,
+    /// Nothing goes in or out, for another way leads to the same LAN.
+    pub(super) blocked: bool,
     pub(super) host: bool,
     /// The other end is in another namespace.
     pub(super) far: bool,
@@ -89,6 +92,8 @@ impl Peer {
 pub(super) struct Segment {
     pub(super) hub: bool,
     pub(super) full: bool,
+    /// Questions for addresses that are known are answered, not flooded.
+    pub(super) suppresses: bool,
     /// Of the sixteen addresses that bridges keep to one link (IEEE 802.1Q 8.6.3), those that do not pass.
     pub(super) blocked_groups: u32,
     /// Its ports' ids, in order.
@@ -106,11 +111,20 @@ pub(super) struct Place {
     pub(super) held: bool,
 }
 
+/// Who has an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Neighbor {
+    pub(super) mac: MacAddr,
+    pub(super) router: bool,
+    /// Somebody else says that he has it.
+    pub(super) contested: bool,
+}
+
 /// What a local interface is.
 pub(super) enum At<'a> {
     Nobody,
     /// A port that has no record.
-    Stray(u32),
+    Stray,
     Port(&'a Port),
 }
 
@@ -127,6 +141,7 @@ pub struct Network {
     locals: HashMap<IpAddr, ()>,
     segments: HashMap<u32, Segment>,
     places: HashMap<(u32, MacAddr), Place>,
+    neighbors: HashMap<NeighborKey, Neighbor>,
     pub(super) slow: Option<u32>,
     /// How many frames a source may have flooded at once.
     storms: HashMap<Target, u64>,
@@ -141,6 +156,7 @@ impl Network {
             let segment = Segment {
                 hub: has(segment_flag::HUB),
                 full: has(segment_flag::FULL),
+                suppresses: has(segment_flag::SUPPRESS),
                 blocked_groups: 0,
                 ports: Vec::new(),
                 peers: Vec::new(),
@@ -177,6 +193,14 @@ impl Network {
             let place = Place { target: entry.target, fixed, held: entry.held };
             network.places.insert((entry.segment.into(), entry.mac), place);
         }
+        for (key, record) in &world.neighbors {
+            let neighbor = Neighbor {
+                mac: record.binding.mac(),
+                router: record.binding.flags() & neighbor_flag::ROUTER != 0,
+                contested: record.contested != 0,
+            };
+            network.neighbors.insert(*key, neighbor);
+        }
         network
     }
 
@@ -188,6 +212,7 @@ impl Network {
             segment: spec.segment,
             valid: has(port_flag::VALID),
             up: has(port_flag::UP),
+            blocked: has(port_flag::BLOCKED),
             host: has(port_flag::HOST),
             far: has(port_flag::PEER),
             full: has(port_flag::FULL),
@@ -195,6 +220,7 @@ impl Network {
             vlan: spec.vlan.filter(|vlan| *vlan != 0),
         };
         if port.valid
+            && !port.blocked
             && let Some(segment) = self.segments.get_mut(&spec.segment)
         {
             segment.ports.push(spec.id);
@@ -265,6 +291,10 @@ impl Network {
         self.places.get(&(segment, mac)).copied()
     }
 
+    pub(super) fn neighbor(&self, key: &NeighborKey) -> Option<Neighbor> {
+        self.neighbors.get(key).copied()
+    }
+
     /// How many frames a source may have flooded at once, if there is a limit.
     pub(super) fn storm_limit(&self, source: Target) -> Option<u64> {
         self.storms.get(&source).copied()
@@ -278,7 +308,7 @@ impl Network {
         };
         let Some(id) = self.interfaces.get(&ifindex).or(id) else { return At::Nobody };
         match self.ports.get(id) {
-            None => At::Stray(*id),
+            None => At::Stray,
             Some(port) if !port.valid => At::Nobody,
             Some(port) => At::Port(port),
         }

@@ -221,7 +221,8 @@ impl<'a> Run<'a> {
         };
         let network = self.network;
         let Some(peer) = network.peer(id) else {
-            return self.refuse(Target::adjacency(id), DropReason::Internal);
+            // That record is missing which says whose it is.
+            return self.refuse(Target::NONE, DropReason::Internal);
         };
         if !peer.valid {
             return self.refuse(Target::NONE, DropReason::UnknownEndpoint);

@@ -1,6 +1,6 @@
 //! A frame in its segment: whether its source may send it, and where it goes.
 
-use mgre_common::event::LearnEvent;
+use mgre_common::event::{LearnEvent, PROBE};
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::{Target, TargetKind};
@@ -60,7 +60,7 @@ impl Arrival<'_> {
         frame
     }
 
-    fn mac(&self, at: usize) -> MacAddr {
+    pub(super) fn mac(&self, at: usize) -> MacAddr {
         let mut mac = [0; 6];
         mac.copy_from_slice(&self.frame.bytes[at..at + 6]);
         MacAddr(mac)
@@ -73,10 +73,14 @@ impl<'a> Run<'a> {
         let input = self.input;
         let port = match self.network.port_at(ifindex, input.tag) {
             At::Nobody => return,
-            At::Stray(id) => return self.refuse(Target::port(id), DropReason::Internal),
+            At::Stray => return self.refuse(Target::NONE, DropReason::Internal),
             At::Port(port) => port,
         };
         let source = Target::port(port.id);
+        self.outcome.received = Some((source, input.bytes.len() as u64));
+        if port.blocked {
+            return self.refuse(source, DropReason::Loop);
+        }
         if input.bytes.len() < 14 {
             return self.refuse(source, DropReason::Malformed);
         }
@@ -84,7 +88,6 @@ impl<'a> Run<'a> {
         let tag = input.tag.filter(|_| port.vlan.is_none());
         let frame = Frame { bytes: input.bytes.clone(), tag, segment_size: input.segment_size };
         let arrival = Arrival { source, segment: port.segment, frame, tunnel: None };
-        self.outcome.received = Some((source, arrival.counted() as u64));
         self.arrive(arrival);
     }
 
@@ -95,11 +98,24 @@ impl<'a> Run<'a> {
             Err(reason) => return self.refuse(arrival.source, reason),
         };
         let destination = arrival.mac(0);
-        if self.keeps_to_link(&arrival, destination) {
+        let kept = self.keeps_to_link(&arrival, destination);
+        let place = self.network.place(arrival.segment, destination).filter(|_| !destination.is_group());
+        if place.is_none() && !kept && !self.may_flood(&arrival, learned) {
+            return self.refuse(arrival.source, DropReason::Loop);
+        }
+        // What is held elsewhere is not believed.
+        if learned != Source::HeldElsewhere {
+            self.listen(&arrival);
+        }
+        if kept {
             return self.refuse(arrival.source, DropReason::LinkLocal);
         }
-        let place = self.network.place(arrival.segment, destination).filter(|_| !destination.is_group());
-        let Some(place) = place else { return self.flood_of(&arrival, learned) };
+        let Some(place) = place else {
+            if !self.answer(&arrival) {
+                self.flood(&arrival);
+            }
+            return;
+        };
         let to = place.target;
         if to == arrival.source {
             return self.refuse(arrival.source, DropReason::NoTarget);
@@ -120,18 +136,17 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Floods a frame, unless its source address is held: of those few are flooded, from elsewhere none.
-    fn flood_of(&mut self, arrival: &Arrival<'_>, source: Source) {
-        if source == Source::HeldElsewhere {
-            return self.refuse(arrival.source, DropReason::Loop);
-        }
-        if source == Source::Held {
-            if self.input.moment.paced {
-                return self.refuse(arrival.source, DropReason::Loop);
+    /// Whether a frame may be flooded, as far as it is up to its source address: of those that are held few are, and
+    /// from elsewhere none.
+    fn may_flood(&mut self, arrival: &Arrival<'_>, source: Source) -> bool {
+        match source {
+            Source::Free => true,
+            Source::HeldElsewhere => self.has(Flaw::HeldFlooded),
+            Source::Held => {
+                self.paced = Some(FdbKey::new(arrival.segment as u16, arrival.mac(6)));
+                !self.input.moment.paced
             }
-            self.paced = Some(FdbKey::new(arrival.segment as u16, arrival.mac(6)));
         }
-        self.flood(arrival);
     }
 
     /// Whether a source may send with its address; reports one that is not known, or known elsewhere.
@@ -160,8 +175,17 @@ impl<'a> Run<'a> {
         // Of one that is held elsewhere, the daemon hears how long that goes on.
         let held = known.is_some_and(|place| place.held);
         let known = known.map_or(Target::NONE, |place| place.target).to_bits();
-        let event = LearnEvent { key, source: source.to_bits(), known };
-        self.outcome.reports.push(event);
+        // Of a loop probe he hears what it is about, and nobody else has it.
+        let probe = match arrival.mac(0) {
+            MacAddr([0x03, b'm', b'g', b'r', high, low]) if !held => Some(u16::from_be_bytes([high, low])),
+            _ => None,
+        };
+        let probe = probe.filter(|_| !self.has(Flaw::ProbesForwarded));
+        let known = probe.map_or(known, |about| PROBE | u32::from(about));
+        self.outcome.reports.push(LearnEvent { key, source: source.to_bits(), known });
+        if probe.is_some() {
+            return Err(DropReason::Loop);
+        }
         Ok(if held { Source::HeldElsewhere } else { Source::Free })
     }
 

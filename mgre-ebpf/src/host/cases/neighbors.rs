@@ -460,6 +460,13 @@ fn claims() -> Vec<Case> {
             .send(Target::port(51), Egress::new(61, Side::Out), bytes)
             .claims(host_v6(86), station(3), peer, 0),
     );
+    // Another network's, which may have the same addresses.
+    let bytes = arp(87).bytes();
+    cases.push(
+        from_port("a request of somebody new, with a tag beside it", 51, &bytes)
+            .tag([0x81, 0, 0, 9])
+            .flooded_from_51(&tagged(&bytes, 0x8100, 9)),
+    );
     cases.extend(disputes());
     cases
 }

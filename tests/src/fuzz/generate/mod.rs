@@ -2,6 +2,7 @@
 
 mod inside;
 mod mutate;
+mod neighbors;
 mod outside;
 
 use mgre_common::target::{Mark, Target};
@@ -101,6 +102,7 @@ impl<'a> Generator<'a> {
             6 => MacAddr([0x33, 0x33, 0, 0, 0, 1]),
             7 => MacAddr([1, 0x80, 0xc2, 0, 0, rng.random_range(0..=0x10)]),
             8 => MacAddr(rng.random()),
+            9 if rng.random_bool(0.5) => MacAddr([3, b'm', b'g', b'r', rng.random(), rng.random()]),
             _ => self.mac(segment, None, rng),
         }
     }
@@ -132,7 +134,10 @@ impl<'a> Generator<'a> {
         }
         let len = self.interesting_len(rng);
         let (to, from) = (self.destination(segment, rng), self.source(segment, source, rng));
-        let mut bytes = inside::frame(to, from, len, rng);
+        let mut bytes = match neighbors::message(self.world, segment, from, rng) {
+            Some(message) => message,
+            None => inside::frame(to, from, len, rng),
+        };
         let segment_size = self.superframe(&mut bytes, rng);
         Input { entrance: Entrance::Port(ifindex), bytes, segment_size, tag, moment }
     }
@@ -175,7 +180,10 @@ impl<'a> Generator<'a> {
         let source = Target::adjacency(peer.id);
         let len = self.interesting_len(rng);
         let (to, from) = (self.destination(peer.segment, rng), self.source(peer.segment, source, rng));
-        let frame = inside::frame(to, from, len, rng);
+        let frame = match neighbors::message(self.world, peer.segment, from, rng) {
+            Some(message) => message,
+            None => inside::frame(to, from, len, rng),
+        };
         let mut bytes = outside::packet(&peer, &frame, moment, rng);
         let segment_size = self.superframe(&mut bytes, rng);
         let tag = (self.superframes && rng.random_bool(0.01)).then_some([0x81, 0, 0, 5]);

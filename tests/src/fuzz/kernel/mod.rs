@@ -9,13 +9,16 @@
 //!
 //! **What a test run does differently.** The kernel pads what it strips to Ethernet's least length, and puts a tag before
 //! an IP packet beside the frame, where a test run does not show it. It refuses frames shorter than the IP header that
-//! their type announces. An address is reported once in 200 ms, a frame that does not fit once in 10 ms: a report may be
-//! missing only where one like it was seen so lately. So it is with flooded frames of addresses that are held.
+//! their type announces.
+//!
+//! **What is told once in a while.** The programs note in a table what they told of; the slots that a frame will use are
+//! made empty before it, so that everything must be told. Now and then the same frame comes again at once, and nothing
+//! may be told.
 
 mod capture;
 mod tables;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,9 +26,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
-use mgre_common::event::LearnEvent;
-use mgre_common::fdb::FdbKey;
-use mgre_common::reason::DropReason;
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::{End, Entrance};
 use mgre_ebpf::host::world::{SLOW, UNDERLAY, VLAN_INTERFACE, World};
@@ -46,7 +46,7 @@ use super::worlds::{MAX_PORTS, STANDARD, world};
 use crate::model::flaw::Flaw;
 use crate::model::{Input, Model, Moment, Outcome, Output, Prediction};
 use capture::{Capture, Copy};
-use tables::Bench;
+use tables::{Bench, claim_tag, held_tag, recent_slot, report_tag, too_big_tag};
 
 /// The far end of an interface is the one with this much more.
 const FAR: u32 = 200;
@@ -54,11 +54,8 @@ const FAR: u32 = 200;
 const NO_PORT: u32 = 77;
 /// Frames in one network before the next one.
 const IN_ONE_WORLD: u64 = 20_000;
-/// How long a report may be missing after one like it; a little more than the programs say, for their coarse clock.
-const REPORT_AGAIN: Duration = Duration::from_millis(220);
-const TOO_BIG_AGAIN: Duration = Duration::from_millis(30);
-/// The same of a flooded frame from an address that is held.
-const PACED_AGAIN: Duration = Duration::from_millis(120);
+/// The least time for which what was told is not told again, less than the programs say, for their coarse clock.
+const NOT_AGAIN: Duration = Duration::from_millis(3);
 /// So many flooded frames that none is left for seconds where there is a low limit.
 pub(super) const MANY: u16 = 0x7fff;
 /// How long a copy may take to come.
@@ -77,12 +74,6 @@ struct Kernel {
     capture: Capture,
     comparison: Comparison,
     model: Model,
-    /// When an address, or a frame that does not fit, was last reported.
-    reported: HashMap<(FdbKey, u32), Instant>,
-    told: HashMap<[u8; 16], Instant>,
-    paced: HashMap<FdbKey, Instant>,
-    /// A time before the frame was run.
-    came: Instant,
     out: Vec<u8>,
     statistics: Statistics,
 }
@@ -126,6 +117,10 @@ pub fn in_kernel(seed: u64, budget: Budget, flaw: Option<Flaw>) -> Result<Statis
             if let Err(what) = kernel.check(&input, &mut rng) {
                 return Err(Box::new(Difference { sample: Sample { world: number, input }, what }));
             }
+        }
+        if let Some(binding) = kernel.bench.stray_binding() {
+            let sample = Sample { world: number, input: generator.input(&mut rng) };
+            return Err(Box::new(Difference { sample, what: format!("{binding:?} is not what it must be") }));
         }
     }
     kernel.statistics.time = start.elapsed();
@@ -199,10 +194,6 @@ impl Kernel {
             capture: Capture::new()?,
             comparison: Comparison::default(),
             model: Model::new(&World::default()),
-            reported: HashMap::new(),
-            told: HashMap::new(),
-            paced: HashMap::new(),
-            came: Instant::now(),
             out: vec![0; 16 * 1024],
             statistics: Statistics::default(),
         })
@@ -241,7 +232,6 @@ impl Kernel {
             _ => 0,
         };
         self.bench.prepare(input.moment);
-        self.came = Instant::now();
         if !slow && rng.random_bool(0.4) {
             let which = usize::from(rng.random::<bool>());
             let ran = self.run_early(input, which).map_err(|error| format!("the early hook: {error:#}"))?;
@@ -261,29 +251,42 @@ impl Kernel {
                 .check(&prediction, &mut seen)
                 .map_err(|what| format!("the early hook:\n{what}"));
         }
-        let Some(ran) = self.run(input, mark).map_err(|error| format!("the last hook: {error:#}"))? else {
+        let tags = tags(&prediction);
+        self.bench.forget(&tags).map_err(|error| error.to_string())?;
+        let came = Instant::now();
+        let difference = |what: String| format!("the last hook:\n{what}");
+        if !self.run_last(input, mark, &prediction).map_err(difference)? {
             return Ok(());
-        };
-        let mut seen = self.seen(input, &prediction, &ran, [TC[0], TC[1], TC[2], TC[2]], false)?;
-        self.statistics.note(&prediction);
-        if let Some(key) = prediction.paced
-            && self.is_paced(key, &seen)
-        {
-            let moment = Moment { paced: true, ..input.moment };
-            prediction = self.model.predict(&Input { moment, ..input.clone() });
         }
-        self.comparison.check(&prediction, &mut seen).map_err(|what| format!("the last hook:\n{what}"))
+        self.statistics.note(&prediction);
+        let alone = tags.iter().map(|tag| recent_slot(*tag)).collect::<BTreeSet<_>>().len() == tags.len();
+        if tags.is_empty() || !alone || !rng.random_bool(0.1) {
+            return Ok(());
+        }
+        // The same again, so soon that nobody is told, and that it is flooded for no address that is held.
+        let moment = Moment { paced: true, ..input.moment };
+        let mut again = self.model.predict(&Input { moment, ..input.clone() });
+        again.outcome.drops = self.bench.with_rows(again.outcome.drops);
+        again.outcome.reports.clear();
+        again.outcome.claims.clear();
+        again.outcome.too_big.clear();
+        self.bench.prepare(input.moment);
+        let result = self.run_last(input, mark, &again);
+        if came.elapsed() > NOT_AGAIN {
+            // It was not so soon after all.
+            return Ok(());
+        }
+        result.map(drop).map_err(|what| format!("the last hook, again:\n{what}"))
     }
 
-    /// Whether a frame of an address that is held was not flooded because another one was a moment ago.
-    fn is_paced(&mut self, key: FdbKey, seen: &Outcome) -> bool {
-        let now = Instant::now();
-        // Whatever became of it then, it was let through here.
-        if !seen.drops.keys().any(|(_, _, reason)| *reason == DropReason::Loop) {
-            self.paced.insert(key, now);
-            return false;
-        }
-        self.paced.get(&key).is_some_and(|last| self.is_since(*last, PACED_AGAIN))
+    /// Runs a frame through the last hook, and compares; says whether the kernel took it.
+    fn run_last(&mut self, input: &Input, mark: u32, prediction: &Prediction) -> Result<bool, String> {
+        let Some(ran) = self.run(input, mark).map_err(|error| format!("{error:#}"))? else {
+            return Ok(false);
+        };
+        let mut seen = self.seen(input, prediction, &ran, [TC[0], TC[1], TC[2], TC[2]], false)?;
+        self.comparison.check(prediction, &mut seen)?;
+        Ok(true)
     }
 
     /// Runs a frame; nothing where the kernel makes no socket buffer of so short a one.
@@ -362,18 +365,12 @@ impl Kernel {
             return Err("passed, but not untouched".into());
         }
         let wanted = &prediction.outcome;
-        let mut seen = self.bench.counted(input.moment, wanted.seen)?;
+        let mut seen = self.bench.counted(input.moment, wanted)?;
         seen.end = end;
-        let reports = self.bench.reports();
-        let too_big = self.bench.too_big();
-        if early {
-            (seen.reports, seen.too_big) = (reports, too_big);
-        } else {
-            seen.reports = self.with_missing_reports(&wanted.reports, reports);
-            seen.too_big = self.with_missing_notices(wanted, too_big);
-        }
+        (seen.reports, seen.claims) = self.bench.reports();
+        seen.too_big = self.bench.too_big();
         let copies = match seen.flooded {
-            Some((_, copies)) => copies as usize - usize::from(end == End::Sent),
+            Some((_, copies, _)) => copies as usize - usize::from(end == End::Sent),
             None => 0,
         };
         for number in 0..copies {
@@ -397,50 +394,15 @@ impl Kernel {
         }
         Ok(seen)
     }
+}
 
-    /// Whether the frame came within some time after something was noted. (It came before now, and that was noted after
-    /// it happened, however long this thread had to wait for its CPU.)
-    fn is_since(&self, last: Instant, time: Duration) -> bool {
-        self.came.saturating_duration_since(last) < time
-    }
-
-    /// An address that was reported a moment ago is not reported again.
-    fn with_missing_reports(&mut self, wanted: &[LearnEvent], seen: Vec<LearnEvent>) -> Vec<LearnEvent> {
-        let now = Instant::now();
-        if let (Some(event), true) = (wanted.first(), seen.is_empty()) {
-            let last = self.reported.get(&(event.key, event.source));
-            if last.is_some_and(|last| self.is_since(*last, REPORT_AGAIN)) {
-                return wanted.to_vec();
-            }
-        }
-        for event in &seen {
-            self.reported.insert((event.key, event.source), now);
-        }
-        if self.reported.len() > 100_000 {
-            self.reported.retain(|_, last| now - *last < REPORT_AGAIN);
-        }
-        seen
-    }
-
-    /// Nor is a frame that does not fit, like one a moment ago.
-    fn with_missing_notices(&mut self, wanted: &Outcome, seen: Notices) -> Notices {
-        let now = Instant::now();
-        let like = |bytes: &[u8]| {
-            let mut start = [0; 16];
-            let len = bytes.len().min(16);
-            start[..len].copy_from_slice(&bytes[..len]);
-            start
-        };
-        if let (Some((_, bytes)), true) = (wanted.too_big.first(), seen.is_empty())
-            && self.told.get(&like(bytes)).is_some_and(|last| self.is_since(*last, TOO_BIG_AGAIN))
-        {
-            return wanted.too_big.clone();
-        }
-        for (_, bytes) in &seen {
-            self.told.insert(like(bytes), now);
-        }
-        seen
-    }
+/// What the programs note when they tell of what comes of a frame, or flood it for an address that is held.
+fn tags(prediction: &Prediction) -> Vec<u64> {
+    let outcome = &prediction.outcome;
+    let reports = outcome.reports.iter().map(report_tag);
+    let claims = outcome.claims.iter().map(claim_tag);
+    let too_big = outcome.too_big.iter().map(|(_, bytes)| too_big_tag(bytes));
+    reports.chain(claims).chain(too_big).chain(prediction.paced.map(held_tag)).collect()
 }
 
 /// Whether there are three tags in a row. The programs take two from beside a frame, as which the kernel gives them one

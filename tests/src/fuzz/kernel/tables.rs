@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, MapData};
-use mgre_common::counters::row_of;
+use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
+use mgre_common::counters::{SegmentTraffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointWords, Owner};
-use mgre_common::event::{LearnEvent, TooBig};
+use mgre_common::event::{LearnEvent, RECENT_SLOTS, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
-use mgre_common::neighbor::{NeighborKey, NeighborRecord};
+use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, NO_ROW, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
+    Adjacency, Clock, FloodSlot, Indexed, MAX_PORTS, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
     adjacency_flag,
 };
 use mgre_common::target::Target;
@@ -24,7 +24,7 @@ use mgre_user::datapath::load::{self, Capacity, Loaded};
 use mgre_user::datapath::shared::{Shared, SharedArray};
 use nix::time::{ClockId, clock_gettime};
 
-use super::super::host::{UNSEEN, numbers, paid, received_word};
+use super::super::host::{UNSEEN, numbers, paid, received_word, segment_row};
 use super::Notices;
 use crate::model::{Moment, Outcome};
 
@@ -38,6 +38,11 @@ pub(super) struct Bench {
     numbered: Vec<u32>,
     /// Storm limits, and until when the frames of each are paid for before a frame comes.
     storms: Vec<(StormSpec, u64)>,
+    neighbors: Vec<(NeighborKey, NeighborRecord)>,
+    /// What was reported lately.
+    recent: PerCpuArray<MapData, [u64; 2]>,
+    /// An empty slot of it, for each CPU.
+    nothing: Vec<[u64; 2]>,
 }
 
 /// Zeroes every value of a map.
@@ -56,7 +61,7 @@ fn now_ns() -> u64 {
     now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
-fn empty<K: aya::Pod>(map: &mut HashMap<MapData, K, u32>) -> Result<()> {
+fn empty<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
     for key in map.keys().collect::<Result<Vec<_>, _>>()? {
         map.remove(&key)?;
     }
@@ -67,8 +72,19 @@ impl Bench {
     /// Loads the programs.
     pub(super) fn load() -> Result<Self> {
         let object = mgre_user::object::object().map_err(anyhow::Error::msg)?;
-        let loaded = load::load(object, CAPACITY)?;
-        Ok(Self { loaded, targets: Vec::new(), segments: 0, numbered: Vec::new(), storms: Vec::new() })
+        let mut loaded = load::load(object, CAPACITY)?;
+        let recent = loaded.programs.take_map("mgre_recent").context("the object has no mgre_recent")?;
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
+        Ok(Self {
+            loaded,
+            targets: Vec::new(),
+            segments: 0,
+            numbered: Vec::new(),
+            storms: Vec::new(),
+            neighbors: Vec::new(),
+            recent: PerCpuArray::try_from(recent)?,
+            nothing: vec![[0; 2]; cpus],
+        })
     }
 
     /// Makes the tables those of this network, and of no other.
@@ -94,7 +110,8 @@ impl Bench {
         }
         empty(&mut tables.port_index)?;
         empty(&mut tables.vlan_ports)?;
-        empty::<EndpointWords>(tables.endpoints.as_mut().context("no endpoints")?)?;
+        empty(tables.neighbors.as_mut().context("no neighbours")?)?;
+        empty::<EndpointWords, u32>(tables.endpoints.as_mut().context("no endpoints")?)?;
         let mut world = world.clone();
         for entry in world.entries.iter_mut().filter(|entry| entry.seen != SEEN_STATIC) {
             entry.seen = UNSEEN;
@@ -103,7 +120,8 @@ impl Bench {
         let ports = world.ports.iter().map(|port| Target::port(port.id));
         let peers = world.peers.iter().map(|peer| Target::adjacency(peer.id));
         self.targets = [Target::NONE].into_iter().chain(ports).chain(peers).collect();
-        self.segments = world.segments.len() as u32;
+        self.segments = world.segments.iter().map(|(id, _)| *id).max().unwrap_or(0);
+        self.neighbors.clone_from(&world.neighbors);
         self.storms = world.storms.iter().map(|storm| (*storm, 0)).collect();
         let numbered =
             world.peers.iter().filter(|peer| peer.sequence || peer.flags & adjacency_flag::SEQUENCE != 0);
@@ -133,7 +151,8 @@ impl Bench {
     }
 
     /// What was counted and noted since the last call; all of it is zero then.
-    pub(super) fn counted(&self, moment: Moment, refreshed: Option<FdbKey>) -> Result<Outcome, String> {
+    pub(super) fn counted(&mut self, moment: Moment, wanted: &Outcome) -> Result<Outcome, String> {
+        let refreshed = wanted.seen;
         let mut seen = Outcome::default();
         for target in &self.targets {
             self.take_traffic(*target, &mut seen)?;
@@ -146,14 +165,14 @@ impl Bench {
                 let Some(row) = tables.segment_traffic.ptr(row) else { continue };
                 // SAFETY: a live value; no program runs now, and nobody else writes.
                 let row = unsafe { &mut *row.as_ptr() };
-                if row.flood_frames == 0 {
+                let row = std::mem::take(row);
+                if row == SegmentTraffic::default() {
                     continue;
                 }
-                if (row.flood_frames, seen.flooded) != (1, None) {
-                    return Err(format!("flooded twice: {row:?}, {:?}", seen.flooded));
+                if (seen.flooded, seen.answered) != (None, None) {
+                    return Err(format!("counted twice: {row:?}, {seen:?}"));
                 }
-                seen.flooded = Some((segment, row.flood_copies));
-                (row.flood_frames, row.flood_copies) = (0, 0);
+                (seen.flooded, seen.answered) = segment_row(segment, &row);
             }
         }
         for id in &self.numbered {
@@ -177,17 +196,52 @@ impl Bench {
             slot.touch(UNSEEN);
             seen.seen = refreshed;
         }
+        self.take_binding(moment, wanted, &mut seen)?;
         Ok(seen)
     }
 
-    /// Drops as they are counted: those of what is no target by nobody's row, those of a target that no table has room
-    /// for not at all.
+    /// What was noted of a binding; it is what it was then.
+    fn take_binding(&mut self, moment: Moment, wanted: &Outcome, seen: &mut Outcome) -> Result<(), String> {
+        let Some(key) = wanted.confirmed.or(wanted.contested) else { return Ok(()) };
+        let map = self.loaded.tables.neighbors.as_mut().ok_or("no neighbours")?;
+        let record = map.get(&key, 0).map_err(|error| error.to_string())?;
+        let before = self.neighbors.iter().find(|(other, _)| *other == key);
+        let (_, before) = before.ok_or("a binding that nobody made")?;
+        seen.confirmed = wanted.confirmed.filter(|_| record.seen == moment.seconds);
+        seen.contested = wanted.contested.filter(|_| record.contested != before.contested);
+        if record != *before {
+            map.insert(key, before, 0).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether some binding is not what it must be.
+    pub(super) fn stray_binding(&self) -> Option<NeighborKey> {
+        let map = self.loaded.tables.neighbors.as_ref()?;
+        let strays = |(key, record): &&(NeighborKey, NeighborRecord)| map.get(key, 0).ok() != Some(*record);
+        self.neighbors.iter().find(strays).map(|(key, _)| *key)
+    }
+
+    /// Makes the programs forget that they told of something.
+    pub(super) fn forget(&mut self, tags: &[u64]) -> Result<()> {
+        for tag in tags {
+            self.recent.set(recent_slot(*tag), PerCpuValues::try_from(self.nothing.clone())?, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Drops as they are counted: those of a target for which no table has room by nobody's row. Rows of targets that
+    /// there are not are not read.
     pub(super) fn with_rows(&self, drops: BTreeMap<Drop, u64>) -> BTreeMap<Drop, u64> {
-        let rows = drops.into_iter().filter_map(|((target, direction, reason), count)| {
-            let target = if row_of(target) == NO_ROW { Target::NONE } else { target };
-            self.targets.contains(&target).then_some(((target, direction, reason), count))
-        });
-        rows.collect()
+        let mut rows = BTreeMap::new();
+        for ((target, direction, reason), count) in drops {
+            let has_row = (1..1 + MAX_PORTS + CAPACITY.adjacencies).contains(&row_of(target));
+            let target = if has_row { target } else { Target::NONE };
+            if self.targets.contains(&target) {
+                *rows.entry((target, direction, reason)).or_default() += count;
+            }
+        }
+        rows
     }
 
     fn take_traffic(&self, target: Target, seen: &mut Outcome) -> Result<(), String> {
@@ -233,10 +287,17 @@ impl Bench {
         }
     }
 
-    /// Addresses reported since the last call.
-    pub(super) fn reports(&mut self) -> Vec<LearnEvent> {
-        let Some(ring) = self.loaded.events.as_mut() else { return Vec::new() };
-        std::iter::from_fn(|| ring.next().map(|event| bytemuck::pod_read_unaligned(&event))).collect()
+    /// Addresses, and claims, reported since the last call.
+    pub(super) fn reports(&mut self) -> (Vec<LearnEvent>, Vec<NeighborEvent>) {
+        let (mut reports, mut claims) = (Vec::new(), Vec::new());
+        while let Some(event) = self.loaded.events.as_mut().and_then(|ring| ring.next()) {
+            // They are told apart by their length.
+            match event.len() {
+                16 => reports.push(bytemuck::pod_read_unaligned(&event)),
+                _ => claims.push(bytemuck::pod_read_unaligned(&event)),
+            }
+        }
+        (reports, claims)
     }
 
     /// Frames that did not fit, reported since the last call.
@@ -247,6 +308,32 @@ impl Bench {
         })
         .collect()
     }
+}
+
+/// What the programs note of things that they told of lately: a tag for each, in one of some slots.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+pub(super) fn recent_slot(tag: u64) -> u32 {
+    (tag.wrapping_mul(GOLDEN) >> 40) as u32 & (RECENT_SLOTS - 1)
+}
+
+pub(super) fn report_tag(event: &LearnEvent) -> u64 {
+    event.key.0 ^ u64::from(event.source).wrapping_mul(GOLDEN)
+}
+
+pub(super) fn claim_tag(event: &NeighborEvent) -> u64 {
+    let start = event.key.0 ^ u64::from(event.source).wrapping_mul(GOLDEN);
+    let mix = |tag: u64, pair: &u16| (tag ^ u64::from(*pair)).wrapping_mul(GOLDEN).rotate_left(23);
+    event.address.iter().fold(start, mix) ^ u64::from(event.flags) << 32
+}
+
+pub(super) fn held_tag(key: FdbKey) -> u64 {
+    key.0 ^ 0x6865_6c64_0000_0000
+}
+
+pub(super) fn too_big_tag(frame: &[u8]) -> u64 {
+    let word = |at: usize| frame.get(at..at + 8).map_or(0, |bytes| bytemuck::pod_read_unaligned::<u64>(bytes));
+    word(0) ^ word(8).rotate_left(32) ^ 0x746f_6f20_6269_6700
 }
 
 /// A map has room for all that a network describes.
