@@ -153,8 +153,8 @@ impl fmt::Debug for MacAddr {
 /// (802.1Q 8.6.3): the last octet's lower half tells them apart.
 pub const LINK_LOCAL_GROUPS: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
 
-/// How the group addresses begin that loop probes are sent to; the last two octets are
-/// [`probe_segment`].
+/// How the group addresses begin that loop probes are sent to; the last two octets say which
+/// segment they are about.
 pub const PROBE_GROUPS: [u8; 4] = [0x03, b'm', b'g', b'r'];
 
 /// That of them which pause frames have (802.3 annex 31B): no bridge passes those on.

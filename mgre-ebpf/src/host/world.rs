@@ -162,7 +162,7 @@ pub struct World {
     pub ports: Vec<PortSpec>,
     /// Adjacencies.
     pub peers: Vec<PeerSpec>,
-    /// Segments and their [`segment_flag`] bits.
+    /// Segments and their [`mgre_common::table::segment_flag`] bits.
     pub segments: Vec<(u32, u32)>,
     /// Segments that do not pass all that goes to the addresses that bridges keep to one
     /// link, and which of those.

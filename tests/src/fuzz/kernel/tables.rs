@@ -13,8 +13,8 @@ use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, FloodSlot, Indexed, MAX_PORTS, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
-    adjacency_flag,
+    Adjacency, Clock, FloodSlot, Indexed, MAX_PORTS, PORT_BY_VLAN, Port, PortSlot, Segment, Template,
+    VlanKey, adjacency_flag,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::host::cases::captured;
@@ -332,7 +332,8 @@ pub(super) fn held_tag(key: FdbKey) -> u64 {
 }
 
 pub(super) fn too_big_tag(frame: &[u8]) -> u64 {
-    let word = |at: usize| frame.get(at..at + 8).map_or(0, |bytes| bytemuck::pod_read_unaligned::<u64>(bytes));
+    let word =
+        |at: usize| frame.get(at..at + 8).map_or(0, |bytes| bytemuck::pod_read_unaligned::<u64>(bytes));
     word(0) ^ word(8).rotate_left(32) ^ 0x746f_6f20_6269_6700
 }
 
