@@ -236,7 +236,8 @@ impl Host {
         }
         let floods = tables.floods.borrow();
         assert!(floods.len() <= 1, "flooded twice");
-        let (flooded, answered) = floods.iter().next().map_or((None, None), |(id, row)| segment_row(*id, row));
+        let (flooded, answered) =
+            floods.iter().next().map_or((None, None), |(id, row)| segment_row(*id, row));
         let wanted = &prediction.outcome;
         let binding = |key: &NeighborKey| Some(tables.neighbor(key)?.record());
         let confirmed =
@@ -278,7 +279,10 @@ impl Host {
 }
 
 /// What a segment's counters say of one frame: flooded with so many copies made and lost, or answered.
-pub(super) fn segment_row(id: u32, row: &SegmentTraffic) -> (Option<(u32, u64, u64)>, Option<(u32, Protocol)>) {
+pub(super) fn segment_row(
+    id: u32,
+    row: &SegmentTraffic,
+) -> (Option<(u32, u64, u64)>, Option<(u32, Protocol)>) {
     let SegmentTraffic { flood_frames, flood_copies, flood_lost, arp_replies, nd_replies } = *row;
     assert!(flood_frames + arp_replies + nd_replies <= 1, "counted twice: {row:?}");
     let protocol = if arp_replies != 0 { Protocol::Arp } else { Protocol::Nd };

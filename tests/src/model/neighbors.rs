@@ -146,7 +146,8 @@ impl Run<'_> {
         let network = self.network;
         let Some(port) = network.port(port).filter(|_| arrival.mac(0).is_group()) else { return false };
         let Some(message) = self.neighbor_message(arrival) else { return false };
-        let asks = matches!((message.protocol, message.kind), (Protocol::Arp, 1) | (Protocol::Nd, SOLICITATION));
+        let asks =
+            matches!((message.protocol, message.kind), (Protocol::Arp, 1) | (Protocol::Nd, SOLICITATION));
         if !asks || message.sender == message.target || !is_hosts(message.target) {
             return false;
         }
