@@ -154,7 +154,7 @@ impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
         // Rounds for the one, and then for the other. (Reckoned, so that there is no branch.)
-        let wrapped_first = self.state / state::WRAPPED_FIRST & 1;
+        let wrapped_first = (self.state / state::WRAPPED_FIRST) & 1;
         let bare = index.wrapping_sub(self.wrapped * wrapped_first);
         let wrapped = index.wrapping_sub(self.bare * (wrapped_first ^ 1));
         let as_it_is = bare < self.bare;

@@ -337,8 +337,7 @@ pub(super) fn held_tag(key: FdbKey) -> u64 {
 }
 
 pub(super) fn too_big_tag(frame: &[u8]) -> u64 {
-    let word =
-        |at: usize| frame.get(at..at + 8).map_or(0, |bytes| bytemuck::pod_read_unaligned::<u64>(bytes));
+    let word = |at: usize| frame.get(at..at + 8).map_or(0, bytemuck::pod_read_unaligned::<u64>);
     word(0) ^ word(8).rotate_left(32) ^ 0x746f_6f20_6269_6700
 }
 
