@@ -17,7 +17,7 @@ use mgre_ebpf::tables::Tables as _;
 use mgre_ebpf::{act, express};
 
 use super::compare::Comparison;
-use crate::model::{Input, Model, Moment, Numbers, Outcome, Output, Prediction};
+use crate::model::{Answered, Flooded, Input, Model, Moment, Numbers, Outcome, Output, Prediction};
 
 /// The monotonic clock, which stands.
 const NOW_NS: u64 = 1 << 40;
@@ -279,10 +279,7 @@ impl Host {
 }
 
 /// What a segment's counters say of one frame: flooded with so many copies made and lost, or answered.
-pub(super) fn segment_row(
-    id: u32,
-    row: &SegmentTraffic,
-) -> (Option<(u32, u64, u64)>, Option<(u32, Protocol)>) {
+pub(super) fn segment_row(id: u32, row: &SegmentTraffic) -> (Option<Flooded>, Option<Answered>) {
     let SegmentTraffic { flood_frames, flood_copies, flood_lost, arp_replies, nd_replies } = *row;
     assert!(flood_frames + arp_replies + nd_replies <= 1, "counted twice: {row:?}");
     let protocol = if arp_replies != 0 { Protocol::Arp } else { Protocol::Nd };

@@ -95,6 +95,12 @@ pub struct Output {
 /// Numbers of a peer with sequence numbers: the last one received and when, and the next to be sent.
 pub type Numbers = (Option<(u32, u32)>, u32);
 
+/// The segment that a frame is flooded in, the copies, and how many of them could not be made.
+pub type Flooded = (u32, u64, u64);
+
+/// The segment in which a question is answered, and how was asked.
+pub type Answered = (u32, Protocol);
+
 /// Everything that comes of a frame. What is not here must not happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -110,10 +116,10 @@ pub struct Outcome {
     pub drops: BTreeMap<Drop, u64>,
     /// Addresses that the daemon is told of.
     pub reports: Vec<LearnEvent>,
-    /// The segment that it is flooded in, the copies, and how many of them could not be made.
-    pub flooded: Option<(u32, u64, u64)>,
-    /// The segment in which it is answered, and how was asked.
-    pub answered: Option<(u32, Protocol)>,
+    /// How it is flooded.
+    pub flooded: Option<Flooded>,
+    /// How it is answered.
+    pub answered: Option<Answered>,
     /// What hosts say of themselves, of which the daemon is told.
     pub claims: Vec<NeighborEvent>,
     /// The binding whose age is noted.
@@ -174,16 +180,16 @@ impl Model {
             paced: None,
         };
         match input.entrance {
-            Entrance::Port(ifindex) => run.from_port(ifindex),
-            Entrance::Underlay => run.from_underlay(),
+            Entrance::Port(ifindex) => run.at_port(ifindex),
+            Entrance::Underlay => run.at_underlay(),
             Entrance::Slow(0) => {
-                run.from_underlay();
+                run.at_underlay();
                 if run.outcome.end == End::Passed {
                     // The kernel has had it, and what it had was counted then.
                     run.outcome = Outcome { end: End::Dropped, ..Outcome::default() };
                 }
             }
-            Entrance::Slow(mark) => run.from_slow(mark),
+            Entrance::Slow(mark) => run.at_slow_interface(mark),
         }
         Prediction { outcome: run.outcome, free: run.free, flow: run.flow, paced: run.paced }
     }

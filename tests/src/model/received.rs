@@ -61,7 +61,7 @@ struct Gre<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn from_underlay(&mut self) {
+    pub(super) fn at_underlay(&mut self) {
         let input = self.input;
         // With a tag beside it, it is another interface's.
         if input.tag.is_some() {
@@ -76,7 +76,7 @@ impl<'a> Run<'a> {
                 self.outcome.end = End::Passed;
             }
             Err(Other::Refused(reason)) => self.refuse(Target::NONE, reason),
-            Ok((outer, gre)) => self.from_peer(&outer, &gre),
+            Ok((outer, gre)) => self.of_peer(&outer, &gre),
         }
     }
 
@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
     }
 
     /// A packet that is right so far: whose it is, and whether that one may send it.
-    fn from_peer(&mut self, outer: &Outer<'_>, gre: &Gre<'_>) {
+    fn of_peer(&mut self, outer: &Outer<'_>, gre: &Gre<'_>) {
         let Outer { remote, local, .. } = *outer;
         let key = if self.has(Flaw::KeylessIsKeyZero) { gre.key.or(Some(0)) } else { gre.key };
         let Some(id) = self.network.owner(remote, local, key) else {

@@ -69,7 +69,7 @@ impl Arrival<'_> {
 
 impl<'a> Run<'a> {
     /// A frame from a local interface.
-    pub(super) fn from_port(&mut self, ifindex: u32) {
+    pub(super) fn at_port(&mut self, ifindex: u32) {
         let input = self.input;
         let port = match self.network.port_at(ifindex, input.tag) {
             At::Nobody => return,
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
                 {
                     return self.refuse(arrival.source, reason);
                 }
-                if let Err(reason) = self.into_tunnel(&arrival, id) {
+                if let Err(reason) = self.send_to_peer(&arrival, id) {
                     self.end(to, Direction::Transmit, reason);
                 }
             }

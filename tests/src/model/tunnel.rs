@@ -19,7 +19,7 @@ const IPV6_MIN_MTU: usize = 1280;
 
 impl Run<'_> {
     /// A peer gets a frame.
-    pub(super) fn into_tunnel(&mut self, arrival: &Arrival<'_>, id: u32) -> Result<(), DropReason> {
+    pub(super) fn send_to_peer(&mut self, arrival: &Arrival<'_>, id: u32) -> Result<(), DropReason> {
         let network = self.network;
         let peer = network.peer(id).ok_or(DropReason::Internal)?;
         let clamped;
@@ -61,7 +61,7 @@ impl Run<'_> {
     }
 
     /// A frame that came by the slow interface with a mark.
-    pub(super) fn from_slow(&mut self, mark: u32) {
+    pub(super) fn at_slow_interface(&mut self, mark: u32) {
         let Mark { target, hops } = Mark::from_bits(mark);
         let Input { bytes, tag, segment_size, .. } = self.input;
         let frame = Frame { bytes: bytes.clone(), tag: *tag, segment_size: *segment_size };

@@ -58,7 +58,7 @@ impl<'a> Generator<'a> {
             }
         }
         match rng.random_range(0..20) {
-            0..8 => self.from_port(moment, rng),
+            0..8 => self.at_port(moment, rng),
             8..17 => Input { entrance: Entrance::Underlay, ..self.outside(moment, rng) },
             17 => Input { entrance: Entrance::Slow(0), ..self.outside(moment, rng) },
             _ => self.finished(moment, rng),
@@ -117,7 +117,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    fn from_port(&self, moment: Moment, rng: &mut SmallRng) -> Input {
+    fn at_port(&self, moment: Moment, rng: &mut SmallRng) -> Input {
         let port = self.world.ports.choose(rng);
         let (segment, source) = port.map_or((1, Target::NONE), |port| (port.segment, Target::port(port.id)));
         let mut ifindex = port.map_or(10, |port| port.ifindex);
@@ -192,8 +192,7 @@ impl<'a> Generator<'a> {
 }
 
 fn moment(rng: &mut SmallRng) -> Moment {
-    let mut moment = Moment::default();
-    moment.lease = rng.random_bool(0.92);
+    let mut moment = Moment { lease: rng.random_bool(0.92), ..Moment::default() };
     if rng.random_bool(0.4) {
         let number = *[0, 1, u32::MAX, 0x8000_0000, rng.random()].choose(rng).unwrap_or(&0);
         moment.received = Some((number, moment.seconds - rng.random_range(0..14)));

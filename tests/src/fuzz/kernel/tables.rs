@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use mgre_common::counters::{SegmentTraffic, row_of};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointWords, Owner};
-use mgre_common::event::{LearnEvent, RECENT_SLOTS, TooBig};
+use mgre_common::event::{LearnEvent, RECENT_SLOTS, REPORT_BURST, TooBig};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey, SEEN_STATIC};
 use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord};
 use mgre_common::reason::{Direction, DropReason};
@@ -257,6 +257,11 @@ impl Bench {
                 }
                 seen.received = Some((target, row.receive_bytes));
                 (row.receive_packets, row.receive_bytes) = (0, 0);
+                if row.reports_lost != 0 {
+                    return Err(format!("{} reports lost", std::mem::take(&mut row.reports_lost)));
+                }
+                // Frames come faster here than a source may report addresses.
+                row.report_tokens = REPORT_BURST;
             }
             if row.transmit_packets != 0 {
                 seen.transmitted.insert(target, (row.transmit_packets, row.transmit_bytes));
@@ -332,8 +337,7 @@ pub(super) fn held_tag(key: FdbKey) -> u64 {
 }
 
 pub(super) fn too_big_tag(frame: &[u8]) -> u64 {
-    let word =
-        |at: usize| frame.get(at..at + 8).map_or(0, |bytes| bytemuck::pod_read_unaligned::<u64>(bytes));
+    let word = |at: usize| frame.get(at..at + 8).map_or(0, bytemuck::pod_read_unaligned::<u64>);
     word(0) ^ word(8).rotate_left(32) ^ 0x746f_6f20_6269_6700
 }
 
