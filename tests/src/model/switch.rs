@@ -24,6 +24,9 @@ pub(super) struct Tunnel<'a> {
     pub(super) class: Option<(Ip, u8)>,
 }
 
+/// Ports that the tables on the host have room for. (In the kernel nobody counts drops of ports that there are not.)
+const PORT_RECORDS: u32 = 64;
+
 /// What a source address is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -261,7 +264,9 @@ impl<'a> Run<'a> {
 
     /// A frame that comes back from the slow interface, or that the daemon made, for a port.
     pub(super) fn finished_for_port(&mut self, frame: &Frame, id: u32) -> Result<(), DropReason> {
-        let port = self.network.port(id).ok_or(DropReason::Internal)?;
+        // A mark may say anything. A table has a record for each port that there is room for, in use or not.
+        let missing = if id < PORT_RECORDS { DropReason::RedirectFailed } else { DropReason::Internal };
+        let port = self.network.port(id).ok_or(missing)?;
         let egress = self.egress_of(port, frame)?;
         self.output(egress, on_port(port, frame), 0, Free::NOTHING);
         self.transmitted(Target::port(id), frame.bytes.len());
