@@ -87,10 +87,11 @@ pub const fn traffic_rows(cpus: u32) -> u32 {
 /// The most drop shards there are.
 pub const MAX_DROP_SHARDS: u32 = 8;
 
-/// How many drop rows each row has on a machine with so many CPUs: a power of two.
+/// How many drop rows each row has on a machine with so many CPUs: a power of two, and one for two
+/// CPUs as long as there are few. They are most of the memory there is.
 pub const fn drop_shards(cpus: u32) -> u32 {
     let mut shards = 1;
-    while shards < cpus && shards < MAX_DROP_SHARDS {
+    while 2 * shards < cpus && shards < MAX_DROP_SHARDS {
         shards *= 2;
     }
     shards
@@ -112,7 +113,7 @@ mod tests {
 
     #[test]
     fn shards_are_a_bounded_power_of_two() {
-        assert_eq!([1, 2, 3, 4, 7, 64].map(drop_shards), [1, 2, 4, 4, 8, 8]);
+        assert_eq!([1, 2, 3, 4, 7, 16, 64].map(drop_shards), [1, 1, 2, 2, 4, 8, 8]);
     }
 
     #[test]
