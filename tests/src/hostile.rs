@@ -98,9 +98,12 @@ impl Outcome {
 
     /// The stream while there were many addresses, over what it was in the same round while there was one.
     pub fn ratios(&self) -> impl Iterator<Item = f64> {
-        self.of(Kind::Attack)
-            .zip(self.of(Kind::Control))
-            .map(|(attack, control)| attack.stream / control.stream)
+        self.over(Kind::Control)
+    }
+
+    /// The stream while there were many addresses, over what it was in the same round in a phase of this kind.
+    pub fn over(&self, kind: Kind) -> impl Iterator<Item = f64> {
+        self.of(Kind::Attack).zip(self.of(kind)).map(|(attack, other)| attack.stream / other.stream)
     }
 
     /// How many different addresses arrived.

@@ -36,6 +36,7 @@ pub fn run(plan: Plan) -> Result<Report> {
         &[
             ("addresses", "addresses"),
             ("ratio", "stream, many / one"),
+            ("undisturbed", "many / no frames"),
             ("attack", "many Gbit/s"),
             ("control", "one Gbit/s"),
             ("alone", "no frames Gbit/s"),
@@ -58,7 +59,8 @@ pub fn run(plan: Plan) -> Result<Report> {
         bars,
         remarks: vec![
             "the ratio is of phases of one round: the peer sends as many frames as fast, each from another address and all \
-             from one; a TCP stream of two other hosts goes through the same spoke meanwhile"
+             from one; a TCP stream of two other hosts goes through the same spoke meanwhile. Over no frames, what the \
+             generator and the frames themselves take of the machine counts as well"
                 .into(),
         ],
         details: details.into(),
@@ -88,11 +90,12 @@ fn growth(outcome: &Outcome) -> f64 {
     (after.anonymous as f64 - before.anonymous as f64) / f64::from(1 << 20)
 }
 
-fn cells(outcome: &Outcome) -> [Cell; 8] {
+fn cells(outcome: &Outcome) -> [Cell; 9] {
     let rate = |phase: &Phase| phase.arrived as f64 / phase.time.as_secs_f64() / 1e3;
     [
         Cell::Figure(outcome.addresses() as f64, 0),
         Cell::spread(Spread::of(outcome.ratios()), 2),
+        Cell::spread(Spread::of(outcome.over(Kind::Alone)), 2),
         streams(outcome, Kind::Attack),
         streams(outcome, Kind::Control),
         streams(outcome, Kind::Alone),
@@ -111,6 +114,12 @@ fn bars(limits: &str, outcome: &Outcome) -> Vec<Bar> {
     let cpu = outcome.daemon_share(Kind::Attack);
     vec![
         Bar::ratio_at_least(&what("others' stream"), LEAST, 1.0, Spread::of(outcome.ratios())),
+        Bar::ratio_at_least(
+            &what("the same over no frames"),
+            LEAST,
+            1.0,
+            Spread::of(outcome.over(Kind::Alone)),
+        ),
         at_most("daemon's share of a CPU", MOST_CPU, MOST_CPU / 5.0, "", cpu),
         at_most("daemon's memory", MOST_MEMORY, MOST_MEMORY / 4.0, "MiB more", growth(outcome)),
     ]
