@@ -154,11 +154,12 @@ impl Engine {
         let Some((name, port)) = self.state.port_by_id(id) else { return };
         let Some(segment) = self.state.segments.get(&port.segment) else { return };
         let ours = about == segment_tag(segment.wire_key());
-        // What no address suffers from is no loop, whatever is said.
-        if !ours || !self.held().contains_key(&segment.id) || !self.loops.yields(id, event.key.mac()) {
+        if !ours || self.observed.blocked.contains(&id) || !self.loops.yields(id, event.key.mac()) {
             return;
         }
-        if self.observed.blocked.contains(&id) {
+        // What no address suffers from is no loop, whatever is said. (One is looked for and none are
+        // counted: there may be many probes.)
+        if !self.damper.held().any(|hold| hold.key.segment() == segment.id) {
             return;
         }
         let name = name.to_owned();
