@@ -146,7 +146,8 @@ pub fn flood<F: Replicate, T: Tables>(
     flood.hops = flood.frame.blur(flood.hops.into()) as u8;
     flood.blur();
     let rounds = (flood.bare + flood.wrapped).min(2 * MAX_FLOOD_TARGETS);
-    F::repeat(rounds, &mut flood);
+    // Of a count whose range is known, verifiers from 7.0 on walk every round.
+    F::repeat(flood.frame.blur(rounds), &mut flood);
     flood.finish(segment)
 }
 
