@@ -172,6 +172,14 @@ pub(super) fn header_len<const LEAST: usize>(template: &Template) -> Result<u32,
     if len > TEMPLATE_HEADER_LEN { Err(DropReason::Internal) } else { Ok(len as u32) }
 }
 
+/// A length that is at least one and at most `MAX`, if it is. That it is not zero, verifiers before 6.4 do not learn from
+/// a comparison with zero; that a sum of one is not, they know.
+#[inline(always)]
+pub(super) fn some_length<const MAX: usize>(len: usize) -> Option<usize> {
+    let less = opaque(len.wrapping_sub(1));
+    if less >= MAX { None } else { Some(opaque(less) + 1) }
+}
+
 /// The number as it is, of which the verifier knows nothing any more: it does not see that
 /// adding the bits of another one twice adds nothing.
 #[inline(always)]
