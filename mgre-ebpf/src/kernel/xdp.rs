@@ -17,7 +17,8 @@ use mgre_ebpf::inner::Inner;
 
 use super::maps::DEVICES;
 use super::wire::{
-    TOUCHED, behind, behind_ip, blur, header_at, header_len, is_v6, opaque, plain, udp_header, words, write_fields,
+    TOUCHED, behind, behind_ip, blur, header_at, header_len, is_v6, opaque, plain, udp_header, words,
+    write_fields,
 };
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
