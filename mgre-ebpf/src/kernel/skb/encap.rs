@@ -19,7 +19,7 @@ use crate::kernel::wire::{TOUCHED, behind_ip, header_len, is_v6, plain, udp_head
 /// Tags taken from beside a frame; the kernel puts the next one there each time.
 const MAX_TAGS: usize = 2;
 
-impl<const INGRESS: bool> Skb<INGRESS> {
+impl Skb {
     /// Makes room for a template's header and an inner Ethernet header longer by `tags_len`, so
     /// that superframes stay superframes where there are any.
     #[inline(always)]

@@ -20,7 +20,7 @@ use super::{Skb, check};
 use crate::kernel::maps::{Maps, SCRATCH, SUM_CHUNK};
 use crate::kernel::wire::{behind_ip, some_length};
 
-impl<const INGRESS: bool> Whole for Skb<INGRESS> {
+impl Whole for Skb {
     #[inline(always)]
     fn sum(&self, offset: u32, len: u32) -> Option<u16> {
         let mut sum = Sum { skb: self.skb, offset, left: len, sum: 0 };
@@ -146,7 +146,7 @@ const fn scene(source: u32, segment: u32, place: u64, seconds: u32) -> Scene {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u64, seconds: u32) -> u32 {
-    neighbor::listen(&Skb::<true> { skb }, &Maps, &scene(source, segment, at, seconds));
+    neighbor::listen(&Skb { skb, ingress: true }, &Maps, &scene(source, segment, at, seconds));
     0
 }
 
@@ -155,7 +155,7 @@ extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u6
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn mgre_answer(skb: *mut __sk_buff, source: u32, segment: u32, at: u64) -> u32 {
-    neighbor::turn(&mut Skb::<true> { skb }, &Maps, &scene(source, segment, at, 0))
+    neighbor::turn(&mut Skb { skb, ingress: true }, &Maps, &scene(source, segment, at, 0))
 }
 
 /// A checksum in the making.
