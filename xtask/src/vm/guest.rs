@@ -32,8 +32,8 @@ pub(super) struct Guest {
     pub(super) programs: Vec<(String, PathBuf)>,
     /// Files and folders that are put into /job, by their names there.
     pub(super) files: Vec<(String, PathBuf)>,
-    /// `key=value` in the manner of sysctl(8).
-    pub(super) sysctls: Vec<String>,
+    /// Paths below /proc/sys, and values.
+    pub(super) sysctls: Vec<(String, String)>,
     /// Where what the command left in /out is put.
     pub(super) out: Option<PathBuf>,
     /// The command and its arguments.
@@ -88,7 +88,7 @@ impl Guest {
         tree.bytes("vm/command", 0o755, command);
         let cards: u32 = self.machine.cards.iter().map(|cards| cards.count).sum();
         tree.bytes("vm/settings", 0o644, format!("VM_CARDS={cards}\n"));
-        let sysctls: String = self.sysctls.iter().flat_map(|setting| [setting.as_str(), "\n"]).collect();
+        let sysctls: String = self.sysctls.iter().map(|(path, value)| format!("{path}={value}\n")).collect();
         tree.bytes("vm/sysctl", 0o644, sysctls);
         Ok(tree)
     }
@@ -123,15 +123,20 @@ pub(super) fn named(path: &Path) -> Result<(String, PathBuf)> {
     Ok((name.to_owned(), path))
 }
 
-/// Checks settings of sysctl(8).
-pub(super) fn check_sysctls(settings: &[String]) -> Result<()> {
-    for setting in settings {
-        ensure!(
-            setting.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty()) && !setting.contains('\n'),
-            "{setting} is not KEY=VALUE"
-        );
-    }
-    Ok(())
+/// A setting in the manner of sysctl(8), as a path below /proc/sys and a value. What stands between the key's parts is
+/// what comes first, and the other one is of a name: `net/ipv4/conf/eth0.1/mtu`.
+pub(super) fn sysctl(setting: &str) -> Result<(String, String)> {
+    let (key, value) = setting.split_once('=').with_context(|| format!("{setting} is not KEY=VALUE"))?;
+    let (key, value) = (key.trim(), value.trim());
+    ensure!(!key.is_empty() && !setting.contains('\n'), "{setting} is not KEY=VALUE");
+    let dots = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('.'));
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path = if dots { key.chars().map(swap).collect() } else { key.to_owned() };
+    Ok((path, value.to_owned()))
 }
 
 #[cfg(test)]
@@ -149,7 +154,10 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
-        assert!(check_sysctls(&["net.core.bpf_jit_harden=2".to_owned()]).is_ok());
-        assert!(check_sysctls(&["net.core".to_owned()]).is_err());
+        let path = |setting| sysctl(setting).map(|(path, _)| path).ok();
+        assert_eq!(path("net.core.bpf_jit_harden=2").as_deref(), Some("net/core/bpf_jit_harden"));
+        assert_eq!(path("net/ipv4/conf/eth0.1/mtu=2").as_deref(), Some("net/ipv4/conf/eth0.1/mtu"));
+        assert_eq!(path("net.ipv4.conf.eth0/1.mtu = 2").as_deref(), Some("net/ipv4/conf/eth0.1/mtu"));
+        assert_eq!(path("net.core"), None);
     }
 }

@@ -66,7 +66,9 @@ if [ "$VM_CARDS" -gt 0 ]; then
     done
     [ $tries -lt 250 ] || echo "vm: not all of $VM_CARDS cards are there" | tee "$output"
 fi
-[ ! -s /vm/sysctl ] || sysctl -q -p /vm/sysctl >/run/sysctl 2>&1 || die "sysctl: $(cat /run/sysctl)"
+while IFS='=' read -r path value; do
+    echo "$value" >"/proc/sys/$path" || die "cannot set $path to $value"
+done </vm/sysctl
 
 # A port can be open but once, while /dev/stdout and the like are opened again: the command gets a pipe.
 mkfifo /run/output

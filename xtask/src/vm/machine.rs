@@ -121,14 +121,20 @@ pub(super) fn boot(
     if let Some(code) = result(folder)? {
         return Ok(Ended { code, complaints: complaints(&console) });
     }
-    if console.contains("Kernel panic") {
-        bail!("the guest's kernel panicked; {}", tail());
+    if let Some(at) = console.find("Kernel panic") {
+        let words = console[at..].lines().next().unwrap_or_default();
+        bail!("the guest's kernel panicked ({words}); {}", tail());
     }
     let Some(status) = end else {
         bail!("the guest is not done after {} s (--timeout); {}", machine.timeout.as_secs(), tail());
     };
     let words = fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
-    bail!("the guest ended without a result (qemu: {status}) {}; {}", words.trim(), tail());
+    bail!(
+        "the guest ended without a result (qemu: {status}{}{}); {}",
+        if words.is_empty() { "" } else { ", " },
+        words.trim(),
+        tail()
+    );
 }
 
 /// Until the machine has ended by itself; `None` where it has to be ended.
@@ -192,7 +198,8 @@ fn result(folder: &Path) -> Result<Option<u8>> {
 
 fn console(folder: &Path) -> String {
     let bytes = fs::read(folder.join("console")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\r', "")
+    // The firmware moves the cursor.
+    String::from_utf8_lossy(&bytes).replace(['\r', '\x1b'], "")
 }
 
 /// Lines by which a kernel says that something is wrong with itself.

@@ -159,7 +159,6 @@ fn run_command(root: &Path, run: Run) -> Result<u8> {
              cargo xtask vm 6.12 -- uname -r; --help has the options"
         );
     };
-    guest::check_sysctls(&run.sysctls)?;
     ensure!(!run.icount || run.cpus == 1, "--icount is for one processor");
     let guest = Guest {
         machine: Machine {
@@ -175,7 +174,7 @@ fn run_command(root: &Path, run: Run) -> Result<u8> {
         mgre: mgre(root),
         programs: run.programs.iter().map(|path| guest::named(path)).collect::<Result<_>>()?,
         files: run.files.iter().map(|path| guest::named(path)).collect::<Result<_>>()?,
-        sysctls: run.sysctls,
+        sysctls: run.sysctls.iter().map(|setting| guest::sysctl(setting)).collect::<Result<_>>()?,
         out: run.out,
         command: run.command,
     };
