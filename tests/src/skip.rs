@@ -26,12 +26,20 @@ pub fn missing() -> Option<String> {
 /// # Panics
 /// If it has to be, but `MGRE_TESTS_NO_SKIP` is set: where everything is expected to run, nothing may be left out.
 pub fn skipped() -> bool {
-    let Some(why) = missing() else { return false };
+    missing().is_some_and(|why| skip(&why))
+}
+
+/// Says on standard error that the running test is skipped, and why. True, for the test to end by.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skip(why: &str) -> bool {
     let thread = thread::current();
     let test = thread.name().unwrap_or("?");
     assert!(std::env::var_os("MGRE_TESTS_NO_SKIP").is_none(), "{test} cannot run: {why}");
     // Not by `eprintln!`: the test harness keeps that for itself where a test passes.
-    writeln!(std::io::stderr(), "SKIP {test}: {why}").is_ok()
+    writeln!(std::io::stderr(), "SKIP {test}: {why}").ok();
+    true
 }
 
 /// A program on `PATH`.

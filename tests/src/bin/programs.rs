@@ -55,8 +55,16 @@ fn programs() -> Result<Value> {
     Ok(json!({ "load_seconds": load_seconds, "programs": programs }))
 }
 
-/// The daemon's own word, where its log is in an error: the last line that says `error:`.
-fn reason(error: &str) -> &str {
-    let said = error.lines().rev().find_map(|line| line.trim().strip_prefix("error: "));
-    said.or_else(|| error.lines().next()).unwrap_or(error)
+/// The daemon's own word, where its log is in an error. Of a verifier's log, which can have thousands of lines, the one that
+/// says why is the last before the statistics.
+fn reason(error: &str) -> String {
+    let said = error.lines().rev().find_map(|line| line.trim().strip_prefix("mgre: "));
+    let Some(said) = said else { return error.lines().next().unwrap_or(error).to_owned() };
+    let said = said.split(" Verifier output:").next().unwrap_or(said);
+    let is_statistics =
+        |line: &&str| ["verification time", "processed "].iter().any(|word| line.starts_with(word));
+    match error.lines().position(|line| is_statistics(&line)) {
+        Some(end) => format!("{said} {}", error.lines().nth(end.saturating_sub(1)).unwrap_or_default()),
+        None => said.to_owned(),
+    }
 }

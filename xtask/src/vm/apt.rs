@@ -3,6 +3,7 @@
 //! signatures, by apt.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -173,8 +174,7 @@ impl Apt {
 
     /// The kernels in the lists.
     pub(super) fn kernels(&self) -> Result<Vec<Release>> {
-        let names = self.output("apt-cache", &["pkgnames", "linux-image-"])?;
-        Ok(names.lines().filter_map(|name| Release::parse(name.strip_prefix("linux-image-")?)).collect())
+        Ok(whole_kernels(&self.output("apt-cache", &["pkgnames", "linux-"])?))
     }
 
     /// What the lists say of packages; those that they do not have are left out.
@@ -247,6 +247,17 @@ fn codename() -> Option<String> {
     (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
 }
 
+/// The kernels among names of packages. Where kernel and modules are apart, lists may have the one and not the other.
+fn whole_kernels(names: &str) -> Vec<Release> {
+    let names: BTreeSet<&str> = names.lines().collect();
+    let has = |part: &str, release: &str| names.contains(format!("linux-{part}-{release}").as_str());
+    names
+        .iter()
+        .filter_map(|name| Release::parse(name.strip_prefix("linux-image-")?))
+        .filter(|release| !has("binary", release.name()) || has("modules", release.name()))
+        .collect()
+}
+
 fn parse_records(text: &str) -> Vec<Package> {
     text.split("\n\n")
         .filter_map(|record| {
@@ -301,6 +312,14 @@ mod tests {
             bytes: 26_000_000,
         };
         assert_eq!(parse_records(text), [package]);
+    }
+
+    #[test]
+    fn half_a_kernel_is_none() {
+        let names = "linux-image-6.1.0-56-amd64\nlinux-image-7.3.4-amd64\nlinux-binary-7.3.4-amd64\n\
+                     linux-modules-7.3.4-amd64\nlinux-image-7.0.4-amd64\nlinux-binary-7.0.4-amd64\nlinux-libc-dev\n";
+        let found: Vec<String> = whole_kernels(names).iter().map(Release::to_string).collect();
+        assert_eq!(found, ["6.1.0-56-amd64", "7.3.4-amd64"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!   of them;
 //! - [`cpio`], [`libraries`] and [`tools`]: what a guest has for a file system;
 //! - [`machine`]: its hardware, and how it ends; [`guest`]: a command in it;
-
+//! - [`matrix`]: the project's tests on several kernels.
 //!
 //! Everything fetched or made is in `target/vm`; nothing of it is installed.
 
@@ -15,6 +15,7 @@ mod guest;
 mod kernel;
 mod libraries;
 mod machine;
+mod matrix;
 mod qemu;
 mod release;
 mod sources;
@@ -63,6 +64,8 @@ enum Task {
         #[arg(long, value_enum, default_value_t)]
         flavour: Flavour,
     },
+    /// Run the project's tests on several kernels, and say what each makes of mgre
+    Matrix(matrix::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -119,6 +122,7 @@ struct Run {
 pub(crate) fn run(root: &Path, arguments: Arguments) -> ExitCode {
     let done = match arguments.task {
         Some(Task::Fetch { kernels, flavour }) => fetch(root, &kernels, flavour).map(|()| 0),
+        Some(Task::Matrix(arguments)) => matrix::run(root, &arguments).map(|()| 0),
         None => run_command(root, arguments.run),
     };
     match done {

@@ -48,10 +48,6 @@ impl Release {
         &self.name
     }
 
-    pub(super) fn flavour(&self) -> Flavour {
-        self.flavour
-    }
-
     /// The first two numbers: `(6, 12)`.
     pub(super) fn series(&self) -> (u32, u32) {
         let mut numbers = self.name.split('.').map(|part| part.parse().unwrap_or(0));
