@@ -182,6 +182,7 @@ impl<W: Write> Archive<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 
@@ -208,7 +209,7 @@ mod tests {
         assert_eq!(&file[14..22], "000081a4");
         assert_eq!(&file[54..62], "00000005");
         assert_eq!(&file[94..102], "00000006");
-        assert_eq!(&file[110..], "etc/a\012345\0\0\0");
+        assert_eq!(&file[110..], concat!("etc/a\0", "12345\0\0\0"));
         assert_eq!(&text[heads[0]..][14..22], "000041ed");
         let link = &text[heads[2]..heads[3]];
         assert_eq!((&link[14..22], &link[110..]), ("0000a1ff", "l\0etc\0"));

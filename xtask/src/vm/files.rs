@@ -68,6 +68,7 @@ pub(super) fn megabytes(bytes: u64) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 

@@ -140,6 +140,7 @@ pub(super) fn sysctl(setting: &str) -> Result<(String, String)> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 

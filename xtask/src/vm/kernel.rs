@@ -314,6 +314,7 @@ fn with_dependencies(dep: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<Strin
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 

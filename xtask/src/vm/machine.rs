@@ -231,6 +231,7 @@ pub(super) fn unpack_files(folder: &Path, to: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 

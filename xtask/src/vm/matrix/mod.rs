@@ -67,6 +67,9 @@ struct Selected {
     tests: Vec<String>,
 }
 
+/// Programs for guests, by name.
+type Programs = Vec<(String, PathBuf)>;
+
 /// What became of a kernel.
 #[derive(Clone, Debug)]
 struct Examined {
@@ -146,11 +149,7 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds the test programs; which of their tests to run, and the programs for guests.
-fn select(
-    root: &Path,
-    arguments: &Arguments,
-    stripped: &Path,
-) -> Result<(Vec<Selected>, Vec<(String, PathBuf)>)> {
+fn select(root: &Path, arguments: &Arguments, stripped: &Path) -> Result<(Vec<Selected>, Programs)> {
     println!("vm: building the tests with optimizations");
     let packages = ["--package", "mgre-tests", "--package", "mgre-user"];
     let build = ["build", "--release", "--package", "mgre-tests", "--bin", PROGRAMS];
@@ -299,6 +298,7 @@ fn examine(
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 

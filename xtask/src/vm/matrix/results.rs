@@ -197,6 +197,7 @@ fn reason(test: &str, lines: &[&str]) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
 mod tests {
     use super::*;
 
