@@ -25,7 +25,7 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{netns::Netns, process::Paused};
+use crate::{netns::Netns, process::Paused, wait};
 
 /// How long a daemon may take until it says `ready`. The verifier takes its time on a machine that is busy.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -317,7 +317,7 @@ impl Daemon {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let Some(mut child) = self.child.take() else { bail!("the daemon does not run") };
         let start = Instant::now();
-        while start.elapsed() < STOP_LIMIT {
+        while start.elapsed() < wait::patient(STOP_LIMIT) {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -325,7 +325,7 @@ impl Daemon {
         }
         child.kill()?;
         child.wait()?;
-        bail!("the daemon does not end within {STOP_LIMIT:?}\n{}", self.log())
+        bail!("the daemon does not end within {:?}\n{}", wait::patient(STOP_LIMIT), self.log())
     }
 
     /// Starts it again, after it was stopped.
@@ -396,10 +396,10 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
             }
         }
     });
-    match receiver.recv_timeout(READY_LIMIT) {
+    match receiver.recv_timeout(wait::patient(READY_LIMIT)) {
         Ok(()) => Ok(()),
         Err(mpsc::RecvTimeoutError::Disconnected) => bail!("it ended"),
-        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {READY_LIMIT:?}"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {:?}", wait::patient(READY_LIMIT)),
     }
 }
 
