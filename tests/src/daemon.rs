@@ -22,14 +22,19 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{netns::Netns, process::Paused};
+use crate::{
+    netns::Netns,
+    process::{self, Paused},
+    skip, wait,
+};
 
 /// How long a daemon may take until it says `ready`. The verifier takes its time on a machine that is busy.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take until it has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in.
+/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in, else the one on
+/// `PATH`.
 ///
 /// # Errors
 /// There is none.
@@ -46,6 +51,7 @@ pub fn program() -> Result<PathBuf> {
     beside
         .into_iter()
         .find(|file| file.is_file())
+        .or_else(|| skip::find_program("mgre"))
         .context("there is no mgre program; cargo xtask build makes it")
 }
 
@@ -286,7 +292,8 @@ impl Daemon {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let Some(mut child) = self.child.take() else { bail!("the daemon does not run") };
         let start = Instant::now();
-        while start.elapsed() < STOP_LIMIT {
+        let limit = wait::patient(STOP_LIMIT);
+        while start.elapsed() < limit {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -294,7 +301,7 @@ impl Daemon {
         }
         child.kill()?;
         child.wait()?;
-        bail!("the daemon does not end within {STOP_LIMIT:?}\n{}", self.log())
+        bail!("the daemon does not end within {limit:?}\n{}", self.log())
     }
 
     /// Starts it again, after it was stopped.
@@ -356,10 +363,11 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
             }
         }
     });
-    match receiver.recv_timeout(READY_LIMIT) {
+    let limit = wait::patient(READY_LIMIT);
+    match receiver.recv_timeout(limit) {
         Ok(()) => Ok(()),
         Err(mpsc::RecvTimeoutError::Disconnected) => bail!("it ended"),
-        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {READY_LIMIT:?}"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {limit:?}"),
     }
 }
 
@@ -368,7 +376,7 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
 /// # Errors
 /// It cannot be started.
 pub fn outcome(command: &mut Command) -> Result<Outcome> {
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = process::output(command, wait::patient(process::COMMAND_LIMIT))?;
     Ok(Outcome {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::{netns::Netns, wait};
+use crate::{netns::Netns, process, wait};
 
 /// How many echo requests went out and how many replies came back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,8 @@ impl Pings {
 /// # Errors
 /// `ping` does not understand them.
 pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Pings> {
-    let output = netns.command("ping").arg("-n").args(arguments).output().context("cannot start ping")?;
+    let mut command = netns.command("ping");
+    let output = process::output(command.arg("-n").args(arguments), wait::patient(process::COMMAND_LIMIT))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_ping(&text).with_context(|| {
         format!("ping {}: {text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
@@ -64,7 +65,7 @@ fn parse_ping(text: &str) -> Result<Pings> {
 /// `ping` cannot be run.
 pub fn reaches(netns: &Netns, address: &str) -> Result<bool> {
     let start = Instant::now();
-    while start.elapsed() < wait::SOON {
+    while start.elapsed() < wait::patient(wait::SOON) {
         if ping(netns, &["-c", "1", "-W", "1", address])?.all_came_back() {
             return Ok(true);
         }
@@ -237,7 +238,7 @@ fn wait_listening(server: &mut Child) -> Result<()> {
             }
         }
     });
-    receiver.recv_timeout(wait::SOON).context("iperf3 does not listen")
+    receiver.recv_timeout(wait::patient(wait::SOON)).context("iperf3 does not listen")
 }
 
 fn client(from: &Netns, address: &str, seconds: u32, arguments: &[&str]) -> Result<Iperf> {

@@ -1,6 +1,8 @@
 //! Waiting for something, but not for ever.
 
 use std::{
+    env,
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -13,11 +15,27 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// How often to look.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Looks until `done` holds, and says how long that took.
+/// How many times as long as on an ordinary machine everything may take: `MGRE_TEST_PATIENCE`, a whole number, or 1. An
+/// emulated machine is ten to twenty times as slow.
+pub fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        let given = env::var("MGRE_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+        given.unwrap_or(1).max(1)
+    })
+}
+
+/// A time limit for this machine, from one for an ordinary machine.
+pub fn patient(limit: Duration) -> Duration {
+    limit * patience()
+}
+
+/// Looks until `done` holds, and says how long that took. `limit` is for an ordinary machine ([`patient`]).
 ///
 /// # Errors
 /// It did not hold within `limit`, or looking failed.
 pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let limit = patient(limit);
     let start = Instant::now();
     loop {
         if done()? {
