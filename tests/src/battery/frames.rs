@@ -118,9 +118,9 @@ impl Maker {
             let bytes = self.udp(false, data)?;
             self.add(format!("ipv6 udp {data}"), bytes);
         }
-        let mut padded = self.udp(true, 1)?;
+        let mut padded = self.udp(true, 2)?;
         padded.resize(60, 0);
-        self.add("ipv4 udp 1 padded", padded);
+        self.add("ipv4 udp 2 padded", padded);
 
         let data = self.noise(64);
         let mut first = self.ipv4_header(ip_number::UDP, 64)?;

@@ -32,7 +32,8 @@ pub fn check(mut switch: Switch, netns: &Netns) -> Result<()> {
             ensure!(!filters.contains("mgre"), "filters of {interface}: {filters}");
         }
     }
-    let pins = pins(&switch.daemon.bpffs())?;
+    // The kernel keeps files of its own beside.
+    let pins = pins(&switch.daemon.bpffs().join("mgre"))?;
     ensure!(pins.is_empty(), "pinned: {}", pins.join(" "));
     let left = || -> Result<BTreeSet<u32>> {
         let loaded: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
@@ -58,9 +59,12 @@ fn programs_of(daemon: &Daemon) -> Result<BTreeSet<u32>> {
     Ok(programs)
 }
 
-/// Files below a folder, at any depth.
+/// Files below a folder, at any depth; none where there is no folder.
 fn pins(folder: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
+    if !folder.exists() {
+        return Ok(files);
+    }
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
