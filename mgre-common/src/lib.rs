@@ -44,6 +44,16 @@ pub mod wire;
 /// path, so that a daemon never reads tables laid out by another one.
 pub const SCHEMA_VERSION: u32 = 3;
 
+/// Where a program stands in [`map_name::CALLS`].
+pub mod call {
+    /// The one that forwards what needs more than its headers.
+    pub const FORWARD: u32 = 0;
+    /// The one that floods.
+    pub const FLOOD: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
 /// Names of the eBPF maps, as pinned and as `bpftool map` shows them.
 ///
 /// The kernel keeps 15 characters of a name, so all of these fit in that.
@@ -88,6 +98,8 @@ pub mod map_name {
     pub const NEIGHBORS: &str = "mgre_neighbors";
     /// Array: [`crate::storm::Storm`], one for each row of traffic.
     pub const STORMS: &str = "mgre_storm";
+    /// Program array: the programs that others go on in, by [`crate::call`].
+    pub const CALLS: &str = "mgre_calls";
     /// Ring buffer of [`crate::event::TooBig`].
     pub const TOO_BIG: &str = "mgre_too_big";
 }

@@ -420,9 +420,16 @@ impl Adjacency {
         &self.templates[(self.active.load(Ordering::Acquire) & 1) as usize]
     }
 
+    /// The template with this index, as [`Self::template`] if it was in force a moment ago.
+    #[inline(always)]
+    pub fn template_at(&self, index: u32) -> &Template {
+        &self.templates[(index & 1) as usize]
+    }
+
     /// Index of the template in force.
+    #[inline(always)]
     pub fn active_index(&self) -> u32 {
-        self.active.load(Ordering::Relaxed) & 1
+        self.active.load(Ordering::Acquire) & 1
     }
 
     /// Switches to the template with this index.

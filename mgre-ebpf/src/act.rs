@@ -8,14 +8,16 @@ use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::EtherType;
 
 use crate::decide::{self, Interface, Last, OutOf, Verdict};
+use crate::dress::Via;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side};
+use crate::handoff::{Chain, Handoff, Next};
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
 use crate::{flood, mss, neighbor, tunnel};
 
 /// The whole way of a frame from a local interface.
 #[inline(always)]
-pub fn process_port<F: Replicate, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
+pub fn process_port<F: Chain, T: Tables>(frame: &mut F, tables: &T, ifindex: u32) -> F::Action {
     let now = tables.now();
     let mut interface = decide::interface(tables, ifindex);
     if interface == Interface::ByVlan {
@@ -54,14 +56,14 @@ const VLAN_ID: u16 = 0x0fff;
 
 /// The whole way of a packet from the underlay.
 #[inline(always)]
-pub fn process_underlay<F: Replicate, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
+pub fn process_underlay<F: Chain, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
     let now = tables.now();
     let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
     act(frame, tables, verdict, now)
 }
 
 #[inline(always)]
-fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: Now) -> F::Action {
+fn act<F: Chain, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: Now) -> F::Action {
     match verdict {
         Verdict::Pass | Verdict::Defer => frame.pass(),
         Verdict::PassCounted(reason) => {
@@ -72,17 +74,46 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Forward { source, to, out_of } => match forward(frame, tables, source, to, out_of, now) {
-            Ok(action) => action,
-            Err(reason) => {
-                let (target, direction) = blame(source, to);
-                tables.count_drop(target, direction, reason);
-                frame.drop()
-            }
+        Verdict::Forward { source, to, out_of } => match forward_plain(frame, tables, source, to, out_of, now) {
+            Some(done) => ended(frame, tables, source, to, done),
+            None => frame.hand_over(tables, Next::Forward, Handoff { source, to: to.to_bits(), out_of }),
         },
         Verdict::Flood { source, segment, out_of } => {
-            let bytes = inner_len(frame, out_of);
-            flood::flood(frame, tables, source, segment, out_of, bytes)
+            frame.hand_over(tables, Next::Flood, Handoff { source, to: segment, out_of })
+        }
+    }
+}
+
+/// Goes on with a frame that is to be forwarded.
+#[inline(always)]
+pub fn resume_forward<F: Replicate, T: Tables>(frame: &mut F, tables: &T, handoff: Handoff) -> F::Action {
+    let Handoff { source, to, out_of } = handoff;
+    let to = Target::from_bits(to);
+    let done = forward(frame, tables, source, to, out_of, tables.now());
+    ended(frame, tables, source, to, done)
+}
+
+/// Goes on with a frame that is to be flooded.
+#[inline(always)]
+pub fn resume_flood<F: Replicate, T: Tables>(frame: &mut F, tables: &T, handoff: Handoff) -> F::Action {
+    flood::flood(frame, tables, &handoff)
+}
+
+/// What came of forwarding a frame.
+#[inline(always)]
+fn ended<F: Resize, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    source: Target,
+    to: Target,
+    done: Result<F::Action, DropReason>,
+) -> F::Action {
+    match done {
+        Ok(action) => action,
+        Err(reason) => {
+            let (target, direction) = blame(source, to);
+            tables.count_drop(target, direction, reason);
+            frame.drop()
         }
     }
 }
@@ -91,7 +122,7 @@ fn act<F: Replicate, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now
 /// there, or that the daemon made, and bears its target as a mark; or without a mark an outer
 /// packet that the daemon got from the kernel.
 #[inline(always)]
-pub fn process_slow<F: Replicate, T: Tables>(frame: &mut F, tables: &T, mark: u32) -> F::Action {
+pub fn process_slow<F: Chain, T: Tables>(frame: &mut F, tables: &T, mark: u32) -> F::Action {
     let now = tables.now();
     if mark == 0 {
         let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
@@ -133,7 +164,8 @@ fn marked<F: Replicate, T: Tables>(
             if adjacency.flags.load(Ordering::Relaxed) & adjacency_flag::VALID == 0 {
                 return Err(DropReason::Internal);
             }
-            tunnel::send_finished(frame, tables, adjacency.template(), mark, now)
+            let via = Via::find(tables, id).ok_or(DropReason::Internal)?;
+            tunnel::send_finished(frame, tables, via, mark, now)
         }
         TargetKind::None => Err(DropReason::Internal),
     }
@@ -153,11 +185,46 @@ fn inner_len<F: Frame>(frame: &F, out_of: Option<OutOf>) -> u32 {
     out_of.map_or_else(|| frame.len(), |out_of| out_of.strip.inner_len)
 }
 
-/// Takes a frame out of the tunnel that it came through.
+/// Forwards a frame that needs nothing beside its headers, as nearly all; others are left as they are.
 #[inline(always)]
-pub(crate) fn take_out<F: Resize>(frame: &mut F, out_of: OutOf) -> Result<(), DropReason> {
-    frame.strip(out_of.strip)?;
-    if out_of.remarks() { frame.remark(out_of.inner, out_of.tos) } else { Ok(()) }
+fn forward_plain<F: Replicate, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    source: Target,
+    to: Target,
+    out_of: Option<OutOf>,
+    now: Now,
+) -> Option<Result<F::Action, DropReason>> {
+    let bytes = inner_len(frame, out_of);
+    match (to.kind(), out_of) {
+        (TargetKind::Port(_), Some(out_of)) if out_of.remarks() || out_of.clamps != 0 => None,
+        (TargetKind::Port(id), _) => Some(deliver(frame, tables, to, id, out_of, bytes)),
+        (TargetKind::Adjacency(id), None) => {
+            let Some(adjacency) = tables.adjacency(id) else { return Some(Err(DropReason::Internal)) };
+            tunnel::send_plain(frame, tables, adjacency.template(), Journey { source, to, bytes }, now)
+        }
+        (TargetKind::Adjacency(_) | TargetKind::None, _) => None,
+    }
+}
+
+/// Delivers a frame to a port.
+#[inline(always)]
+fn deliver<F: Resize, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    to: Target,
+    id: u32,
+    out_of: Option<OutOf>,
+    bytes: u32,
+) -> Result<F::Action, DropReason> {
+    let port = tables.port(id).ok_or(DropReason::Internal)?;
+    let egress = port_egress(port, frame.segment_size(), bytes)?;
+    if let Some(out_of) = out_of {
+        frame.strip(out_of.strip)?;
+    }
+    let action = frame.redirect(egress)?;
+    tables.count_sent(to, bytes);
+    Ok(action)
 }
 
 #[inline(always)]
@@ -175,7 +242,7 @@ fn forward<F: Replicate, T: Tables>(
             let port = tables.port(id).ok_or(DropReason::Internal)?;
             let egress = port_egress(port, frame.segment_size(), bytes)?;
             if let Some(out_of) = out_of {
-                take_out(frame, out_of)?;
+                frame.undress(out_of)?;
                 if out_of.clamps != 0
                     && let TargetKind::Adjacency(id) = source.kind()
                     && let Some(adjacency) = tables.adjacency(id)
@@ -188,11 +255,12 @@ fn forward<F: Replicate, T: Tables>(
             Ok(action)
         }
         TargetKind::Adjacency(id) => {
-            let template = tables.adjacency(id).ok_or(DropReason::Internal)?.template();
+            let via = Via::find(tables, id).ok_or(DropReason::Internal)?;
+            let template = via.template;
             if template.options & template_option::CLAMP_MSS != 0 && out_of.is_none() {
                 mss::clamp(frame, template);
             }
-            tunnel::send(frame, tables, template, Journey { source, to, bytes }, out_of, now)
+            tunnel::send(frame, tables, via, Journey { source, to, bytes }, out_of, now)
         }
         TargetKind::None => Err(DropReason::Internal),
     }

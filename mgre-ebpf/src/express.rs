@@ -11,8 +11,9 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::{port_flag, template_flag, template_option};
 use mgre_common::target::TargetKind;
 
-use crate::act::{blame, take_out};
+use crate::act::blame;
 use crate::decide::{self, Early, Interface, OutOf, Verdict};
+use crate::dress::undress;
 use crate::frame::{Egress, Resize, Side};
 use crate::mss::Opening;
 use crate::tables::{Now, Tables};
@@ -98,7 +99,7 @@ fn to_port<F: Resize, T: Tables>(
     }
     tables.count_received(journey.source, journey.bytes, now);
     if let Some(out_of) = out_of {
-        take_out(frame, out_of)?;
+        undress(frame, out_of)?;
     }
     Ok(frame.redirect(Egress::new(port.ifindex.load(Ordering::Relaxed), Side::Out))?)
 }

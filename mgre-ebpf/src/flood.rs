@@ -14,9 +14,11 @@ use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template, segment_flag};
 use mgre_common::target::{Mark, Target, TargetKind};
 
-use crate::act::{blame, port_egress, take_out};
+use crate::act::{blame, port_egress};
 use crate::decide::{OutOf, is_hub};
+use crate::dress::{Dressing, Outside, Via};
 use crate::frame::{Egress, Replicate, Side, Step, Strip, inner_wire_len, wire_len};
+use crate::handoff::Handoff;
 use crate::stamp::Traits;
 use crate::tables::Tables;
 use crate::tunnel::{carries, copy_egress, is_stacked, needs_finishing, relayed_traits};
@@ -74,79 +76,38 @@ mod state {
     pub(super) const WRAPPED_FIRST: u32 = 1 << 5;
 }
 
-/// Sends a frame to all of a segment; each copy counts for so many bytes.
+/// Sends a frame to all of the segment that it is handed over for.
 #[inline(always)]
-pub fn flood<F: Replicate, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    source: Target,
-    segment: u32,
-    out_of: Option<OutOf>,
-    bytes: u32,
-) -> F::Action {
-    if !tables.admits_flood(source) {
-        tables.count_drop(source, Direction::Receive, DropReason::StormLimit);
-        return frame.drop();
-    }
-    let Some(record) = tables.segment(segment) else {
-        tables.count_drop(source, Direction::Receive, DropReason::Internal);
-        return frame.drop();
-    };
-    let list = FloodList::from_bits(record.flood.load(Ordering::Acquire));
-    let (ports, adjacencies) = (u32::from(list.ports), u32::from(list.adjacencies));
-    // Split horizon: what came out of a tunnel goes into no tunnel, but in a hub. There
-    // it has half its hops to go: where hubs form a ring, copies make copies.
-    let relayed = out_of.filter(|out_of| out_of.strip.hops > 1 && is_hub(tables, segment));
-    let tunnels = if out_of.is_none() || relayed.is_some() { adjacencies } else { 0 };
-    let tunnels = tunnels.min(MAX_FLOOD_TARGETS.saturating_sub(ports));
-    let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
-    let stacked = out_of.is_none() && is_stacked(frame);
-    let bare = if finishes || stacked { ports + tunnels } else { ports };
-    let (frame_len, traits) = match (out_of, relayed) {
-        (_, Some(out_of)) => (inner_wire_len(frame, out_of.strip), relayed_traits(frame, out_of, ALL)),
-        (Some(out_of), None) => {
-            if let Err(reason) = take_out(frame, out_of) {
-                tables.count_drop(source, Direction::Receive, reason);
-                return frame.drop();
-            }
-            // Ports look at nothing but the bytes.
-            (bytes, Traits::NONE)
-        }
-        (None, None) => (wire_len(frame), Traits::read(frame, 0, ALL)),
-    };
+pub fn flood<F: Replicate, T: Tables>(frame: &mut F, tables: &T, handoff: &Handoff) -> F::Action {
+    let Handoff { source, to: segment, .. } = *handoff;
     let mut flood = Flood {
-        frame_len,
-        bytes,
         frame,
         tables,
         source,
-        start: list.start,
-        ports,
-        bare,
-        wrapped: tunnels,
-        hops: relayed.map_or(u8::MAX, |out_of| out_of.strip.hops / 2),
-        traits,
+        start: 0,
+        ports: 0,
+        bare: 0,
+        wrapped: 0,
+        frame_len: 0,
+        bytes: 0,
+        hops: u8::MAX,
+        traits: Traits::NONE,
         pending: 0,
         ifindex: 0,
         how: 0,
         copies: 0,
         lost: 0,
-        out_of: relayed.unwrap_or(OutOf::NOTHING),
+        out_of: OutOf::NOTHING,
         outer_len: 0,
-        state: if relayed.is_some() { state::RECEIVED | state::WRAPPED_FIRST } else { 0 }
-            | if stacked { state::STACKED } else { 0 },
+        state: 0,
     };
-    flood.traits = flood.traits.blur(flood.frame);
-    flood.out_of = flood.out_of.blur(flood.frame);
-    flood.source = Target::from_bits(flood.frame.blur(flood.source.to_bits()));
-    let Flood { frame, bare, wrapped, frame_len, bytes, .. } = &mut flood;
-    for number in [bare, wrapped, frame_len, bytes] {
-        *number = frame.blur(*number);
+    if let Err(reason) = flood.prepare(segment, handoff.out_of) {
+        tables.count_drop(source, Direction::Receive, reason);
+        return flood.frame.drop();
     }
-    flood.hops = flood.frame.blur(flood.hops.into()) as u8;
-    flood.blur();
     let rounds = (flood.bare + flood.wrapped).min(2 * MAX_FLOOD_TARGETS);
-    F::repeat(rounds, &mut flood);
+    // Of a count whose range is known, verifiers from 7.0 on walk every round.
+    F::repeat(flood.frame.blur(rounds), &mut flood);
     flood.finish(segment)
 }
 
@@ -178,6 +139,57 @@ impl<F: Replicate, T: Tables> Step for Flood<'_, F, T> {
 }
 
 impl<F: Replicate, T: Tables> Flood<'_, F, T> {
+    /// Makes ready to send the first copy. Numbers are noted as soon as they are known: a program has little stack.
+    #[inline(always)]
+    fn prepare(&mut self, segment: u32, out_of: Option<OutOf>) -> Result<(), DropReason> {
+        if !self.tables.admits_flood(self.source) {
+            return Err(DropReason::StormLimit);
+        }
+        let record = self.tables.segment(segment).ok_or(DropReason::Internal)?;
+        let list = FloodList::from_bits(record.flood.load(Ordering::Acquire));
+        self.start = list.start;
+        self.ports = u32::from(list.ports);
+        self.bytes = out_of.map_or_else(|| self.frame.len(), |out_of| out_of.strip.inner_len);
+        let tunnels = u32::from(list.adjacencies).min(MAX_FLOOD_TARGETS.saturating_sub(self.ports));
+        match out_of {
+            None => {
+                self.wrapped = tunnels;
+                if is_stacked(self.frame) {
+                    self.state = state::STACKED;
+                }
+                self.traits = Traits::read(self.frame, 0, ALL);
+                self.frame_len = wire_len(self.frame);
+            }
+            // Split horizon: what came out of a tunnel goes into no tunnel, but in a hub. There
+            // it has half its hops to go: where hubs form a ring, copies make copies.
+            Some(out_of) if out_of.strip.hops > 1 && is_hub(self.tables, segment) => {
+                self.wrapped = tunnels;
+                self.hops = out_of.strip.hops / 2;
+                self.state = state::RECEIVED | state::WRAPPED_FIRST;
+                self.out_of = out_of;
+                self.traits = relayed_traits(self.frame, out_of, ALL);
+                self.frame_len = inner_wire_len(self.frame, out_of.strip);
+            }
+            // Ports look at nothing but the bytes.
+            Some(out_of) => {
+                self.frame.undress(out_of)?;
+                self.frame_len = self.bytes;
+            }
+        }
+        let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
+        self.bare = if finishes || self.has(state::STACKED) { self.ports + self.wrapped } else { self.ports };
+        // However it came, one state stands for all.
+        self.source = Target::from_bits(self.frame.blur(self.source.to_bits()));
+        self.traits = self.traits.blur(self.frame);
+        self.out_of = self.out_of.blur(self.frame);
+        self.hops = self.frame.blur(self.hops.into()) as u8;
+        for number in [&mut self.bare, &mut self.wrapped, &mut self.frame_len, &mut self.bytes] {
+            *number = self.frame.blur(*number);
+        }
+        self.blur();
+        Ok(())
+    }
+
     /// Makes the frame ready for a target, once the one before has its copy. Whoever gets
     /// it as it is has a round of his own.
     #[inline(always)]
@@ -191,7 +203,8 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 self.is_ready(to, egress, false);
             }
             TargetKind::Adjacency(id) => {
-                let template = self.tables.adjacency(id).ok_or(DropReason::Internal)?.template();
+                let via = Via::find(self.tables, id).ok_or(DropReason::Internal)?;
+                let template = via.template;
                 let finishes = self.finishes(template);
                 if finishes != as_it_is {
                     // The peer has its copy in the other round, if there is one: a segment may
@@ -206,7 +219,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                     self.bare()?;
                     self.frame.set_mark(Mark { target: to, hops: self.hops }.to_bits());
                 } else {
-                    self.encapsulate(template, to)?;
+                    self.encapsulate(via, to)?;
                 }
                 self.is_ready(to, egress, finishes);
             }
@@ -300,31 +313,34 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         let (outer_len, inner_len) = (self.frame.blur(outer_len), self.frame.blur(inner_len));
         let strip = Strip { outer_len, inner_len, hops: 0, tos: 0 };
         let OutOf { inner, tos, .. } = self.out_of;
-        self.resized(|frame| take_out(frame, OutOf { inner, tos, ..OutOf::new(strip) }))
+        self.resized(|frame, _| frame.undress(OutOf { inner, tos, ..OutOf::new(strip) }))
     }
 
     /// Puts the outer header for a peer on the frame.
     #[inline(always)]
-    fn encapsulate(&mut self, template: &Template, to: Target) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, via: Via<'_>, to: Target) -> Result<(), DropReason> {
+        let Via { id: adjacency, index, template } = via;
         let stamp = self.traits.stamp(self.tables, template, to, self.hops);
-        let outer_len = self.outer_len;
+        let outside = if self.outer_len != 0 {
+            Outside::Ours(self.outer_len)
+        } else if self.take_received() {
+            Outside::Received(self.out_of.strip)
+        } else {
+            Outside::Nothing
+        };
         self.outer_len = template.header_len.into();
-        if outer_len != 0 {
-            return self.resized(|frame| frame.readdress(template, stamp, outer_len));
-        }
-        if self.take_received() {
-            let strip = self.out_of.strip;
-            return self.resized(|frame| frame.relay(template, stamp, strip));
-        }
-        self.resized(|frame| frame.encapsulate(template, stamp))
+        self.resized(|frame, tables| frame.dress(tables, Dressing { adjacency, index, stamp, outside }))
     }
 
     #[inline(always)]
-    fn resized(&mut self, resize: impl FnOnce(&mut F) -> Result<(), DropReason>) -> Result<(), DropReason> {
+    fn resized(
+        &mut self,
+        resize: impl FnOnce(&mut F, &T) -> Result<(), DropReason>,
+    ) -> Result<(), DropReason> {
         if self.has(state::DAMAGED) {
             return Err(DropReason::Headroom);
         }
-        let done = resize(self.frame);
+        let done = resize(self.frame, self.tables);
         if done.is_err() {
             self.state |= state::DAMAGED;
         }

@@ -7,6 +7,8 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, PROBE_GROUPS, VLAN_TAG_LEN};
 
+use crate::decide::OutOf;
+use crate::dress::{self, Dressing};
 use crate::inner::Inner;
 use crate::neighbor::{self, Scene};
 use crate::tables::Tables;
@@ -428,6 +430,32 @@ pub trait Replicate: Resize + Whole {
     /// # Errors
     /// The kernel did not take it.
     fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason>;
+
+    /// Puts an adjacency's header on ([`dress::dress`]).
+    ///
+    /// # Errors
+    /// The kernel could not; the frame must then be dropped.
+    #[inline(always)]
+    fn dress<T: Tables>(&mut self, tables: &T, dressing: Dressing) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        let (adjacency, stamp, outside) = dressing.to_words();
+        dress::dress(self, tables, Dressing::from_words(adjacency, stamp, outside))
+    }
+
+    /// Takes the frame out of a tunnel ([`dress::undress`]).
+    ///
+    /// # Errors
+    /// The kernel could not; the frame must then be dropped.
+    #[inline(always)]
+    fn undress(&mut self, out_of: OutOf) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        let (lens, change) = dress::out_of_to_words(out_of);
+        dress::undress(self, dress::out_of_from_words(lens, change))
+    }
 
     /// Runs `step` for 0, 1, ... below `count`, as long as it says to go on.
     fn repeat<S: Step>(count: u32, step: &mut S);

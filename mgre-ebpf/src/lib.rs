@@ -15,6 +15,8 @@
 //! - [`neighbor`]: answers ARP and ND;
 //! - [`verify`]: checksums over a whole packet;
 //! - [`act`]: carries a verdict out;
+//! - [`dress`]: outer headers, where they need not be put on in line;
+//! - [`handoff`]: what one program hands over to the next;
 //! - `tunnel`: into a tunnel, and what does not fit there;
 //! - [`flood`]: head-end replication;
 //! - [`express`]: the short way of known unicast through an early hook.
@@ -25,9 +27,11 @@
 
 pub mod act;
 pub mod decide;
+pub mod dress;
 pub mod express;
 pub mod flood;
 pub mod frame;
+pub mod handoff;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod inner;

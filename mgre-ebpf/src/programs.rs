@@ -1,7 +1,8 @@
 //! The programs' entry points.
 //!
 //! `mgre_port` runs where a local interface gives us frames, `mgre_underlay`
-//! where the underlay does, `mgre_slow` where the slow interface does, `mgre_probe` once, to learn what the kernel can do.
+//! where the underlay does, `mgre_slow` where the slow interface does; they go on in `mgre_forward` and `mgre_replicate`
+//! where a frame needs more than its headers. `mgre_probe` runs once, to learn what the kernel can do.
 
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -15,7 +16,7 @@ use crate::kernel::{self, Maps, Skb, Xdp};
 #[inline(always)]
 fn mgre_port(context: TcContext) -> i32 {
     // The hook may be an egress one.
-    let mut frame = Skb::<false>::new(&context);
+    let mut frame = Skb::new(&context, false);
     let ifindex = frame.ifindex();
     act::process_port(&mut frame, &Maps, ifindex)
 }
@@ -24,16 +25,32 @@ fn mgre_port(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 fn mgre_underlay(context: TcContext) -> i32 {
-    act::process_underlay(&mut Skb::<true>::new(&context), &Maps)
+    act::process_underlay(&mut Skb::new(&context, true), &Maps)
 }
 
 /// What the slow interface gives back, at either of its ends: TCX ingress.
 #[classifier]
 #[inline(always)]
 fn mgre_slow(context: TcContext) -> i32 {
-    let mut frame = Skb::<true>::new(&context);
+    let mut frame = Skb::new(&context, true);
     let mark = frame.mark();
     act::process_slow(&mut frame, &Maps, mark)
+}
+
+/// Goes on with a frame that one of the programs above left to be forwarded.
+#[classifier]
+#[inline(always)]
+fn mgre_forward(context: TcContext) -> i32 {
+    let (mut frame, handoff) = Skb::resume(&context);
+    act::resume_forward(&mut frame, &Maps, handoff)
+}
+
+/// Goes on with a frame that one of the programs above left to be flooded.
+#[classifier]
+#[inline(always)]
+fn mgre_replicate(context: TcContext) -> i32 {
+    let (mut frame, handoff) = Skb::resume(&context);
+    act::resume_flood(&mut frame, &Maps, handoff)
 }
 
 /// A frame from a port that is a physical interface: known unicast, before a socket buffer is made.
@@ -79,7 +96,7 @@ fn mgre_lease(_context: TcContext) -> i32 {
 /// for taking headers off. Returns them, shifted right by 7, below which there are none.
 #[classifier]
 fn mgre_probe(context: TcContext) -> i32 {
-    kernel::probe_strip_flags(&Skb::<true>::new(&context))
+    kernel::probe_strip_flags(&Skb::new(&context, true))
 }
 
 #[panic_handler]

@@ -11,8 +11,8 @@ use mgre_common::table::{Template, template_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
-use crate::act::take_out;
 use crate::decide::OutOf;
+use crate::dress::{Dressing, Outside, Via};
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
 use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
@@ -45,11 +45,12 @@ enum TooLong {
 pub(crate) fn send<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
-    template: &Template,
+    via: Via<'_>,
     journey: Journey,
     out_of: Option<OutOf>,
     now: Now,
 ) -> Result<F::Action, DropReason> {
+    let template = via.template;
     let (outer_len, frame_len) = match out_of {
         None => (0, wire_len(frame)),
         Some(OutOf { strip, .. }) => (strip.outer_len, inner_wire_len(frame, strip)),
@@ -67,8 +68,49 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     let asks = if out_of.is_some() { frame.is_taken_for(template) } else { frame.carries_ip() };
     let egress =
         if frame_len > template.max_frame { slow(tables)? } else { egress(tables, template, asks, now)? };
-    wrap(frame, tables, template, journey.to, out_of)?;
+    let (traits, hops, outside) = match out_of {
+        None => (Traits::read(frame, 0, template.options), u8::MAX, Outside::Nothing),
+        Some(out_of) => {
+            let traits = relayed_traits(frame, out_of, template.options);
+            (traits, out_of.strip.hops - 1, Outside::Received(out_of.strip))
+        }
+    };
+    let stamp = traits.stamp(tables, template, journey.to, hops);
+    frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside })?;
     finish(frame, tables, journey, egress)
+}
+
+/// Sends a frame to a peer that asks for nothing special; does nothing if the frame or the peer needs more than the
+/// template's header.
+#[inline(always)]
+pub(crate) fn send_plain<F: Replicate, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    template: &Template,
+    journey: Journey,
+    now: Now,
+) -> Option<Result<F::Action, DropReason>> {
+    if template.options != 0 || frame.has_tag_beside() || wire_len(frame) > template.max_frame {
+        return None;
+    }
+    let sent = match egress(tables, template, frame.carries_ip(), now) {
+        Ok(egress) => wrap_plain(frame, tables, template, journey.to)
+            .and_then(|()| finish(frame, tables, journey, egress)),
+        Err(reason) => Err(reason),
+    };
+    Some(sent)
+}
+
+/// Puts the header of a template without options on a frame: there is nothing to be taken over but ECN.
+#[inline(always)]
+fn wrap_plain<F: Resize, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    template: &Template,
+    to: Target,
+) -> Result<(), DropReason> {
+    let id = packet_id(tables, template, to);
+    frame.encapsulate(template, Stamp { id, tos: ecn(frame), ..Stamp::PLAIN })
 }
 
 /// Sends a frame that came back from the slow interface: one of the wire's size, and with all
@@ -77,10 +119,11 @@ pub(crate) fn send<F: Replicate, T: Tables>(
 pub(crate) fn send_finished<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
-    template: &Template,
+    via: Via<'_>,
     mark: Mark,
     now: Now,
 ) -> Result<F::Action, DropReason> {
+    let template = via.template;
     let journey = Journey { source: Target::NONE, to: mark.target, bytes: frame.len() };
     carries(frame, template, 0)?;
     // Who sent what does not fit and may not be fragmented was told before it went there.
@@ -91,7 +134,8 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
         egress(tables, template, frame.carries_ip(), now)?
     };
     let traits = Traits::read(frame, 0, template.options);
-    frame.encapsulate(template, traits.stamp(tables, template, mark.target, mark.hops))?;
+    let stamp = traits.stamp(tables, template, mark.target, mark.hops);
+    frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside: Outside::Nothing })?;
     if needs_finishing(template) {
         let numbered = template.options & template_option::SEQUENCE != 0;
         frame.seal(template, if numbered { next_sequence(tables, mark.target) } else { 0 })?;
@@ -157,11 +201,7 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
     out_of: Option<OutOf>,
 ) -> Result<(), DropReason> {
     match out_of {
-        // Nearly all: there is nothing to be taken over but ECN.
-        None if template.options == 0 => {
-            let id = packet_id(tables, template, to);
-            frame.encapsulate(template, Stamp { id, tos: ecn(frame), ..Stamp::PLAIN })
-        }
+        None if template.options == 0 => wrap_plain(frame, tables, template, to),
         None => {
             let traits = Traits::read(frame, 0, template.options);
             frame.encapsulate(template, traits.stamp(tables, template, to, u8::MAX))
@@ -236,7 +276,7 @@ fn to_be_finished<F: Replicate, T: Tables>(
 ) -> Result<F::Action, DropReason> {
     let ifindex = tables.slow_interface().ok_or(DropReason::Headroom)?;
     if let Some(out_of) = out_of {
-        take_out(frame, out_of)?;
+        frame.undress(out_of)?;
     }
     let hops = out_of.map_or(u8::MAX, |out_of| out_of.strip.hops - 1);
     frame.set_mark(Mark { target: journey.to, hops }.to_bits());

@@ -7,8 +7,11 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::{OuterFamily, Template, template_option};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_TAG_LEN};
 
+use crate::act;
 use crate::frame::{Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
+use crate::handoff::{Chain, Handoff, Next};
 use crate::inner::{Inner, Version};
+use crate::tables::Tables;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,6 +322,16 @@ impl Replicate for HostFrame {
 
     fn repeat<S: Step>(count: u32, step: &mut S) {
         let _ended_at = (0..count).find(|&index| !step.step(index));
+    }
+}
+
+impl Chain for HostFrame {
+    fn hand_over<T: Tables>(&mut self, tables: &T, next: Next, handoff: Handoff) -> HostAction {
+        let handoff = Handoff::from_words(handoff.to_words());
+        match next {
+            Next::Forward => act::resume_forward(self, tables, handoff),
+            Next::Flood => act::resume_flood(self, tables, handoff),
+        }
     }
 }
 

@@ -17,12 +17,16 @@ use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV6_LEN, VLAN_TAG_LEN};
+use mgre_ebpf::decide::OutOf;
+use mgre_ebpf::dress::{Dressing, out_of_to_words};
 use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
 use mgre_ebpf::inner::Inner;
+use mgre_ebpf::tables::Tables;
 
 use super::maps::config;
 use super::wire::{behind, blur};
 
+mod chain;
 mod encap;
 mod whole;
 
@@ -47,9 +51,10 @@ const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
 /// The same where the outer header is an IPv6 one.
 const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
-/// A socket buffer. On its way in (`INGRESS`) it can be handed to a veth's other end.
-pub(crate) struct Skb<const INGRESS: bool> {
+/// A socket buffer. On its way in (`ingress`) it can be handed to a veth's other end.
+pub(crate) struct Skb {
     skb: *mut __sk_buff,
+    ingress: bool,
 }
 
 macro_rules! field {
@@ -61,11 +66,11 @@ macro_rules! field {
 
 use field;
 
-impl<const INGRESS: bool> Skb<INGRESS> {
+impl Skb {
     /// The program's frame, with its headers in linear memory.
     #[inline(always)]
-    pub(crate) fn new(context: &TcContext) -> Self {
-        let this = Self { skb: context.skb.skb };
+    pub(crate) fn new(context: &TcContext, ingress: bool) -> Self {
+        let this = Self { skb: context.skb.skb, ingress };
         let linear = field!(this.data_end) - field!(this.data);
         if linear < LINEAR_LEN && linear < this.len() {
             let wanted = if this.len() < LINEAR_LEN { this.len() } else { LINEAR_LEN };
@@ -218,7 +223,7 @@ impl<const INGRESS: bool> Skb<INGRESS> {
     }
 }
 
-impl<const INGRESS: bool> Frame for Skb<INGRESS> {
+impl Frame for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
         field!(self.len)
@@ -314,7 +319,7 @@ impl<const INGRESS: bool> Frame for Skb<INGRESS> {
     }
 }
 
-impl<const INGRESS: bool> Resize for Skb<INGRESS> {
+impl Resize for Skb {
     type Action = i32;
 
     #[inline(always)]
@@ -392,7 +397,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
         if egress.side == Side::Neighbor {
             return self.redirect_to_neighbor(egress.ifindex);
         }
-        if INGRESS && egress.side == Side::Peer && self.protocol_is_told() {
+        if self.ingress && egress.side == Side::Peer && self.protocol_is_told() {
             // SAFETY: no pointer is passed.
             return Ok(unsafe { bpf_redirect_peer(egress.ifindex, 0) as i32 });
         }
@@ -411,7 +416,7 @@ impl<const INGRESS: bool> Resize for Skb<INGRESS> {
     }
 }
 
-impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
+impl Replicate for Skb {
     #[inline(always)]
     fn readdress(&mut self, template: &Template, stamp: Stamp, outer_len: u32) -> Result<(), DropReason> {
         let inner = Ethernet::read_behind(self, outer_len).ok_or(DropReason::Headroom)?;
@@ -439,6 +444,18 @@ impl<const INGRESS: bool> Replicate for Skb<INGRESS> {
     }
 
     #[inline(always)]
+    fn dress<T: Tables>(&mut self, _: &T, dressing: Dressing) -> Result<(), DropReason> {
+        let (adjacency, stamp, outside) = dressing.to_words();
+        check(chain::mgre_dress(self.skb, adjacency, stamp, outside).into())
+    }
+
+    #[inline(always)]
+    fn undress(&mut self, out_of: OutOf) -> Result<(), DropReason> {
+        let (lens, change) = out_of_to_words(out_of);
+        check(chain::mgre_undress(self.skb, lens, change).into())
+    }
+
+    #[inline(always)]
     fn repeat<S: Step>(count: u32, step: &mut S) {
         unsafe extern "C" fn round<S: Step>(index: u32, step: *mut S) -> i64 {
             // SAFETY: `bpf_loop` hands over the pointer that it was given below.
@@ -461,7 +478,7 @@ fn check(result: i64) -> Result<(), DropReason> {
 }
 
 /// Which of the flags for taking headers off the kernel knows: each is tried on the test packet.
-pub(crate) fn probe_strip_flags(skb: &Skb<true>) -> i32 {
+pub(crate) fn probe_strip_flags(skb: &Skb) -> i32 {
     let mut known = 0;
     for flags in [DECAP_L3_IPV4, DECAP_L3_IPV6, DECAP_L4_GRE] {
         if skb.adjust_room(-4, flags | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)).is_ok() {

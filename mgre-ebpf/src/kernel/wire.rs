@@ -1,7 +1,8 @@
 //! What both kinds of buffer write before a frame, and what the verifier needs.
 
 use mgre_common::checksum;
-use mgre_common::table::{OuterFamily, Template, template_option};
+use mgre_common::reason::DropReason;
+use mgre_common::table::{OuterFamily, TEMPLATE_HEADER_LEN, Template, template_option};
 use mgre_common::template::DONT_FRAGMENT;
 use mgre_common::wire::{ETHERNET_LEN, GRE_IN_UDP_PORT, IPV4_LEN, IPV6_LEN};
 use mgre_ebpf::frame::{MAX_BEHIND, Stamp};
@@ -9,7 +10,7 @@ use mgre_ebpf::frame::{MAX_BEHIND, Stamp};
 /// The first words of a template's header.
 #[inline(always)]
 pub(super) fn words<const N: usize>(template: &Template) -> [u64; N] {
-    const { assert!(N * 8 <= mgre_common::table::TEMPLATE_HEADER_LEN) };
+    const { assert!(N * 8 <= TEMPLATE_HEADER_LEN) };
     // SAFETY: the header is long enough, and aligned as the template is.
     unsafe { (&raw const template.header).cast::<[u64; N]>().read() }
 }
@@ -17,7 +18,7 @@ pub(super) fn words<const N: usize>(template: &Template) -> [u64; N] {
 /// A value in a template's header, at a multiple of its alignment.
 #[inline(always)]
 pub(super) fn header_at<T: bytemuck::AnyBitPattern>(template: &Template, at: usize) -> T {
-    assert!(at + size_of::<T>() <= mgre_common::table::TEMPLATE_HEADER_LEN);
+    assert!(at + size_of::<T>() <= TEMPLATE_HEADER_LEN);
     assert!(at.is_multiple_of(align_of::<T>()));
     // SAFETY: it is within the header, as just checked, any bits are a value, and the
     // header is aligned as the template is.
@@ -157,6 +158,26 @@ pub(super) fn opaque(number: usize) -> usize {
     // SAFETY: the instruction does nothing.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
     number
+}
+
+/// The length of a template's header, which is at least `LEAST`. The verifier must learn both bounds of the number itself:
+/// the compiler makes of a range one comparison of a difference, from which verifiers before 6.18 learn nothing.
+#[inline(always)]
+pub(super) fn header_len<const LEAST: usize>(template: &Template) -> Result<u32, DropReason> {
+    let len = opaque(usize::from(template.header_len));
+    if len < LEAST {
+        return Err(DropReason::Internal);
+    }
+    let len = opaque(len);
+    if len > TEMPLATE_HEADER_LEN { Err(DropReason::Internal) } else { Ok(len as u32) }
+}
+
+/// A length that is at least one and at most `MAX`, if it is. That it is not zero, verifiers before 6.4 do not learn from
+/// a comparison with zero; that a sum of one is not, they know.
+#[inline(always)]
+pub(super) fn some_length<const MAX: usize>(len: usize) -> Option<usize> {
+    let less = opaque(len.wrapping_sub(1));
+    if less >= MAX { None } else { Some(opaque(less) + 1) }
 }
 
 /// The number as it is, of which the verifier knows nothing any more: it does not see that

@@ -10,14 +10,15 @@ use aya_ebpf::programs::XdpContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::checksum;
 use mgre_common::reason::DropReason;
-use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
+use mgre_common::table::{Template, template_option, template_shape};
 use mgre_common::wire::{EtherType, IPV4_LEN};
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
 use mgre_ebpf::inner::Inner;
 
 use super::maps::DEVICES;
 use super::wire::{
-    TOUCHED, behind, behind_ip, blur, header_at, is_v6, opaque, plain, udp_header, words, write_fields,
+    TOUCHED, behind, behind_ip, blur, header_at, header_len, is_v6, opaque, plain, udp_header, words,
+    write_fields,
 };
 
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
@@ -130,13 +131,10 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
         packet_len: u32,
         stamp: Stamp,
     ) -> Result<(), DropReason> {
-        let len = opaque(usize::from(template.header_len));
-        if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
-            return Err(DropReason::Internal);
-        }
+        let len = header_len::<LEAST>(template)?;
         let header = (&raw const template.header).cast::<c_void>().cast_mut();
         // SAFETY: the pointer is the program's context, and the header is at least so long.
-        check(unsafe { bpf_xdp_store_bytes(self.context, 0, header, len as u32) })?;
+        check(unsafe { bpf_xdp_store_bytes(self.context, 0, header, len) })?;
         let start = self.start::<LEAST>()?;
         // SAFETY: the IP header is within what was just checked.
         unsafe { write_fields::<V6>(start, template, packet_len, stamp) };

@@ -8,6 +8,7 @@ use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
+use crate::daemon::TcAttach;
 use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos, check};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
@@ -108,6 +109,9 @@ pub struct Daemon {
     #[arg(long, default_value_t = DEFAULT_ADJACENCIES, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=262_144))]
     pub adjacencies: u32,
+    /// How to attach programs at TC: by TCX links, or by filters on a clsact qdisc, as kernels before 6.6 need it
+    #[arg(long, value_enum, default_value_t, value_name = "auto|tcx|clsact", hide_possible_values = true)]
+    pub tc_attach: TcAttach,
 }
 
 /// Where to serve metrics, if anywhere.

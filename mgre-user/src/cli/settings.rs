@@ -101,8 +101,9 @@ impl From<Args> for Settings {
 }
 
 fn options(instance: String, run_dir: PathBuf, daemon: args::Daemon) -> Options {
-    let args::Daemon { config, metrics, state_dir, bpffs, fdb_entries, adjacencies } = daemon;
-    Options { instance, run_dir, state_dir, bpffs, metrics: metrics.0, config, fdb_entries, adjacencies }
+    let args::Daemon { config, metrics, state_dir, bpffs, fdb_entries, adjacencies, tc_attach } = daemon;
+    let metrics = metrics.0;
+    Options { instance, run_dir, state_dir, bpffs, metrics, config, fdb_entries, adjacencies, tc_attach }
 }
 
 fn change(method: Method, parts: &[&str], body: impl Serialize) -> Command {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::Args;
 use super::settings::{Command, Settings};
 use crate::api::messages::{FdbFilter, NeighborFilter};
+use crate::daemon::TcAttach;
 
 fn parse(line: &str) -> Result<Settings, clap::Error> {
     Args::try_parse_from(std::iter::once("mgre").chain(line.split(' '))).map(Settings::from)
@@ -224,7 +225,9 @@ fn options_of_the_daemon() {
     assert_eq!((options.state_dir, options.bpffs), ("s".into(), "b".into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (100, 7));
     assert_eq!(daemon("daemon --fdb-entries 1048576").fdb_entries, 1_048_576);
+    assert_eq!(daemon("daemon --tc-attach clsact").tc_attach, TcAttach::Clsact);
     let options = daemon("daemon");
+    assert_eq!(options.tc_attach, TcAttach::Auto);
     assert_eq!(options.metrics, Some(([127, 0, 0, 1], 9747).into()));
     assert_eq!((options.fdb_entries, options.adjacencies), (131_072, 16_384));
 }

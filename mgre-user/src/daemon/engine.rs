@@ -38,7 +38,7 @@ use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
 use crate::neighbors::Neighbors;
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Compiled, Endpoints, Hook, Observed, Op, Plan, compile, diff};
+use crate::plan::{Compiled, Endpoints, Observed, Op, Plan, TcHook, compile, diff};
 use crate::slow::Slow;
 use crate::slow::pmtu::PathMtus;
 
@@ -206,15 +206,15 @@ impl Engine {
         }
         self.refresh(&Stale::all()).await?;
         self.keep_pair().await;
-        self.observed.own_xdp = Attachments::left_behind(&self.options.pins())?
+        self.observed.own_xdp = Attachments::pinned(&self.options.pins())?
             .into_iter()
-            .filter(|(_, hook)| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort))
+            .filter(|(_, hook)| hook.is_xdp())
             .map(|(ifindex, _)| ifindex)
             .collect();
         let before = self.compiled.clone();
         self.compiled = compile(&self.state, &self.observed);
         let plan = self.compiled.plan.clone();
-        if let Err(error) = self.datapath.inherit(&self.options.pins(), &plan) {
+        if let Err(error) = self.datapath.inherit(&plan) {
             tracing::warn!("what the daemon before had learned and counted is lost: {error:#}");
         }
         if let Err(error) = self.inherit_neighbors() {
@@ -263,7 +263,7 @@ impl Engine {
                     Ok(change) => self.note(change),
                     Err(error) => {
                         tracing::warn!(%error, "cannot read the kernel's notifications, starting anew");
-                        monitor = Monitor::open()?;
+                        monitor = self.open_monitor()?;
                         self.note(Change::Resynchronize);
                     }
                 },
@@ -285,6 +285,18 @@ impl Engine {
         }
         self.close_store();
         Ok(())
+    }
+
+    /// Subscribes to what changes in the kernel and matters here.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn open_monitor(&self) -> Result<Monitor> {
+        let monitor = Monitor::open()?;
+        if self.datapath.tc_hook() == TcHook::Clsact {
+            monitor.watch_filters()?;
+        }
+        Ok(monitor)
     }
 
     /// Answers requests in their order; changes that follow one another are taken together.
@@ -377,6 +389,12 @@ impl Engine {
                 };
                 self.stale.told = true;
             }
+            Change::Filters { index } => {
+                if !self.plan.attachments.keys().any(|(ifindex, _)| *ifindex == index) {
+                    return;
+                }
+                self.stale.filters.insert(index);
+            }
             Change::Resynchronize => {
                 self.losses.note();
                 self.observer.forget_addresses();
@@ -431,6 +449,7 @@ impl Engine {
             tracing::error!("{error:#}; trying again");
             self.try_again();
         }
+        self.mend_filters(&stale);
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.keep_again(&links, forgotten).await;
@@ -439,6 +458,26 @@ impl Engine {
         }
         self.caught_up = (Instant::now(), started.elapsed());
         tracing::debug!(elapsed = ?started.elapsed(), "caught up");
+    }
+
+    /// Puts filters back that somebody else removed.
+    fn mend_filters(&mut self, stale: &Stale) {
+        let all = stale.all_filters.then_some(());
+        if all.is_none() && stale.filters.is_empty() {
+            return;
+        }
+        match self.datapath.mend(all.is_none().then_some(&stale.filters)) {
+            Ok(mended) => {
+                for ifindex in mended {
+                    let name = self.observed.links.get(&ifindex).map_or("?", |link| &link.name);
+                    tracing::warn!("somebody removed mgre's filter from {name}: it is back");
+                }
+            }
+            Err(error) => {
+                tracing::error!("{error:#}; trying again");
+                self.try_again();
+            }
+        }
     }
 
     /// Looks at everything again, soon.

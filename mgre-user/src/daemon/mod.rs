@@ -45,10 +45,13 @@ use self::store::Store;
 use crate::api::messages::Handle;
 use crate::api::{server, socket};
 use crate::datapath::Datapath;
+use crate::datapath::attach::Placement;
+use crate::datapath::link::kernel_has_tcx;
 use crate::datapath::load::{Capacity, load};
 use crate::model::{Change, Document};
-use crate::netlink::{Monitor, Netlink};
+use crate::netlink::Netlink;
 use crate::object::object;
+use crate::plan::TcHook;
 use crate::slow::Slow;
 
 /// How to run the daemon.
@@ -70,12 +73,46 @@ pub struct Options {
     pub fdb_entries: u32,
     /// Adjacencies to have room for.
     pub adjacencies: u32,
+    /// How programs for socket buffers are to be attached.
+    pub tc_attach: TcAttach,
+}
+
+/// How programs for socket buffers are to be attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcAttach {
+    /// By TCX where the kernel has it
+    #[default]
+    Auto,
+    /// By TCX links (Linux 6.6 or newer)
+    Tcx,
+    /// By filters on a clsact qdisc
+    Clsact,
+}
+
+impl TcAttach {
+    /// What that is on a kernel that has TCX, or not.
+    fn hook(self, has_tcx: bool) -> Result<TcHook> {
+        match self {
+            Self::Tcx if !has_tcx => {
+                bail!("this kernel has no TCX, which came with Linux 6.6: --tc-attach auto or clsact")
+            }
+            Self::Auto if !has_tcx => Ok(TcHook::Clsact),
+            Self::Auto | Self::Tcx => Ok(TcHook::Tcx),
+            Self::Clsact => Ok(TcHook::Clsact),
+        }
+    }
 }
 
 impl Options {
     /// Where links are pinned.
     fn pins(&self) -> PathBuf {
         self.bpffs.join("mgre").join(format!("v{SCHEMA_VERSION}")).join(&self.instance).join("links")
+    }
+
+    fn placement(&self, tc: TcHook) -> Placement {
+        // Not in a directory of this instance or schema: an interface has one qdisc.
+        let qdiscs = self.bpffs.join("mgre").join("qdiscs");
+        Placement { instance: self.instance.clone(), tc, pins: self.pins(), qdiscs }
     }
 }
 
@@ -108,12 +145,12 @@ pub async fn run(options: Options) -> Result<()> {
         bail!("the saved state needs --adjacencies of {} at least", id + 1);
     }
 
+    let tc = options.tc_attach.hook(kernel_has_tcx()?)?;
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
     let mut loaded = load(object, capacity)?;
     let ring = loaded.events.take().context("the event ring is taken")?;
     let slow = Slow::new(loaded.too_big.take()).context("cannot wait for frames that are too big")?;
-    let datapath = Datapath::new(loaded, options.pins(), options.fdb_entries)?;
-    let monitor = Monitor::open()?;
+    let datapath = Datapath::new(loaded, options.placement(tc), options.fdb_entries)?;
     let (handle, requests, events) = Handle::new();
     let mut engine = Engine::new(Parts {
         options: options.clone(),
@@ -127,6 +164,7 @@ pub async fn run(options: Options) -> Result<()> {
         ring,
         slow,
     })?;
+    let monitor = engine.open_monitor()?;
     engine.start().await?;
     if let Some(document) = config {
         let replace = Change::Replace(Box::new(document));

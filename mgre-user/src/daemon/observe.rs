@@ -24,6 +24,10 @@ pub(super) struct Stale {
     pub(super) some_routes: BTreeSet<IpAddr>,
     /// The neighbour tables.
     pub(super) neighbors: bool,
+    /// TC filters on these interfaces.
+    pub(super) filters: BTreeSet<u32>,
+    /// TC filters on all interfaces.
+    pub(super) all_filters: bool,
     /// Something was told that the plan does not say yet.
     pub(super) told: bool,
 }
@@ -31,7 +35,7 @@ pub(super) struct Stale {
 impl Stale {
     /// Everything.
     pub(super) fn all() -> Self {
-        Self { links: true, routes: true, neighbors: true, ..Self::default() }
+        Self { links: true, routes: true, neighbors: true, all_filters: true, ..Self::default() }
     }
 
     /// All interfaces.

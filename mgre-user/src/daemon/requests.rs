@@ -76,15 +76,16 @@ impl Engine {
         if let Some(refusal) = self.datapath.refusal(link.index, hook) {
             return (None, Some(format!("cannot be attached to: {refusal}")));
         }
+        let tc = self.datapath.tc_hook();
         let early = if hook == Hook::Underlay { Hook::XdpUnderlay } else { Hook::XdpPort };
         if let Some(refusal) = self.datapath.refusal(link.index, early) {
-            return (Some("tcx".to_owned()), Some(format!("its driver refused XDP: {refusal}")));
+            return (Some(tc.name().to_owned()), Some(format!("its driver refused XDP: {refusal}")));
         }
         match self.compiled.hooks.get(name) {
-            Some(choice) => (Some(choice.hook().to_owned()), Some(choice.reason.clone())),
+            Some(choice) => (Some(choice.hook(tc)), Some(choice.reason.clone())),
             None => {
-                let reason = "an interface of the host: TCX on its transmit path";
-                (Some("tcx".to_owned()), Some(reason.to_owned()))
+                let reason = "an interface of the host: TC on its transmit path";
+                (Some(tc.name().to_owned()), Some(reason.to_owned()))
             }
         }
     }

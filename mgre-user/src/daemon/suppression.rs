@@ -9,7 +9,6 @@ use mgre_common::wire::MacAddr;
 use super::engine::Engine;
 use crate::api::messages::{EventKind, NeighborFilter, NeighborFlag, NeighborView, Problem};
 use crate::datapath::fdb::Entry;
-use crate::datapath::neighbors::NeighborTable;
 use crate::neighbors::{Claim, Decision};
 
 impl Engine {
@@ -140,7 +139,7 @@ impl Engine {
     /// # Errors
     /// There is something to take over, but it cannot be looked at.
     pub(super) fn inherit_neighbors(&mut self) -> anyhow::Result<()> {
-        let Some(from) = NeighborTable::left_behind(&self.options.pins())? else { return Ok(()) };
+        let Some(from) = self.datapath.left_behind_neighbors()? else { return Ok(()) };
         let now = self.datapath.now();
         for (key, record) in from.iter() {
             let mut claim = Claim { key, binding: record.binding, source: Target::NONE };

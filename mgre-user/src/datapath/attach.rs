@@ -2,39 +2,76 @@
 //!
 //! A link is pinned as soon as it is made, so that frames go on flowing when
 //! the daemon is gone. The next daemon finds the pin and swaps its own program in,
-//! which the kernel does between two frames.
+//! which the kernel does between two frames. A filter (`clsact`), in place of a TCX link, stays by itself.
+//!
+//! A daemon that attaches in another way than the one before attaches its own programs first, and takes the others off
+//! then. Until then a frame meets both: TCX comes before the filters, and the second program sees what the first one
+//! passed on, untouched, alone. So no frame is handled twice, nor by none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::programs::LinkOrder;
-use aya::programs::TcAttachType;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::XdpLink;
-use nix::net::if_::if_nametoindex;
+use aya::programs::links::{FdLink, PinnedLink};
+use nix::net::if_::if_indextoname;
 
+use super::clsact::{Clsact, Own};
+use super::link::{Attached, attach_tcx, attach_xdp, check_index, open_pin};
 use super::load::{
-    PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
+    PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier,
 };
-use crate::plan::{Attachment, Hook, XdpMode};
+use crate::netlink::Direction;
+use crate::plan::{Attachment, Hook, TcHook};
+
+/// Where an instance's programs are attached, and where that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The instance.
+    pub instance: String,
+    /// The hook of programs for socket buffers.
+    pub tc: TcHook,
+    /// The directory of pinned links.
+    pub pins: PathBuf,
+    /// The directory in which all instances note which qdiscs they made.
+    pub qdiscs: PathBuf,
+}
 
 /// The programs' attachments.
 #[derive(Debug)]
 pub struct Attachments {
+    tc: TcHook,
     directory: PathBuf,
-    links: BTreeMap<(u32, Hook), PinnedLink>,
+    clsact: Clsact,
+    held: BTreeMap<(u32, Hook), Held>,
     /// Optional ones that the kernel refused, and its reason.
     refused: BTreeMap<(u32, Hook), String>,
 }
 
+/// What holds a program at its hook.
+#[derive(Debug)]
+enum Held {
+    /// For as long as this or the pin is there.
+    Link(#[expect(dead_code, reason = "it is held, not used")] PinnedLink),
+    /// A filter that runs the program with this id.
+    Filter(u32),
+}
+
+/// A program of an earlier daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Where it is attached.
+    pub hook: Hook,
+    /// Its id.
+    pub program: u32,
+}
+
 /// A hook's program and place.
 enum Place {
-    Tc(&'static str, TcAttachType),
+    Tc(&'static str, Direction),
     /// For packets of one page, and of several.
     Xdp([&'static str; 2]),
 }
@@ -46,13 +83,21 @@ impl Hook {
     /// Which program it is, and where it sits.
     const fn place(self) -> Place {
         match self {
-            Self::Underlay => Place::Tc(UNDERLAY_PROGRAM, TcAttachType::Ingress),
-            Self::Port => Place::Tc(PORT_PROGRAM, TcAttachType::Ingress),
-            Self::HostPort => Place::Tc(PORT_PROGRAM, TcAttachType::Egress),
-            Self::Slow => Place::Tc(SLOW_PROGRAM, TcAttachType::Ingress),
+            Self::Underlay => Place::Tc(UNDERLAY_PROGRAM, Direction::Ingress),
+            Self::Port => Place::Tc(PORT_PROGRAM, Direction::Ingress),
+            Self::HostPort => Place::Tc(PORT_PROGRAM, Direction::Egress),
+            Self::Slow => Place::Tc(SLOW_PROGRAM, Direction::Ingress),
             Self::XdpUnderlay => Place::Xdp(XDP_UNDERLAY_PROGRAMS),
             Self::XdpPort => Place::Xdp(XDP_PORT_PROGRAMS),
         }
+    }
+
+    /// Which one a filter is at.
+    fn of(filter: &Own) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| match hook.place() {
+            Place::Tc(program, direction) => program == filter.program && direction == filter.direction,
+            Place::Xdp(_) => false,
+        })
     }
 
     const fn name(self) -> &'static str {
@@ -82,16 +127,42 @@ impl Attachments {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn new(directory: PathBuf) -> Result<Self> {
+    pub fn new(placement: Placement) -> Result<Self> {
+        let Placement { instance, tc, pins: directory, qdiscs } = placement;
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { directory, links: BTreeMap::new(), refused: BTreeMap::new() })
+        let clsact = Clsact::new(instance, qdiscs)?;
+        Ok(Self { tc, directory, clsact, held: BTreeMap::new(), refused: BTreeMap::new() })
     }
 
-    /// What an earlier daemon attached and pinned.
+    /// The hook of programs for socket buffers.
+    pub const fn tc_hook(&self) -> TcHook {
+        self.tc
+    }
+
+    /// The programs that an earlier daemon attached, those at links and those at filters. Those that use all tables come
+    /// first.
+    ///
+    /// # Errors
+    /// There are some, but they cannot be looked at.
+    pub fn left_behind(&mut self) -> Result<Vec<LeftBehind>> {
+        let mut found = Vec::new();
+        for (ifindex, hook) in Self::pinned(&self.directory)? {
+            if let Some(link) = open_pin(&self.pin(ifindex, hook))? {
+                found.push(LeftBehind { hook, program: link.info()?.program_id() });
+            }
+        }
+        for filter in self.clsact.left_behind()? {
+            found.extend(Hook::of(&filter).map(|hook| LeftBehind { hook, program: filter.id }));
+        }
+        found.sort_by_key(|left| (left.hook == Hook::Slow, left.hook.is_xdp()));
+        Ok(found)
+    }
+
+    /// Where an earlier daemon attached programs by links that it pinned.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn left_behind(directory: &Path) -> Result<Vec<(u32, Hook)>> {
+    pub fn pinned(directory: &Path) -> Result<Vec<(u32, Hook)>> {
         let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -107,13 +178,8 @@ impl Attachments {
         Ok(found)
     }
 
-    /// Where a link is pinned in a directory.
-    pub(super) fn pin_in(directory: &Path, ifindex: u32, hook: Hook) -> PathBuf {
-        directory.join(pin_name(ifindex, hook))
-    }
-
     fn pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        Self::pin_in(&self.directory, ifindex, hook)
+        self.directory.join(pin_name(ifindex, hook))
     }
 
     /// Attaches the hook's program to an interface: swaps it in where an earlier
@@ -146,17 +212,43 @@ impl Attachments {
         hook: Hook,
         attachment: &Attachment,
     ) -> Result<()> {
-        let pin = self.pin(ifindex, hook);
-        let old = open_pin(&pin)?;
         check_index(&attachment.interface, ifindex)?;
-        let link = match hook.place() {
-            Place::Tc(name, attach_type) => {
-                attach_tc(programs, name, attach_type, &attachment.interface, old)
+        let held = match (hook.place(), self.tc) {
+            (Place::Tc(name, direction), TcHook::Clsact) => {
+                self.attach_filter(programs, name, ifindex, direction)
             }
-            Place::Xdp(names) => attach_xdp(programs, names, ifindex, attachment, old),
-        }
-        .with_context(|| format!("cannot attach to {}", attachment.interface))?;
-        let pinned = match link {
+            (Place::Tc(name, direction), TcHook::Tcx) => self.attach_link(ifindex, hook, |old| {
+                attach_tcx(programs, name, direction, &attachment.interface, old)
+            }),
+            (Place::Xdp(names), _) => {
+                self.attach_link(ifindex, hook, |old| attach_xdp(programs, names, ifindex, attachment, old))
+            }
+        };
+        let held = held.with_context(|| format!("cannot attach to {}", attachment.interface))?;
+        self.held.insert((ifindex, hook), held);
+        Ok(())
+    }
+
+    fn attach_filter(
+        &mut self,
+        programs: &mut Ebpf,
+        name: &str,
+        ifindex: u32,
+        direction: Direction,
+    ) -> Result<Held> {
+        let program = classifier(programs, name)?;
+        self.clsact.attach((program.fd()?.as_fd(), name), ifindex, direction)?;
+        Ok(Held::Filter(program.info()?.id()))
+    }
+
+    fn attach_link(
+        &self,
+        ifindex: u32,
+        hook: Hook,
+        attach: impl FnOnce(Option<FdLink>) -> Result<Attached>,
+    ) -> Result<Held> {
+        let pin = self.pin(ifindex, hook);
+        let pinned = match attach(open_pin(&pin)?)? {
             // The kernel's link is the pinned one; the file stays.
             Attached::TakenOver => PinnedLink::from_pin(&pin)?,
             Attached::New(link) => {
@@ -164,8 +256,31 @@ impl Attachments {
                 link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?
             }
         };
-        self.links.insert((ifindex, hook), pinned);
-        Ok(())
+        Ok(Held::Link(pinned))
+    }
+
+    /// Puts back filters of ours that somebody else removed or changed, on some interfaces or on all. Says where that was.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mend(&mut self, programs: &mut Ebpf, interfaces: Option<&BTreeSet<u32>>) -> Result<Vec<u32>> {
+        let filters = self.held.iter().filter_map(|((ifindex, hook), held)| match held {
+            Held::Filter(program) => Some((*ifindex, *hook, *program)),
+            Held::Link(_) => None,
+        });
+        let asked = |ifindex: u32| interfaces.is_none_or(|interfaces| interfaces.contains(&ifindex));
+        let filters: Vec<_> = filters.filter(|(ifindex, ..)| asked(*ifindex)).collect();
+        let mut mended = Vec::new();
+        for (ifindex, hook, program) in filters {
+            let Place::Tc(name, direction) = hook.place() else { continue };
+            if self.clsact.is_attached((name, program), ifindex, direction)? || !is_there(ifindex) {
+                continue;
+            }
+            let held = self.attach_filter(programs, name, ifindex, direction)?;
+            self.held.insert((ifindex, hook), held);
+            mended.push(ifindex);
+        }
+        Ok(mended)
     }
 
     /// Why the kernel refused a program that the interface does without.
@@ -180,42 +295,56 @@ impl Attachments {
 
     /// Interfaces that have an XDP program of ours.
     pub fn xdp_interfaces(&self) -> impl Iterator<Item = u32> {
-        let early = |hook: &Hook| matches!(hook, Hook::XdpUnderlay | Hook::XdpPort);
-        self.links.keys().filter(move |(_, hook)| early(hook)).map(|(ifindex, _)| *ifindex)
+        self.held.keys().filter(|(_, hook)| hook.is_xdp()).map(|(ifindex, _)| *ifindex)
     }
 
     /// Takes a program off an interface.
     ///
     /// # Errors
-    /// The pin cannot be removed.
+    /// The pin or the filter cannot be removed.
     pub fn detach(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
-        self.links.remove(&(ifindex, hook));
+        let held = self.held.remove(&(ifindex, hook));
         self.refused.remove(&(ifindex, hook));
+        if let (Some(Held::Filter(_)), Place::Tc(program, direction)) = (held, hook.place()) {
+            self.clsact.detach(program, ifindex, direction)?;
+        }
         remove_file(&self.pin(ifindex, hook))
     }
 
     /// Takes off what an earlier daemon left and this one has no use for.
     ///
     /// # Errors
-    /// A pin cannot be removed.
+    /// A pin or a filter cannot be removed.
     pub fn detach_unused(&mut self) -> Result<()> {
-        for (ifindex, hook) in Self::left_behind(&self.directory)? {
-            if !self.links.contains_key(&(ifindex, hook)) {
-                self.detach(ifindex, hook)?;
+        for (ifindex, hook) in Self::pinned(&self.directory)? {
+            if !matches!(self.held.get(&(ifindex, hook)), Some(Held::Link(_))) {
+                remove_file(&self.pin(ifindex, hook))?;
+            }
+        }
+        for filter in self.clsact.left_behind()? {
+            let (ifindex, direction) = (filter.ifindex, filter.direction);
+            let held = Hook::of(&filter).and_then(|hook| self.held.get(&(ifindex, hook)));
+            if !matches!(held, Some(Held::Filter(_))) {
+                self.clsact.detach(&filter.program, ifindex, direction)?;
             }
         }
         Ok(())
     }
 
-    /// Takes everything off and removes the directory.
+    /// Takes everything off and removes the directories.
     ///
     /// # Errors
-    /// A pin or the directory cannot be removed.
+    /// A pin, a filter or a directory cannot be removed.
     pub fn detach_all(&mut self) -> Result<()> {
-        self.links.clear();
+        self.held.clear();
         self.detach_unused()?;
+        self.clsact.forget_gone()?;
         remove_directories(&self.directory)
     }
+}
+
+fn is_there(ifindex: u32) -> bool {
+    if_indextoname(ifindex).is_ok()
 }
 
 /// Removes a pin directory and those above it that are then empty, up to mgre's own.
@@ -237,73 +366,6 @@ fn remove_directories(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What came of attaching.
-enum Attached {
-    /// The program was swapped into the link that was there.
-    TakenOver,
-    /// A new link.
-    New(FdLink),
-}
-
-fn attach_tc(
-    programs: &mut Ebpf,
-    name: &str,
-    attach_type: TcAttachType,
-    interface: &str,
-    old: Option<FdLink>,
-) -> Result<Attached> {
-    let program = classifier(programs, name)?;
-    if let Some(old) = old.and_then(|old| SchedClassifierLink::try_from(old).ok())
-        && let Ok(id) = program.attach_to_link(old)
-    {
-        program.take_link(id)?;
-        return Ok(Attached::TakenOver);
-    }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, attach_type, options)?;
-    Ok(Attached::New(program.take_link(id)?.try_into()?))
-}
-
-fn attach_xdp(
-    programs: &mut Ebpf,
-    names: [&str; 2],
-    ifindex: u32,
-    attachment: &Attachment,
-    old: Option<FdLink>,
-) -> Result<Attached> {
-    let hook = attachment.xdp.context("no XDP mode")?;
-    let program = xdp(programs, names[usize::from(hook.several_pages)])?;
-    if let Some(old) = old.and_then(|old| XdpLink::try_from(old).ok())
-        && let Ok(id) = program.attach_to_link(old)
-    {
-        program.take_link(id)?;
-        return Ok(Attached::TakenOver);
-    }
-    let mode = match hook.mode {
-        XdpMode::Native => aya::programs::XdpMode::Driver,
-        XdpMode::Generic => aya::programs::XdpMode::Skb,
-    };
-    let id = program.attach_to_if_index(ifindex, mode)?;
-    let link = program.take_link(id)?;
-    // One made by netlink is no link that could be pinned.
-    Ok(Attached::New(link.try_into().context("the kernel made no link for the XDP program")?))
-}
-
-/// The name is what is attached to: it may be another interface's by now.
-fn check_index(interface: &str, ifindex: u32) -> Result<()> {
-    let there = if_nametoindex(interface).ok();
-    ensure!(there == Some(ifindex), "cannot attach to {interface}: it is gone, or another interface");
-    Ok(())
-}
-
-fn open_pin(pin: &Path) -> Result<Option<FdLink>> {
-    match PinnedLink::from_pin(pin) {
-        Ok(pinned) => Ok(Some(FdLink::from(pinned))),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => bail!("cannot open {}: {error}", pin.display()),
-    }
-}
-
 fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -316,6 +378,16 @@ fn remove_file(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_is_at_one_hook() {
+        let own = |program: &str, direction| Own { ifindex: 7, direction, program: program.into(), id: 1 };
+        assert_eq!(Hook::of(&own(PORT_PROGRAM, Direction::Ingress)), Some(Hook::Port));
+        assert_eq!(Hook::of(&own(PORT_PROGRAM, Direction::Egress)), Some(Hook::HostPort));
+        assert_eq!(Hook::of(&own(UNDERLAY_PROGRAM, Direction::Ingress)), Some(Hook::Underlay));
+        assert_eq!(Hook::of(&own(UNDERLAY_PROGRAM, Direction::Egress)), None);
+        assert_eq!(Hook::of(&own(XDP_PORT_PROGRAMS[0], Direction::Ingress)), None);
+    }
 
     #[test]
     fn pin_names() {

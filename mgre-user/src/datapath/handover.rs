@@ -5,22 +5,19 @@
 //! what was learned and counted out of those tables. Ids are saved with the state,
 //! so they mean the same.
 
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapData, MapInfo};
-use aya::programs::links::PinnedLink;
-use aya::programs::{links::FdLink, loaded_programs};
+use aya::programs::loaded_programs;
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic};
 use mgre_common::fdb::{Bucket, FdbKey};
 use mgre_common::map_name;
 use mgre_common::table::{Clock, Sequence};
 
-use super::attach::Attachments;
+use super::attach::LeftBehind;
 use super::fdb::{Entry, slot_entry};
 use super::shared::{Shared, SharedArray};
-use crate::plan::Hook;
 
 /// The tables of an earlier daemon.
 #[derive(Debug)]
@@ -33,20 +30,15 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Finds them through the links that are pinned in a directory; none if there are no links.
+    /// Finds them through the programs that are still attached; none if there are none.
     ///
     /// # Errors
-    /// There are links, but what they run cannot be looked at.
-    pub fn find(pins: &Path) -> Result<Option<Self>> {
-        let mut links = Attachments::left_behind(pins)?;
-        // The other programs use all tables.
-        links.sort_unstable_by_key(|(_, hook)| *hook == Hook::Slow);
-        let Some((ifindex, hook)) = links.into_iter().next() else {
+    /// There are programs, but they cannot be looked at.
+    pub fn find(programs: &[LeftBehind]) -> Result<Option<Self>> {
+        // Those that use all tables come first.
+        let Some(LeftBehind { program: id, .. }) = programs.first().copied() else {
             return Ok(None);
         };
-        let pin = Attachments::pin_in(pins, ifindex, hook);
-        let link = FdLink::from(PinnedLink::from_pin(&pin)?);
-        let id = link.info()?.program_id();
         let program = loaded_programs()
             .find(|program| program.as_ref().is_ok_and(|program| program.id() == id))
             .context("the attached program is gone")??;
@@ -85,21 +77,19 @@ const SENT_MEANWHILE: u64 = 1 << 20;
 ///
 /// # Errors
 /// There are programs, but they cannot be looked at.
-pub(super) fn sequences(pins: &Path) -> Result<Option<SharedArray<Sequence>>> {
+pub(super) fn sequences(programs: &[LeftBehind]) -> Result<Option<SharedArray<Sequence>>> {
     // Programs for XDP leave numbered packets to others.
-    find_map(pins, map_name::SEQUENCES)?.map(open_as).transpose()
+    find_map(programs, map_name::SEQUENCES)?.map(open_as).transpose()
 }
 
 /// A map of an earlier daemon, if a program of its knows of it.
 ///
 /// # Errors
 /// There are programs, but they cannot be looked at.
-pub(super) fn find_map(pins: &Path, name: &str) -> Result<Option<MapData>> {
-    for (ifindex, hook) in Attachments::left_behind(pins)? {
-        let link = FdLink::from(PinnedLink::from_pin(Attachments::pin_in(pins, ifindex, hook))?);
-        let id = link.info()?.program_id();
-        let mut programs = loaded_programs().flatten();
-        let Some(program) = programs.find(|program| program.id() == id) else { continue };
+pub(super) fn find_map(programs: &[LeftBehind], name: &str) -> Result<Option<MapData>> {
+    for LeftBehind { program: id, .. } in programs {
+        let mut loaded = loaded_programs().flatten();
+        let Some(program) = loaded.find(|program| program.id() == *id) else { continue };
         if let Ok(data) = open(&program.map_ids()?.unwrap_or_default(), name) {
             return Ok(Some(data));
         }

@@ -1,17 +1,18 @@
 //! The daemon's side of the datapath: loads, fills, attaches and reads it.
 
 pub mod attach;
+mod clsact;
 pub mod counters;
 pub mod endpoints;
 pub mod fdb;
 pub mod flood;
 pub mod handover;
+pub mod link;
 pub mod load;
 pub mod neighbors;
 pub mod shared;
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
@@ -25,7 +26,7 @@ use mgre_common::table::{
 };
 use mgre_common::target::{Target, TargetKind};
 
-use self::attach::Attachments;
+use self::attach::{Attachments, Placement};
 use self::counters::{Counters, TakenOver};
 use self::endpoints::Endpoints;
 use self::fdb::{Entry, Fdb};
@@ -33,7 +34,9 @@ use self::flood::Floods;
 use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
 use self::neighbors::NeighborTable;
-use crate::plan::{AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord};
+use crate::plan::{
+    AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord, TcHook,
+};
 
 /// The datapath of one instance.
 #[derive(Debug)]
@@ -59,7 +62,7 @@ impl Datapath {
     ///
     /// # Errors
     /// The tables cannot be mapped, or the directory for pins not made.
-    pub fn new(loaded: Loaded, pins: PathBuf, fdb_capacity: u32) -> Result<Self> {
+    pub fn new(loaded: Loaded, placement: Placement, fdb_capacity: u32) -> Result<Self> {
         let hash = loaded.fdb_hash();
         let Loaded { programs, mut tables, config, .. } = loaded;
         let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
@@ -75,7 +78,7 @@ impl Datapath {
             tables,
             floods,
             endpoints,
-            attachments: Attachments::new(pins)?,
+            attachments: Attachments::new(placement)?,
             counters,
             predecessor: None,
             switched: HashMap::new(),
@@ -338,8 +341,8 @@ impl Datapath {
     ///
     /// # Errors
     /// There is something to take over, but it cannot be looked at.
-    pub fn inherit(&mut self, pins: &Path, plan: &Plan) -> Result<()> {
-        let Some(from) = Predecessor::find(pins)? else { return Ok(()) };
+    pub fn inherit(&mut self, plan: &Plan) -> Result<()> {
+        let Some(from) = Predecessor::find(&self.attachments.left_behind()?)? else { return Ok(()) };
         self.set_clock(from.now());
         let segment_of = |target: Target| match target.kind() {
             TargetKind::Port(id) => plan.ports.get(&id).map(|port| port.segment),
@@ -360,7 +363,7 @@ impl Datapath {
             counters.inherit(&from, target, &mut taken);
         }
         plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment, &mut taken));
-        if let Some(sequences) = handover::sequences(pins)? {
+        if let Some(sequences) = handover::sequences(&self.attachments.left_behind()?)? {
             for id in plan.adjacencies.keys() {
                 if let (Some(from), Some(to)) = (sequences.get(*id), self.tables.sequences.get(*id)) {
                     inherit_sequence(from, to);
@@ -374,6 +377,27 @@ impl Datapath {
     /// Why the kernel refused a program that an interface does without.
     pub fn refusal(&self, ifindex: u32, hook: Hook) -> Option<&str> {
         self.attachments.refusal(ifindex, hook)
+    }
+
+    /// The hook of programs for socket buffers.
+    pub const fn tc_hook(&self) -> TcHook {
+        self.attachments.tc_hook()
+    }
+
+    /// The neighbours that an earlier daemon knew, if its programs have a table of them.
+    ///
+    /// # Errors
+    /// There are programs, but they cannot be looked at.
+    pub fn left_behind_neighbors(&mut self) -> Result<Option<NeighborTable>> {
+        NeighborTable::left_behind(&self.attachments.left_behind()?)
+    }
+
+    /// Puts back filters that somebody else removed, on some interfaces or on all. Says where that was.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mend(&mut self, interfaces: Option<&BTreeSet<u32>>) -> Result<Vec<u32>> {
+        self.attachments.mend(&mut self.programs, interfaces)
     }
 
     /// Interfaces that have an XDP program of ours.

@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::decode::attributes;
-use super::socket::{messages, receive};
+use super::socket::{join, messages, receive};
 use super::{Change, Error, Netlink, Result};
 
 /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY` and its attributes (include/uapi/linux/genetlink.h).
@@ -153,18 +153,7 @@ impl Watch {
     pub(super) fn open() -> io::Result<Option<Self>> {
         let fd = open()?;
         let Some(group) = family(&fd)?.and_then(|family| family.group) else { return Ok(None) };
-        let group = libc::c_int::try_from(group).map_err(io::Error::other)?;
-        // SAFETY: `fd` is open, and the option value is an int that lives during the call.
-        let joined = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_NETLINK,
-                libc::NETLINK_ADD_MEMBERSHIP,
-                (&raw const group).cast(),
-                size_of_val(&group) as libc::socklen_t,
-            )
-        };
-        Errno::result(joined)?;
+        join(&fd, group)?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         // SAFETY: an OwnedFd is open and names the same file until it is dropped, which AsyncFd does only
         // after taking it out of the reactor.

@@ -6,6 +6,7 @@
 //! | `socket` | one socket, requests and answers |
 //! | `decode` | from the kernel's messages to the types below; pure |
 //! | `link`, `route`, `neighbor` | the operations of [`Netlink`] |
+//! | `filter` | TC filters and their qdisc |
 //! | `monitor` | [`Monitor`]: what changes |
 //! | `resolve` | from route, links and neighbours to a next hop; pure |
 //! | `error` | [`Error`]: one line each |
@@ -16,6 +17,7 @@ mod decode;
 mod error;
 mod ethtool;
 mod features;
+mod filter;
 mod link;
 mod monitor;
 mod neighbor;
@@ -30,6 +32,7 @@ use mgre_common::wire::MacAddr;
 
 pub use self::error::{Error, Result};
 pub use self::features::XdpFeatures;
+pub use self::filter::{Direction, Filter, Filters};
 pub use self::monitor::{Change, Monitor};
 use self::socket::Socket;
 

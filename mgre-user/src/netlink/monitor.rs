@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::features::Watch;
-use super::socket::{messages, open, receive};
+use super::socket::{join, messages, open, receive};
 use super::{Error, Neighbor, Result, XdpFeatures, decode};
 
 /// Room for some ten thousand messages between two looks.
@@ -67,6 +67,11 @@ pub enum Change {
         /// What it can do now; none if it went.
         features: Option<XdpFeatures>,
     },
+    /// A TC filter or a qdisc came, went, or changed. Reported after [`Monitor::watch_filters`] alone.
+    Filters {
+        /// The interface.
+        index: u32,
+    },
     /// Messages were lost, because they came faster than they were read: everything may have changed.
     Resynchronize,
 }
@@ -112,6 +117,15 @@ impl Monitor {
         let fd = unsafe { AsyncFd::register_with_interest(fd, WAKE) }?;
         let features = Watch::open()?;
         Ok(Self { fd, features, buffer: vec![0; DATAGRAM], pending: VecDeque::new(), lost: false })
+    }
+
+    /// Reports changes of TC filters and qdiscs, too.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch_filters(&self) -> Result<()> {
+        join(self.fd.get_ref(), libc::RTNLGRP_TC)
+            .map_err(|errno| Error::Transport { action: "subscribe to filters".into(), source: errno.into() })
     }
 
     /// The next change. Waits for one. Nothing is lost if the future is dropped.
@@ -184,6 +198,11 @@ fn change(kind: u16, payload: &[u8]) -> Option<Change> {
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Change::Addresses,
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE | libc::RTM_NEWRULE | libc::RTM_DELRULE => Change::Routes,
         RTM_NEWNEXTHOP | RTM_DELNEXTHOP => Change::Routes,
+        // The index is the second word of `struct tcmsg`.
+        libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER | libc::RTM_DELQDISC => {
+            let index = payload.get(4..)?.first_chunk()?;
+            Change::Filters { index: u32::from_ne_bytes(*index) }
+        }
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
             let entry = decode::neighbor(payload)?;
             let neighbor = (kind == libc::RTM_NEWNEIGH).then_some(entry.neighbor);

@@ -66,6 +66,21 @@ pub(super) fn open(groups: u32, flags: SockFlag) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Has a socket receive a multicast group, too.
+pub(super) fn join(fd: &OwnedFd, group: libc::c_uint) -> nix::Result<()> {
+    // SAFETY: `fd` is open, and the option value is an int that lives during the call.
+    let joined = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            (&raw const group).cast(),
+            size_of_val(&group) as libc::socklen_t,
+        )
+    };
+    Errno::result(joined).map(drop)
+}
+
 /// Receives one datagram of the kernel into `buffer`; its length. What another process sends is
 /// passed over.
 pub(super) fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> nix::Result<usize> {
@@ -109,6 +124,25 @@ impl Socket {
             }
         }
         Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// The number of the socket's network namespace.
+    pub(super) fn namespace(&self) -> Result<u64, Failure> {
+        /// Of include/uapi/asm-generic/socket.h.
+        const SO_NETNS_COOKIE: libc::c_int = 71;
+        let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+        // SAFETY: `fd` is open, and the kernel writes at most as many bytes as the cookie has.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        Errno::result(result)?;
+        Ok(cookie)
     }
 
     /// Carries out a request that changes something.

@@ -15,6 +15,25 @@ pub enum XdpMode {
     Generic,
 }
 
+/// The hook of programs for socket buffers. A daemon uses one of them for all interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcHook {
+    /// Links, since Linux 6.6.
+    Tcx,
+    /// Filters on a clsact qdisc, which every kernel has.
+    Clsact,
+}
+
+impl TcHook {
+    /// What `status` calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
 /// An XDP program for an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpHook {
@@ -24,7 +43,7 @@ pub struct XdpHook {
     pub several_pages: bool,
 }
 
-/// What was chosen for an interface beside TCX, which it gets in any case.
+/// What was chosen for an interface beside TC, which it gets in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The XDP program, if any.
@@ -35,11 +54,11 @@ pub struct Choice {
 
 impl Choice {
     /// What `status` says the interface is attached to.
-    pub fn hook(&self) -> &'static str {
+    pub fn hook(&self, tc: TcHook) -> String {
         match self.xdp.map(|hook| hook.mode) {
-            None => "tcx",
-            Some(XdpMode::Native) => "xdp+tcx",
-            Some(XdpMode::Generic) => "xdp-generic+tcx",
+            None => tc.name().to_owned(),
+            Some(XdpMode::Native) => format!("xdp+{}", tc.name()),
+            Some(XdpMode::Generic) => format!("xdp-generic+{}", tc.name()),
         }
     }
 }
@@ -84,7 +103,7 @@ mod tests {
 
     #[test]
     fn physical_interfaces_get_xdp_by_themselves_and_virtual_ones_do_not() {
-        let hook = |link: &Link, features| choose(link, features, Mode::Auto, None).hook();
+        let hook = |link: &Link, features| choose(link, features, Mode::Auto, None).hook(TcHook::Tcx);
         assert_eq!(hook(&link(None, 1500), CAPABLE), "xdp+tcx");
         assert_eq!(hook(&link(None, 1500), XdpFeatures::default()), "tcx");
         for kind in ["veth", "tun", "bridge", "bond"] {
@@ -100,8 +119,8 @@ mod tests {
         let veth = link(Some("veth"), 9000);
         let native = choose(&veth, CAPABLE, Mode::Native, None);
         assert_eq!(native.xdp, Some(XdpHook { mode: XdpMode::Native, several_pages: true }));
-        assert_eq!(choose(&veth, CAPABLE, Mode::Generic, None).hook(), "xdp-generic+tcx");
-        assert_eq!(choose(&link(None, 1500), CAPABLE, Mode::Tc, None).hook(), "tcx");
+        assert_eq!(choose(&veth, CAPABLE, Mode::Generic, None).hook(TcHook::Clsact), "xdp-generic+clsact");
+        assert_eq!(choose(&link(None, 1500), CAPABLE, Mode::Tc, None).hook(TcHook::Tcx), "tcx");
         let taken = choose(&link(None, 1500), CAPABLE, Mode::Native, Some(42));
         assert!(taken.xdp.is_none() && taken.reason.contains("42"));
     }

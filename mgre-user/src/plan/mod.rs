@@ -35,7 +35,7 @@ use mgre_common::target::Target;
 
 pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
-pub use hooks::{Choice, XdpHook, XdpMode, choose};
+pub use hooks::{Choice, TcHook, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus};
 
 use crate::netlink::{Link, Neighbor, Route, XdpFeatures};
@@ -112,6 +112,13 @@ pub enum Hook {
     XdpPort,
     /// Frames that an end of the slow path's pair receives.
     Slow,
+}
+
+impl Hook {
+    /// Whether it comes before TC.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpUnderlay | Self::XdpPort)
+    }
 }
 
 /// A program on an interface.

@@ -1,12 +1,25 @@
 //! What an interface gets when its driver refuses XDP.
 
+use std::path::Path;
+
 use mgre_user::datapath::Datapath;
-use mgre_user::plan::{Attachment, Hook, Op, XdpHook, XdpMode};
+use mgre_user::datapath::attach::Placement;
+use mgre_user::plan::{Attachment, Hook, Op, TcHook, XdpHook, XdpMode};
 
 use mgre_user::datapath::load::{Capacity, load};
 use mgre_user::object::object;
 
 use crate::kernel::in_namespace;
+
+/// Without a file system for pins, which nothing here needs.
+fn placement(directory: &Path) -> Placement {
+    Placement {
+        instance: "test".into(),
+        tc: TcHook::Tcx,
+        pins: directory.join("links"),
+        qdiscs: directory.join("qdiscs"),
+    }
+}
 
 /// The loopback's driver runs no XDP program.
 const LOOPBACK: u32 = 1;
@@ -16,7 +29,7 @@ fn a_driver_that_refuses_xdp_leaves_tc() {
     in_namespace(|| {
         let directory = tempfile::tempdir().unwrap();
         let loaded = load(object().unwrap(), Capacity { fdb_entries: 16, adjacencies: 16 }).unwrap();
-        let mut datapath = Datapath::new(loaded, directory.path().join("links"), 16).unwrap();
+        let mut datapath = Datapath::new(loaded, placement(directory.path()), 16).unwrap();
         let attach = |optional| Op::Attach {
             ifindex: LOOPBACK,
             hook: Hook::XdpUnderlay,

@@ -9,17 +9,17 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use mgre_common::reason::DropReason;
-use mgre_common::table::{TEMPLATE_HEADER_LEN, Template, template_option, template_shape};
+use mgre_common::table::{Template, template_option, template_shape};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
 use mgre_ebpf::frame::{Ethernet, Frame, Stamp};
 
 use super::{Skb, check, field};
-use crate::kernel::wire::{TOUCHED, behind_ip, is_v6, opaque, plain, udp_header, words, write_fields};
+use crate::kernel::wire::{TOUCHED, behind_ip, header_len, is_v6, plain, udp_header, words, write_fields};
 
 /// Tags taken from beside a frame; the kernel puts the next one there each time.
 const MAX_TAGS: usize = 2;
 
-impl<const INGRESS: bool> Skb<INGRESS> {
+impl Skb {
     /// Makes room for a template's header and an inner Ethernet header longer by `tags_len`, so
     /// that superframes stay superframes where there are any.
     #[inline(always)]
@@ -135,13 +135,10 @@ impl<const INGRESS: bool> Skb<INGRESS> {
         stamp: Stamp,
         inner: Ethernet,
     ) -> Result<(), DropReason> {
-        let len = opaque(usize::from(template.header_len));
-        if !(LEAST..=TEMPLATE_HEADER_LEN).contains(&len) {
-            return Err(DropReason::Internal);
-        }
+        let len = header_len::<LEAST>(template)?;
         let header = (&raw const template.header).cast::<c_void>();
         // SAFETY: the pointer is the program's context, and the header is at least so long.
-        check(unsafe { bpf_skb_store_bytes(self.skb, 0, header, len as u32, 0) })?;
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, header, len, 0) })?;
         for (at, value) in inner.writes() {
             self.store(u32::from(template.header_len) + at as u32, &value)?;
         }

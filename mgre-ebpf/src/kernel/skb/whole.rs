@@ -18,9 +18,9 @@ use mgre_ebpf::tables::Tables;
 
 use super::{Skb, check};
 use crate::kernel::maps::{Maps, SCRATCH, SUM_CHUNK};
-use crate::kernel::wire::{behind_ip, opaque};
+use crate::kernel::wire::{behind_ip, some_length};
 
-impl<const INGRESS: bool> Whole for Skb<INGRESS> {
+impl Whole for Skb {
     #[inline(always)]
     fn sum(&self, offset: u32, len: u32) -> Option<u16> {
         let mut sum = Sum { skb: self.skb, offset, left: len, sum: 0 };
@@ -69,11 +69,9 @@ impl<const INGRESS: bool> Whole for Skb<INGRESS> {
 
     #[inline(always)]
     fn copy_bytes(&self, offset: u32, to: &mut [u8; TOO_BIG_CAPTURE]) -> u32 {
-        let there = opaque((self.len() - offset) as usize);
-        let len = if there < TOO_BIG_CAPTURE { there } else { TOO_BIG_CAPTURE };
-        if len == 0 {
-            return 0;
-        }
+        let there = (self.len() - offset) as usize;
+        let there = if there < TOO_BIG_CAPTURE { there } else { TOO_BIG_CAPTURE };
+        let Some(len) = some_length::<TOO_BIG_CAPTURE>(there) else { return 0 };
         let to = to.as_mut_ptr();
         // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
         match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.cast(), len as u32) } {
@@ -148,7 +146,7 @@ const fn scene(source: u32, segment: u32, place: u64, seconds: u32) -> Scene {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u64, seconds: u32) -> u32 {
-    neighbor::listen(&Skb::<true> { skb }, &Maps, &scene(source, segment, at, seconds));
+    neighbor::listen(&Skb { skb, ingress: true }, &Maps, &scene(source, segment, at, seconds));
     0
 }
 
@@ -157,7 +155,7 @@ extern "C" fn mgre_listen(skb: *mut __sk_buff, source: u32, segment: u32, at: u6
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn mgre_answer(skb: *mut __sk_buff, source: u32, segment: u32, at: u64) -> u32 {
-    neighbor::turn(&mut Skb::<true> { skb }, &Maps, &scene(source, segment, at, 0))
+    neighbor::turn(&mut Skb { skb, ingress: true }, &Maps, &scene(source, segment, at, 0))
 }
 
 /// A checksum in the making.
@@ -172,19 +170,16 @@ impl Step for Sum {
     #[inline(always)]
     fn step(&mut self, _: u32) -> bool {
         let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
-        let mut len = opaque(self.left as usize);
-        if len > SUM_CHUNK {
-            len = SUM_CHUNK;
-        } else {
+        let left = self.left as usize;
+        let len = if left < SUM_CHUNK { left } else { SUM_CHUNK };
+        if left < SUM_CHUNK {
             // What is left from the chunk before would count. (One by one: there is no `memset`.)
             for at in 0..SUM_CHUNK / 8 {
                 // SAFETY: the memory is this CPU's, as long as this, and aligned to words.
                 unsafe { scratch.cast::<u64>().add(at).write_volatile(0) };
             }
         }
-        if len == 0 {
-            return false;
-        }
+        let Some(len) = some_length::<SUM_CHUNK>(len) else { return false };
         let to = scratch.cast::<u8>();
         // SAFETY: the pointer is the program's context, and there is room for the bytes.
         if unsafe { bpf_skb_load_bytes(self.skb.cast(), self.offset, to.cast(), len as u32) } != 0 {

@@ -1,0 +1,109 @@
+//! Attaches programs by links that the kernel lets be pinned: TCX and XDP.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::load::{classifier, xdp};
+use crate::netlink::Direction;
+use crate::plan::{Attachment, XdpMode};
+
+/// Whether the kernel has TCX (since Linux 6.6): asked by looking what is attached to the loopback.
+///
+/// # Errors
+/// The kernel refuses for another reason.
+pub fn kernel_has_tcx() -> Result<bool> {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Ok(true),
+        Err(error) => match kernel_error(&error) {
+            // BPF_PROG_QUERY knows no such attach type.
+            Some(Errno::EINVAL) => Ok(false),
+            _ => Err(error).context("cannot ask the kernel for TCX"),
+        },
+    }
+}
+
+/// The error number of a system call that failed.
+fn kernel_error(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error()).map(Errno::from_raw)
+}
+
+/// What came of attaching.
+pub(super) enum Attached {
+    /// The program was swapped into the link that was there.
+    TakenOver,
+    /// A new link.
+    New(FdLink),
+}
+
+pub(super) fn attach_tcx(
+    programs: &mut Ebpf,
+    name: &str,
+    direction: Direction,
+    interface: &str,
+    old: Option<FdLink>,
+) -> Result<Attached> {
+    let program = classifier(programs, name)?;
+    if let Some(old) = old.and_then(|old| SchedClassifierLink::try_from(old).ok())
+        && let Ok(id) = program.attach_to_link(old)
+    {
+        program.take_link(id)?;
+        return Ok(Attached::TakenOver);
+    }
+    let attach_type = match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(interface, attach_type, options)?;
+    Ok(Attached::New(program.take_link(id)?.try_into()?))
+}
+
+pub(super) fn attach_xdp(
+    programs: &mut Ebpf,
+    names: [&str; 2],
+    ifindex: u32,
+    attachment: &Attachment,
+    old: Option<FdLink>,
+) -> Result<Attached> {
+    let hook = attachment.xdp.context("no XDP mode")?;
+    let program = xdp(programs, names[usize::from(hook.several_pages)])?;
+    if let Some(old) = old.and_then(|old| XdpLink::try_from(old).ok())
+        && let Ok(id) = program.attach_to_link(old)
+    {
+        program.take_link(id)?;
+        return Ok(Attached::TakenOver);
+    }
+    let mode = match hook.mode {
+        XdpMode::Native => aya::programs::XdpMode::Driver,
+        XdpMode::Generic => aya::programs::XdpMode::Skb,
+    };
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    let link = program.take_link(id)?;
+    // One made by netlink is no link that could be pinned.
+    Ok(Attached::New(link.try_into().context("the kernel made no link for the XDP program")?))
+}
+
+/// The name is what is attached to: it may be another interface's by now.
+pub(super) fn check_index(interface: &str, ifindex: u32) -> Result<()> {
+    let there = if_nametoindex(interface).ok();
+    ensure!(there == Some(ifindex), "cannot attach to {interface}: it is gone, or another interface");
+    Ok(())
+}
+
+pub(super) fn open_pin(pin: &Path) -> Result<Option<FdLink>> {
+    match PinnedLink::from_pin(pin) {
+        Ok(pinned) => Ok(Some(FdLink::from(pinned))),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => bail!("cannot open {}: {error}", pin.display()),
+    }
+}
