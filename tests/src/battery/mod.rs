@@ -6,12 +6,13 @@
 //! - [`streams`]: TCP whose bytes are compared, and numbered datagrams;
 //! - [`tagged`]: the stations' VLAN;
 //! - [`everything`]: all of that, in turn;
-//! - [`switch`]: mgre between them; [`remains`]: what it leaves behind.
+//! - [`switch`]: mgre between them; [`remains`]: what it leaves behind; [`peer`]: others in its place.
 
 pub mod everything;
 pub mod exact;
 pub mod frames;
 pub mod lab;
+pub mod peer;
 pub mod remains;
 pub mod report;
 pub mod station;

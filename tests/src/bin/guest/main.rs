@@ -2,6 +2,8 @@
 //!
 //! It needs root, `mgre` and a few tools, and no compiler: it runs in the initrd of a virtual machine as well as on a host.
 
+mod peers;
+mod segment;
 mod spokes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -25,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Two mgre spokes, in every mode and with every option
     Spokes(spokes::Arguments),
+    /// mgre beside the kernel's gretap and Open vSwitch
+    Peers(peers::Arguments),
 }
 
 /// How mgre attaches.
@@ -86,6 +90,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     report.context(&format!("Linux {}, {}, patience {}", kernel.trim(), mgre.display(), wait::patience()));
     match &arguments.command {
         Command::Spokes(arguments) => spokes::run(&mut report, arguments),
+        Command::Peers(arguments) => peers::run(&mut report, arguments),
     }
     Ok(report.finish())
 }
