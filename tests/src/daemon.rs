@@ -292,8 +292,7 @@ impl Daemon {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let Some(mut child) = self.child.take() else { bail!("the daemon does not run") };
         let start = Instant::now();
-        let limit = wait::patient(STOP_LIMIT);
-        while start.elapsed() < limit {
+        while start.elapsed() < wait::patient(STOP_LIMIT) {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -301,7 +300,7 @@ impl Daemon {
         }
         child.kill()?;
         child.wait()?;
-        bail!("the daemon does not end within {limit:?}\n{}", self.log())
+        bail!("the daemon does not end within {:?}\n{}", wait::patient(STOP_LIMIT), self.log())
     }
 
     /// Starts it again, after it was stopped.
@@ -363,11 +362,10 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
             }
         }
     });
-    let limit = wait::patient(READY_LIMIT);
-    match receiver.recv_timeout(limit) {
+    match receiver.recv_timeout(wait::patient(READY_LIMIT)) {
         Ok(()) => Ok(()),
         Err(mpsc::RecvTimeoutError::Disconnected) => bail!("it ended"),
-        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {limit:?}"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {:?}", wait::patient(READY_LIMIT)),
     }
 }
 

@@ -6,7 +6,7 @@ mod peers;
 mod segment;
 mod spokes;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -87,7 +87,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let mgre = daemon::program()?;
     let mut report = Report::new(arguments.json.as_deref())?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    report.context(&format!("Linux {}, {}, patience {}", kernel.trim(), mgre.display(), wait::patience()));
+    let slowness = wait::patient(Duration::from_secs(1)).as_secs();
+    report.context(&format!("Linux {}, {}, patience {slowness}", kernel.trim(), mgre.display()));
     match &arguments.command {
         Command::Spokes(arguments) => spokes::run(&mut report, arguments),
         Command::Peers(arguments) => peers::run(&mut report, arguments),
