@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{HashMap, Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic_rows};
@@ -18,6 +18,7 @@ use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
 
+use super::calls;
 use super::shared::{Shared, SharedArray};
 
 /// Name of the program for frames from ports.
@@ -30,6 +31,10 @@ pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
 pub const XDP_UNDERLAY_PROGRAMS: [&str; 2] = ["mgre_xunder", "mgre_xunder_mb"];
 /// Name of the program for both ends of the slow interface.
 pub const SLOW_PROGRAM: &str = "mgre_slow";
+/// Name of the program that forwards what needs more than its headers.
+pub const FORWARD_PROGRAM: &str = "mgre_forward";
+/// Name of the program that floods.
+pub const REPLICATE_PROGRAM: &str = "mgre_replicate";
 const PROBE_PROGRAM: &str = "mgre_probe";
 const LEASE_PROGRAM: &str = "mgre_lease";
 
@@ -92,6 +97,8 @@ pub struct Loaded {
     pub events: Option<RingBuf<MapData>>,
     /// The ring of what did not fit, until its reader takes it.
     pub too_big: Option<RingBuf<MapData>>,
+    /// The programs that others go on in, until the array is pinned. It must stay open.
+    pub calls: Option<ProgramArray<MapData>>,
     /// What the programs were told.
     pub config: Config,
 }
@@ -137,10 +144,11 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
         };
         loaded.with_context(|| format!("the kernel refuses {name}"))?;
     }
+    let calls = Some(calls::fill(&mut programs)?);
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     let too_big = Some(RingBuf::try_from(take_map(&mut programs, map_name::TOO_BIG)?)?);
-    Ok(Loaded { programs, tables, events, too_big, config })
+    Ok(Loaded { programs, tables, events, too_big, calls, config })
 }
 
 fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {
