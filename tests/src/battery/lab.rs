@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::station::Station;
@@ -18,6 +18,7 @@ use crate::{
     netns::{self, Netns},
     packet::mac_text,
     spoke::{HOST, LAN, WAN, mac},
+    wait,
 };
 
 /// What has addresses on an emulated card begins so; 01 is h1's, 02 s1's port, 03 and 04 the underlay.
@@ -70,7 +71,8 @@ impl Lab {
             ("04", &this.switches[1], "wan0", underlay_mtu),
         ];
         for (last, netns, name, mtu) in places {
-            let card = card(last)?.with_context(|| format!("there is no card {CARDS}{last}"))?;
+            // One that was in another namespace comes back when that is gone.
+            let card = wait::value(&format!("there is a card {CARDS}{last}"), wait::SOON, || card(last))?;
             netns::ip(&format!("link set {card} down\nlink set {card} netns {} name {name}", netns.name()))?;
             netns.ip(&format!("link set {name} mtu {mtu}"))?;
         }
@@ -175,6 +177,7 @@ pub fn card(last: &str) -> Result<Option<String>> {
     let text = netns::run(std::process::Command::new("ip").args(["-json", "link", "show"]))?;
     let links: Vec<Value> = serde_json::from_str(&text)?;
     let address = format!("{CARDS}{last}");
-    let found = links.iter().find(|link| link["address"] == address.as_str());
+    let is = |link: &Value, key: &str| link[key] == address.as_str();
+    let found = links.iter().find(|link| is(link, "permaddr") || is(link, "address"));
     Ok(found.and_then(|link| Some(link["ifname"].as_str()?.to_owned())))
 }

@@ -45,8 +45,11 @@ pub fn check(mut switch: Switch, netns: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// The eBPF programs that a daemon holds.
-fn programs_of(daemon: &Daemon) -> Result<BTreeSet<u32>> {
+/// The eBPF programs that a daemon holds, by their numbers.
+///
+/// # Errors
+/// It does not run, or holds none.
+pub fn programs_of(daemon: &Daemon) -> Result<BTreeSet<u32>> {
     let folder = format!("/proc/{}/fdinfo", daemon.pid().context("the daemon does not run")?);
     let mut programs = BTreeSet::new();
     for entry in fs::read_dir(folder)?.flatten() {

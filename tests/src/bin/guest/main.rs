@@ -2,6 +2,8 @@
 //!
 //! It needs root, `mgre` and a few tools, and no compiler: it runs in the initrd of a virtual machine as well as on a host.
 
+mod instructions;
+mod nic;
 mod peers;
 mod segment;
 mod spokes;
@@ -29,6 +31,10 @@ enum Command {
     Spokes(spokes::Arguments),
     /// mgre beside the kernel's gretap and Open vSwitch
     Peers(peers::Arguments),
+    /// Emulated cards, and what happens to cards
+    Nic(nic::Arguments),
+    /// What a frame costs in instructions, where the clock counts them
+    Instructions(instructions::Arguments),
 }
 
 /// How mgre attaches.
@@ -92,6 +98,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
         Command::Spokes(arguments) => spokes::run(&mut report, arguments),
         Command::Peers(arguments) => peers::run(&mut report, arguments),
+        Command::Nic(arguments) => nic::run(&mut report, arguments),
+        Command::Instructions(arguments) => instructions::run(&mut report, arguments),
     }
     Ok(report.finish())
 }
