@@ -105,7 +105,7 @@ impl Peer {
             None => text += &run(&["ip", "-s", "-s", "link", "show", TUNNEL]),
         }
         // Reassembly, checksums and unknown protocols of the kernel's IP.
-        for file in ["/proc/net/snmp", "/proc/net/snmp6"] {
+        for file in ["/proc/thread-self/net/snmp", "/proc/thread-self/net/snmp6"] {
             let counters = netns.enter(|| std::fs::read_to_string(file)).ok().and_then(Result::ok);
             text.extend(counters.iter().flat_map(|text| nonzero(text)));
         }
