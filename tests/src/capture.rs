@@ -220,6 +220,14 @@ impl Sender {
         Ok(Self(socket))
     }
 
+    /// Hands frames to the driver at once from now on, past the interface's queueing discipline.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn bypass_qdisc(&self) -> Result<()> {
+        option(&self.0, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)
+    }
+
     /// Sends a frame as it is.
     ///
     /// # Errors

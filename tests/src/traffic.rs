@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::{netns::Netns, wait};
+use crate::{netns::Netns, process, wait};
 
 /// How many echo requests went out and how many replies came back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,8 @@ impl Pings {
 /// # Errors
 /// `ping` does not understand them.
 pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Pings> {
-    let output = netns.command("ping").arg("-n").args(arguments).output().context("cannot start ping")?;
+    let mut command = netns.command("ping");
+    let output = process::output(command.arg("-n").args(arguments), wait::patient(process::COMMAND_LIMIT))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_ping(&text).with_context(|| {
         format!("ping {}: {text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
