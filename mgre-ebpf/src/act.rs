@@ -74,10 +74,12 @@ fn act<F: Chain, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: No
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Forward { source, to, out_of } => match forward_plain(frame, tables, source, to, out_of, now) {
-            Some(done) => ended(frame, tables, source, to, done),
-            None => frame.hand_over(tables, Next::Forward, Handoff { source, to: to.to_bits(), out_of }),
-        },
+        Verdict::Forward { source, to, out_of } => {
+            match forward_plain(frame, tables, source, to, out_of, now) {
+                Some(done) => ended(frame, tables, source, to, done),
+                None => frame.hand_over(tables, Next::Forward, Handoff { source, to: to.to_bits(), out_of }),
+            }
+        }
         Verdict::Flood { source, segment, out_of } => {
             frame.hand_over(tables, Next::Flood, Handoff { source, to: segment, out_of })
         }

@@ -113,7 +113,11 @@ impl Dressing {
 /// # Errors
 /// The kernel could not; the frame must then be dropped.
 #[inline(always)]
-pub fn dress<F: Replicate, T: Tables>(frame: &mut F, tables: &T, dressing: Dressing) -> Result<(), DropReason> {
+pub fn dress<F: Replicate, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    dressing: Dressing,
+) -> Result<(), DropReason> {
     let Dressing { adjacency, index, stamp, outside } = dressing;
     let template = tables.adjacency(adjacency).ok_or(DropReason::Internal)?.template_at(index);
     match outside {

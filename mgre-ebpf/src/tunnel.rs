@@ -135,7 +135,8 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     };
     let traits = Traits::read(frame, 0, template.options);
     let stamp = traits.stamp(tables, template, mark.target, mark.hops);
-    frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside: Outside::Nothing })?;
+    frame
+        .dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside: Outside::Nothing })?;
     if needs_finishing(template) {
         let numbered = template.options & template_option::SEQUENCE != 0;
         frame.seal(template, if numbered { next_sequence(tables, mark.target) } else { 0 })?;

@@ -48,6 +48,7 @@ use crate::datapath::Datapath;
 use crate::datapath::attach::Placement;
 use crate::datapath::link::kernel_has_tcx;
 use crate::datapath::load::{Capacity, load};
+use crate::datapath::refusal::explain;
 use crate::model::{Change, Document};
 use crate::netlink::Netlink;
 use crate::object::object;
@@ -75,6 +76,8 @@ pub struct Options {
     pub adjacencies: u32,
     /// How programs for socket buffers are to be attached.
     pub tc_attach: TcAttach,
+    /// Where to write what the verifier says of a program that the kernel refuses, if not beside the socket.
+    pub verifier_log: Option<PathBuf>,
 }
 
 /// How programs for socket buffers are to be attached.
@@ -147,7 +150,12 @@ pub async fn run(options: Options) -> Result<()> {
 
     let tc = options.tc_attach.hook(kernel_has_tcx()?)?;
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
-    let mut loaded = load(object, capacity)?;
+    let mut loaded = load(object, capacity).map_err(|error| {
+        let log = options.verifier_log.clone();
+        let log = log.unwrap_or_else(|| options.run_dir.join(format!("{}.verifier.log", options.instance)));
+        let lacking = system::lacking().unwrap_or_default().to_vec();
+        explain(error, object, capacity, &kernel, lacking, &log)
+    })?;
     let ring = loaded.events.take().context("the event ring is taken")?;
     let slow = Slow::new(loaded.too_big.take()).context("cannot wait for frames that are too big")?;
     let datapath = Datapath::new(loaded, options.placement(tc), options.fdb_entries)?;

@@ -1,6 +1,7 @@
 //! The daemon's side of the datapath: loads, fills, attaches and reads it.
 
 pub mod attach;
+pub mod cause;
 mod clsact;
 pub mod counters;
 pub mod endpoints;
@@ -10,6 +11,7 @@ pub mod handover;
 pub mod link;
 pub mod load;
 pub mod neighbors;
+pub mod refusal;
 pub mod shared;
 
 use std::collections::{BTreeSet, HashMap};
