@@ -16,9 +16,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
+use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::net::if_::if_indextoname;
 
+use super::calls::Calls;
 use super::clsact::{Clsact, Own};
 use super::link::{Attached, attach_tcx, attach_xdp, check_index, open_pin};
 use super::load::{
@@ -47,6 +49,7 @@ pub struct Attachments {
     directory: PathBuf,
     clsact: Clsact,
     held: BTreeMap<(u32, Hook), Held>,
+    calls: Calls,
     /// Optional ones that the kernel refused, and its reason.
     refused: BTreeMap<(u32, Hook), String>,
 }
@@ -123,15 +126,16 @@ fn parse_pin_name(name: &str) -> Option<(u32, Hook)> {
 }
 
 impl Attachments {
-    /// With pins in a directory, which is made if it is not there.
+    /// With pins in a directory, which is made if it is not there; that of the programs that others go on in among them.
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn new(placement: Placement) -> Result<Self> {
+    pub fn new(placement: Placement, calls: ProgramArray<MapData>) -> Result<Self> {
         let Placement { instance, tc, pins: directory, qdiscs } = placement;
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let clsact = Clsact::new(instance, qdiscs)?;
-        Ok(Self { tc, directory, clsact, held: BTreeMap::new(), refused: BTreeMap::new() })
+        let calls = Calls::pin(calls, &directory)?;
+        Ok(Self { tc, directory, clsact, held: BTreeMap::new(), calls, refused: BTreeMap::new() })
     }
 
     /// The hook of programs for socket buffers.
@@ -347,7 +351,27 @@ impl Attachments {
         self.held.clear();
         self.detach_unused()?;
         self.clsact.tidy_all()?;
+        self.calls.remove_all()?;
         remove_directories(&self.directory)
+    }
+
+    /// Removes the program arrays of earlier daemons. None of their programs runs any more.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn forget_other_calls(&self) -> Result<()> {
+        self.calls.remove_others()
+    }
+}
+
+impl Drop for Attachments {
+    fn drop(&mut self) {
+        // Where nothing is attached, nothing goes on. (A pin that cannot be removed is removed by the next daemon.)
+        if self.held.is_empty()
+            && let Err(error) = self.calls.remove()
+        {
+            tracing::debug!("{error:#}");
+        }
     }
 }
 

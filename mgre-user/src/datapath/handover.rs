@@ -16,6 +16,7 @@ use mgre_common::map_name;
 use mgre_common::table::{Clock, Sequence};
 
 use super::attach::LeftBehind;
+use super::calls;
 use super::fdb::{Entry, slot_entry};
 use super::shared::{Shared, SharedArray};
 
@@ -35,21 +36,16 @@ impl Predecessor {
     /// # Errors
     /// There are programs, but they cannot be looked at.
     pub fn find(programs: &[LeftBehind]) -> Result<Option<Self>> {
-        // Those that use all tables come first.
-        let Some(LeftBehind { program: id, .. }) = programs.first().copied() else {
+        if programs.is_empty() {
             return Ok(None);
-        };
-        let program = loaded_programs()
-            .find(|program| program.as_ref().is_ok_and(|program| program.id() == id))
-            .context("the attached program is gone")??;
-        let ids = program.map_ids()?.context("the kernel does not say which maps a program uses")?;
-        let open = |name: &str| open(&ids, name);
+        }
+        let maps = Maps::of(programs)?;
         Ok(Some(Self {
-            fdb: open_as(open(map_name::FDB)?)?,
-            clock: open_as(open(map_name::CLOCK)?)?,
-            traffic: open_as(open(map_name::TRAFFIC)?)?,
-            drops: open_as(open(map_name::DROPS)?)?,
-            segment_traffic: open_as(open(map_name::SEGMENT_TRAFFIC)?)?,
+            fdb: open_as(maps.need(map_name::FDB)?)?,
+            clock: open_as(maps.need(map_name::CLOCK)?)?,
+            traffic: open_as(maps.need(map_name::TRAFFIC)?)?,
+            drops: open_as(maps.need(map_name::DROPS)?)?,
+            segment_traffic: open_as(maps.need(map_name::SEGMENT_TRAFFIC)?)?,
         }))
     }
 
@@ -87,14 +83,48 @@ pub(super) fn sequences(programs: &[LeftBehind]) -> Result<Option<SharedArray<Se
 /// # Errors
 /// There are programs, but they cannot be looked at.
 pub(super) fn find_map(programs: &[LeftBehind], name: &str) -> Result<Option<MapData>> {
-    for LeftBehind { program: id, .. } in programs {
-        let mut loaded = loaded_programs().flatten();
-        let Some(program) = loaded.find(|program| program.id() == *id) else { continue };
-        if let Ok(data) = open(&program.map_ids()?.unwrap_or_default(), name) {
-            return Ok(Some(data));
+    Maps::of(programs)?.open(name)
+}
+
+/// The maps of an earlier daemon: those of its programs that are attached, and of the programs that those go on in.
+struct Maps(Vec<MapInfo>);
+
+impl Maps {
+    fn of(programs: &[LeftBehind]) -> Result<Self> {
+        let mut maps = Self(Vec::new());
+        for program in programs {
+            maps.add_those_of(program.program)?;
         }
+        let arrays = maps.0.iter().filter(|map| map.name_as_str() == Some(map_name::CALLS)).map(MapInfo::id);
+        for array in arrays.collect::<Vec<_>>() {
+            for program in calls::programs_in(array)? {
+                maps.add_those_of(program)?;
+            }
+        }
+        Ok(maps)
     }
-    Ok(None)
+
+    fn add_those_of(&mut self, program: u32) -> Result<()> {
+        let mut loaded = loaded_programs().flatten();
+        // One that is attached may be detached at any time.
+        let Some(program) = loaded.find(|loaded| loaded.id() == program) else { return Ok(()) };
+        for id in program.map_ids()?.context("the kernel does not say which maps a program uses")? {
+            if !self.0.iter().any(|map| map.id() == id) {
+                // A map by its number is for those who may administer the system.
+                self.0.push(MapInfo::from_id(id)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, name: &str) -> Result<Option<MapData>> {
+        let map = self.0.iter().find(|map| map.name_as_str() == Some(name));
+        Ok(map.map(|map| MapData::from_id(map.id())).transpose()?)
+    }
+
+    fn need(&self, name: &str) -> Result<MapData> {
+        self.open(name)?.with_context(|| format!("the attached programs have no map {name}"))
+    }
 }
 
 /// Goes on with the sequence numbers of an adjacency.
@@ -103,17 +133,6 @@ pub(super) fn inherit_sequence(from: &Sequence, to: &Sequence) {
     // The first number of all is zero (RFC 2890 2.2).
     to.sent.store(if sent == 0 { 0 } else { sent + SENT_MEANWHILE }, Ordering::Relaxed);
     to.received.store(from.received.load(Ordering::Relaxed), Ordering::Relaxed);
-}
-
-fn open(ids: &[u32], name: &str) -> Result<MapData> {
-    for id in ids {
-        // A map by its number is for those who may administer the system.
-        let info = MapInfo::from_id(*id)?;
-        if info.name_as_str() == Some(name) {
-            return Ok(MapData::from_id(*id)?);
-        }
-    }
-    anyhow::bail!("the attached program has no map {name}")
 }
 
 fn open_as<T: Shared>(data: MapData) -> Result<SharedArray<T>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{HashMap, Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic_rows};
@@ -18,6 +18,7 @@ use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
 
+use super::calls;
 use super::refusal::{Refused, What};
 use super::shared::{Shared, SharedArray};
 
@@ -31,6 +32,10 @@ pub const XDP_PORT_PROGRAMS: [&str; 2] = ["mgre_xport", "mgre_xport_mb"];
 pub const XDP_UNDERLAY_PROGRAMS: [&str; 2] = ["mgre_xunder", "mgre_xunder_mb"];
 /// Name of the program for both ends of the slow interface.
 pub const SLOW_PROGRAM: &str = "mgre_slow";
+/// Name of the program that forwards what needs more than its headers.
+pub const FORWARD_PROGRAM: &str = "mgre_forward";
+/// Name of the program that floods.
+pub const REPLICATE_PROGRAM: &str = "mgre_replicate";
 const PROBE_PROGRAM: &str = "mgre_probe";
 const LEASE_PROGRAM: &str = "mgre_lease";
 
@@ -93,6 +98,8 @@ pub struct Loaded {
     pub events: Option<RingBuf<MapData>>,
     /// The ring of what did not fit, until its reader takes it.
     pub too_big: Option<RingBuf<MapData>>,
+    /// The programs that others go on in, until the array is pinned. It must stay open.
+    pub calls: Option<ProgramArray<MapData>>,
     /// What the programs were told.
     pub config: Config,
 }
@@ -124,10 +131,11 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
     for (name, program) in programs.programs_mut().filter(|(name, _)| *name != PROBE_PROGRAM) {
         load_program(name, program)?;
     }
+    let calls = Some(calls::fill(&mut programs)?);
     let tables = Tables::take(&mut programs)?;
     let events = Some(RingBuf::try_from(take_map(&mut programs, map_name::EVENTS)?)?);
     let too_big = Some(RingBuf::try_from(take_map(&mut programs, map_name::TOO_BIG)?)?);
-    Ok(Loaded { programs, tables, events, too_big, config })
+    Ok(Loaded { programs, tables, events, too_big, calls, config })
 }
 
 fn load_program(name: &str, program: &mut Program) -> Result<()> {

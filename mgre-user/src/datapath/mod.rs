@@ -1,6 +1,7 @@
 //! The daemon's side of the datapath: loads, fills, attaches and reads it.
 
 pub mod attach;
+mod calls;
 pub mod cause;
 mod clsact;
 pub mod counters;
@@ -66,7 +67,7 @@ impl Datapath {
     /// The tables cannot be mapped, or the directory for pins not made.
     pub fn new(loaded: Loaded, placement: Placement, fdb_capacity: u32) -> Result<Self> {
         let hash = loaded.fdb_hash();
-        let Loaded { programs, mut tables, config, .. } = loaded;
+        let Loaded { programs, mut tables, calls, config, .. } = loaded;
         let fdb = Fdb::new(tables.fdb.take().context("the FDB is taken")?, hash, fdb_capacity);
         let neighbors = NeighborTable::new(tables.neighbors.take().context("the neighbours are taken")?);
         let floods = Floods::new(tables.flood.take().context("the flood lists are taken")?);
@@ -80,7 +81,7 @@ impl Datapath {
             tables,
             floods,
             endpoints,
-            attachments: Attachments::new(placement)?,
+            attachments: Attachments::new(placement, calls.context("the program array is taken")?)?,
             counters,
             predecessor: None,
             switched: HashMap::new(),
@@ -418,7 +419,8 @@ impl Datapath {
             wait_for_programs();
             self.counters.catch_up(&from, &taken);
         }
-        Ok(())
+        // No program goes on in those any more.
+        self.attachments.forget_other_calls()
     }
 
     /// Takes every program off and removes the pins.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nix::mount::{MsFlags, mount, umount};
+
 use mgre_user::datapath::Datapath;
 use mgre_user::datapath::attach::Placement;
 use mgre_user::plan::{Attachment, Hook, Op, TcHook, XdpHook, XdpMode};
@@ -11,7 +13,7 @@ use mgre_user::object::object;
 
 use crate::kernel::in_namespace;
 
-/// Without a file system for pins, which nothing here needs.
+/// In a file system for pins.
 fn placement(directory: &Path) -> Placement {
     Placement {
         instance: "test".into(),
@@ -21,15 +23,32 @@ fn placement(directory: &Path) -> Placement {
     }
 }
 
+/// A BPF file system of its own, for as long as this is there.
+struct Pins(tempfile::TempDir);
+
+impl Pins {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        umount(self.0.path()).unwrap();
+    }
+}
+
 /// The loopback's driver runs no XDP program.
 const LOOPBACK: u32 = 1;
 
 #[test]
 fn a_driver_that_refuses_xdp_leaves_tc() {
     in_namespace(|| {
-        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::new();
         let loaded = load(object().unwrap(), Capacity { fdb_entries: 16, adjacencies: 16 }).unwrap();
-        let mut datapath = Datapath::new(loaded, placement(directory.path()), 16).unwrap();
+        let mut datapath = Datapath::new(loaded, placement(pins.0.path()), 16).unwrap();
         let attach = |optional| Op::Attach {
             ifindex: LOOPBACK,
             hook: Hook::XdpUnderlay,
