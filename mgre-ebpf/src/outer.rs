@@ -184,12 +184,20 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Ju
         tos: first << 4 | second >> 4,
         hops,
     };
-    let judged = match IpProtocol(next_header) {
+    // A UDP header is as long as such options, so one look at what follows does for both.
+    const { assert!(LIMIT_LEN == UDP_LEN) };
+    let next_header = IpProtocol(next_header);
+    let udp = if next_header == IpProtocol::UDP { Udp::read(frame, BEHIND_V6) } else { None };
+    let carries_limit = next_header == IpProtocol::DESTINATION_OPTIONS
+        && frame.read::<u64>(BEHIND_V6).is_some_and(is_encapsulation_limit);
+    let judged = match next_header {
         IpProtocol::GRE => addresses.judge::<BEHIND_V6, F, T>(frame, tables, slot, packet, true, None),
-        IpProtocol::UDP => match Udp::read(frame, BEHIND_V6) {
-            None => Err(Outer::Foreign),
-            udp => addresses.judge::<{ BEHIND_V6 + UDP_LEN }, F, T>(frame, tables, slot, packet, true, udp),
-        },
+        IpProtocol::UDP | IpProtocol::DESTINATION_OPTIONS if carries_limit || udp.is_some() => {
+            let payload_len =
+                packet.payload_len.wrapping_sub(if carries_limit { LIMIT_LEN as u32 } else { 0 });
+            let packet = Ip { payload_len, ..packet };
+            addresses.judge::<{ BEHIND_V6 + LIMIT_LEN }, F, T>(frame, tables, slot, packet, true, udp)
+        }
         IpProtocol::HOP_BY_HOP
         | IpProtocol::ROUTING
         | IpProtocol::FRAGMENT
@@ -209,6 +217,20 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Ju
         _ => Err(Outer::Foreign),
     };
     (addresses.local, judged)
+}
+
+/// Length of a destination options header that says how many more tunnels a packet may enter, and no more (RFC 2473 4.1.1):
+/// what Linux tunnels over IPv6 put before GRE, unless they are told not to.
+const LIMIT_LEN: usize = 8;
+
+/// Whether a destination options header in front of GRE is such a one. The limit itself is for those who put the packet into
+/// another tunnel; here it leaves one.
+#[inline(always)]
+fn is_encapsulation_limit(header: u64) -> bool {
+    /// Next header and length; the option, its length and the limit; and a PadN of one byte (RFC 8200 4.2).
+    const HEADER: u64 = u64::from_ne_bytes([IpProtocol::GRE.0, 0, 4, 1, 0, 1, 1, 0]);
+    const WITHOUT_LIMIT: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff]);
+    header & WITHOUT_LIMIT == HEADER
 }
 
 /// Length of an IPv6 fragment header.

@@ -115,7 +115,7 @@ impl Capture {
         let question = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let start = Instant::now();
         while self.caught_up.load(Ordering::Acquire) < question
-            && start.elapsed() < CATCH_UP
+            && start.elapsed() < wait::patient(CATCH_UP)
             && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
         {
             thread::sleep(Duration::from_millis(1));

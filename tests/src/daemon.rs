@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
     unistd::Pid,
 };
 use serde_json::Value;
@@ -55,6 +58,25 @@ pub fn program() -> Result<PathBuf> {
         .context("there is no mgre program; cargo xtask build makes it")
 }
 
+/// How programs are to be attached at TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tc {
+    /// By TCX links.
+    Tcx,
+    /// By filters on a clsact qdisc.
+    Clsact,
+}
+
+impl Tc {
+    /// What `status` and `--tc-attach` call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
 /// How a daemon is to be started.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -66,6 +88,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// FDB entries that it has room for, if not as many as by itself.
     pub fdb_entries: Option<u32>,
+    /// How it attaches programs; as `MGRE_TESTS_TC` says, or by its own choice, if not given.
+    pub tc: Option<Tc>,
     /// Words of a command that becomes the daemon, such as `prlimit --nofile=64`.
     pub wrapper: Vec<String>,
     /// Another build of `mgre` than [`program`]'s, for the daemon and for the commands that talk to it.
@@ -118,8 +142,11 @@ impl Daemon {
         for name in ["run", "state", "bpf"] {
             fs::create_dir_all(path.join(name))?;
         }
-        mount(Some("bpf"), &path.join("bpf"), Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-            .context("cannot mount a BPF file system")?;
+        // Another instance may have it already.
+        if statfs(&path.join("bpf"))?.filesystem_type() != BPF_FS_MAGIC {
+            mount(Some("bpf"), &path.join("bpf"), Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+                .context("cannot mount a BPF file system")?;
+        }
         let netns = netns.path();
         let mut daemon = Self { netns, options, child: None, folder, path, show_log: true };
         daemon.run()?;
@@ -184,6 +211,10 @@ impl Daemon {
         }
         if let Some(entries) = self.options.fdb_entries {
             command.arg("--fdb-entries").arg(entries.to_string());
+        }
+        let told = env::var("MGRE_TESTS_TC").ok();
+        if let Some(tc) = self.options.tc.map(Tc::name).or(told.as_deref()) {
+            command.args(["--tc-attach", tc]);
         }
         // nsenter becomes the daemon, so its id is the daemon's.
         command.env_remove("MGRE_INSTANCE").env_remove("MGRE_RUN_DIR").stdin(Stdio::null());
@@ -317,6 +348,15 @@ impl Daemon {
     /// As [`Daemon::start`].
     pub fn start_again_with_room(&mut self, fdb_entries: u32) -> Result<()> {
         self.options.fdb_entries = Some(fdb_entries);
+        self.run()
+    }
+
+    /// The same, with programs attached in another way.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_again_at(&mut self, tc: Tc) -> Result<()> {
+        self.options.tc = Some(tc);
         self.run()
     }
 

@@ -13,7 +13,8 @@
 //! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;
-//! - [`tcx`]: how many programs are attached to an interface;
+//! - [`tcx`]: how many programs are attached to an interface; [`clsact`]: its TC filters;
+//! - [`numbered`]: frames of which each is to arrive once;
 //! - [`lone`]: one daemon, and nobody to talk to; [`disk`]: file systems that are full;
 //! - [`process`]: what a process uses, and how to stop it for a while; [`http`]: requests by hand;
 //! - [`metrics`]: the Prometheus text; [`drops`]: what was dropped, by each way of reading it;
@@ -26,6 +27,7 @@
 pub mod battery;
 pub mod bench;
 pub mod capture;
+pub mod clsact;
 pub mod conservation;
 pub mod daemon;
 pub mod disk;
@@ -40,6 +42,7 @@ pub mod metrics;
 pub mod model;
 pub mod monitor;
 pub mod netns;
+pub mod numbered;
 pub mod packet;
 pub mod process;
 pub mod skip;

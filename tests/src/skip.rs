@@ -2,10 +2,10 @@
 
 use std::{io::Write as _, path::PathBuf, process::Command, thread};
 
-use crate::daemon;
+use crate::daemon::{self, Tc};
 
 /// The programs that the library runs.
-const TOOLS: [&str; 5] = ["ip", "nsenter", "ping", "iperf3", "ethtool"];
+const TOOLS: [&str; 6] = ["ip", "tc", "nsenter", "ping", "iperf3", "ethtool"];
 
 /// What is missing here, if anything.
 pub fn missing() -> Option<String> {
@@ -15,10 +15,17 @@ pub fn missing() -> Option<String> {
     if let Some(tool) = TOOLS.iter().find(|tool| find_program(tool).is_none()) {
         return Some(format!("{tool} is missing; run cargo xtask setup"));
     }
-    if !kernel_has_tcx() {
-        return Some("this kernel has no TCX, which came with Linux 6.6".to_owned());
-    }
     daemon::program().err().map(|error| format!("{error:#}"))
+}
+
+/// As [`skipped`], for a test of programs that are attached in one way.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skipped_at(tc: Tc) -> bool {
+    let no_tcx = tc == Tc::Tcx && !kernel_has_tcx();
+    let why = no_tcx.then(|| "this kernel has no TCX, which came with Linux 6.6".to_owned());
+    missing().or(why).is_some_and(|why| skip(&why))
 }
 
 /// Says on standard error why the running test is skipped, if it has to be.
@@ -26,12 +33,20 @@ pub fn missing() -> Option<String> {
 /// # Panics
 /// If it has to be, but `MGRE_TESTS_NO_SKIP` is set: where everything is expected to run, nothing may be left out.
 pub fn skipped() -> bool {
-    let Some(why) = missing() else { return false };
+    missing().is_some_and(|why| skip(&why))
+}
+
+/// Says on standard error that the running test is skipped, and why. True, for the test to end by.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skip(why: &str) -> bool {
     let thread = thread::current();
     let test = thread.name().unwrap_or("?");
     assert!(std::env::var_os("MGRE_TESTS_NO_SKIP").is_none(), "{test} cannot run: {why}");
     // Not by `eprintln!`: the test harness keeps that for itself where a test passes.
-    writeln!(std::io::stderr(), "SKIP {test}: {why}").is_ok()
+    writeln!(std::io::stderr(), "SKIP {test}: {why}").ok();
+    true
 }
 
 /// A program on `PATH`.

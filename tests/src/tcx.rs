@@ -5,7 +5,7 @@ use std::{io, mem::size_of, ptr};
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
-use crate::netns::Netns;
+use crate::{clsact, netns::Netns};
 
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -28,12 +28,15 @@ struct Query {
     revision: u64,
 }
 
-/// How many programs the kernel has at the interface's TCX hooks, ingress and egress.
+/// How many programs the kernel has at the interface's TC hooks, ingress and egress: TCX programs, and filters of mgre.
 ///
 /// # Errors
-/// There is no such interface, or the kernel has no TCX.
+/// There is no such interface.
 pub fn attached(netns: &Netns, interface: &str) -> Result<u32> {
-    netns.enter(|| Ok(query(interface, BPF_TCX_INGRESS)? + query(interface, BPF_TCX_EGRESS)?))?
+    let links = netns.enter(|| -> Result<u32> {
+        Ok(query(interface, BPF_TCX_INGRESS)? + query(interface, BPF_TCX_EGRESS)?)
+    })??;
+    Ok(links + u32::try_from(clsact::own(netns, interface)?.len())?)
 }
 
 fn query(interface: &str, attach_type: u32) -> Result<u32> {
@@ -44,6 +47,10 @@ fn query(interface: &str, attach_type: u32) -> Result<u32> {
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>())
     };
+    if result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+        // A kernel without TCX.
+        return Ok(0);
+    }
     if result < 0 {
         return Err(io::Error::last_os_error())
             .with_context(|| format!("cannot query the programs of {interface}"));

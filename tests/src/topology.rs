@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
     capture,
-    daemon::{Daemon, Options},
+    daemon::{Daemon, Options, Tc},
     gre::{Outer, v6},
     netns::{self, Netns},
     packet::mac_text,
@@ -73,6 +73,8 @@ pub struct Layout {
     pub configure: bool,
     /// Where daemons serve metrics over TCP, each in its own namespace.
     pub metrics: Option<SocketAddr>,
+    /// How daemons attach programs, if not by their own choice.
+    pub tc: Option<Tc>,
     /// Names of namespaces begin so, if they are not to have names of their own.
     pub prefix: Option<String>,
     /// Where the daemons' folders are, if they are not to be temporary.
@@ -92,6 +94,7 @@ impl Layout {
             mode: "auto",
             configure: true,
             metrics: None,
+            tc: None,
             prefix: None,
             folder: None,
         }
@@ -208,7 +211,7 @@ impl Layout {
     }
 
     fn start(&self, netns: &Netns, number: u8) -> Result<Daemon> {
-        let options = Options { metrics: self.metrics, ..Options::default() };
+        let options = Options { metrics: self.metrics, tc: self.tc, ..Options::default() };
         let daemon = match &self.folder {
             Some(folder) => Daemon::start_in(netns, options, &folder.join(format!("spoke{number}")))?,
             None => Daemon::start(netns, options)?,

@@ -5,15 +5,43 @@ use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture,
-    daemon::{self, Daemon, Options},
+    daemon::{self, Daemon, Options, Tc},
     netns::Netns,
     packet::{BROADCAST, Mac, UNKNOWN, marked},
-    skip::skipped,
-    tcx,
+    skip::{skipped, skipped_at},
+    tcx as hooks,
     topology::{Layout, SEGMENT, Spoke, Spokes, Underlay},
     traffic::{self, Background},
     wait,
 };
+
+/// Everything here holds however programs are attached.
+macro_rules! at_each_hook {
+    ($($test:ident)*) => {
+        mod tcx {
+            use super::*;
+            $(#[test] fn $test() -> Result<()> { super::$test(Tc::Tcx) })*
+        }
+        mod clsact {
+            use super::*;
+            $(#[test] fn $test() -> Result<()> { super::$test(Tc::Clsact) })*
+        }
+    };
+}
+
+at_each_hook! {
+    a_daemon_that_is_started_again_loses_no_frame
+    a_daemon_with_less_room_keeps_as_many_addresses_as_fit
+    a_daemon_that_was_killed_is_replaced_without_loss
+    peers_that_come_and_go_do_not_disturb_others
+    an_interface_that_comes_back_is_a_port_again
+    detach_leaves_nothing
+    a_host_alone_joins_with_an_interface_of_its_own
+}
+
+fn spokes(tc: Tc, count: u8, underlay: Underlay) -> Result<Spokes> {
+    Layout { tc: Some(tc), ..Layout::new(count, underlay) }.build()
+}
 
 /// Runs echo requests from host 1 to host 2 while something is done, and says how many had no reply.
 fn lost_during(
@@ -32,13 +60,12 @@ fn lost_during(
     Ok(pings.sent - pings.received)
 }
 
-#[test]
-fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
+fn a_daemon_that_is_started_again_loses_no_frame(tc: Tc) -> Result<()> {
     const SERVER: &str = "02:00:00:00:aa:05";
-    if skipped() {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let mut spokes = Spokes::new(3, Underlay::Routed)?;
+    let mut spokes = spokes(tc, 3, Underlay::Routed)?;
     let one = spokes.spoke(1);
     one.daemon.mgre(&["fdb", "add", SEGMENT, SERVER, "--peer", "spoke3"])?;
     assert!(traffic::reaches(&one.host, &spokes.spoke(3).host_ip())?);
@@ -70,14 +97,13 @@ fn a_daemon_that_is_started_again_loses_no_frame() -> Result<()> {
 }
 
 /// What was learned takes the room that is left; what was given has its own.
-#[test]
-fn a_daemon_with_less_room_keeps_as_many_addresses_as_fit() -> Result<()> {
+fn a_daemon_with_less_room_keeps_as_many_addresses_as_fit(tc: Tc) -> Result<()> {
     const ENTRIES: u32 = 8;
     const SERVER: &str = "02:00:00:00:aa:05";
-    if skipped() {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let mut spokes = Spokes::new(2, Underlay::Routed)?;
+    let mut spokes = spokes(tc, 2, Underlay::Routed)?;
     let one = spokes.spoke(1);
     one.daemon.mgre(&["fdb", "add", SEGMENT, SERVER, "--peer", "spoke2"])?;
     let stations = (0..2 * ENTRIES as u8).map(|number| [0x02, 0, 0, 0, 0xbb, number]);
@@ -95,12 +121,11 @@ fn a_daemon_with_less_room_keeps_as_many_addresses_as_fit() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_daemon_that_was_killed_is_replaced_without_loss() -> Result<()> {
-    if skipped() {
+fn a_daemon_that_was_killed_is_replaced_without_loss(tc: Tc) -> Result<()> {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let mut spokes = Spokes::new(2, Underlay::Routed)?;
+    let mut spokes = spokes(tc, 2, Underlay::Routed)?;
     let before = spokes.spoke(1).daemon.mgre(&["export"])?;
     let lost = lost_during(&mut spokes, "0.005", |spokes| {
         let daemon = &mut spokes.spoke_mut(1).daemon;
@@ -114,12 +139,11 @@ fn a_daemon_that_was_killed_is_replaced_without_loss() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn peers_that_come_and_go_do_not_disturb_others() -> Result<()> {
-    if skipped() {
+fn peers_that_come_and_go_do_not_disturb_others(tc: Tc) -> Result<()> {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let mut spokes = Spokes::new(3, Underlay::Routed)?;
+    let mut spokes = spokes(tc, 3, Underlay::Routed)?;
     let lost = lost_during(&mut spokes, "0.002", |spokes| {
         let three = spokes.layout.endpoint(3).to_string();
         let (one, two) = (spokes.spoke(1), spokes.spoke(2));
@@ -164,13 +188,12 @@ fn a_peer_that_was_removed_reaches_nobody() -> Result<()> {
     one.wait_fdb_peer(two.host_mac(), "again")
 }
 
-#[test]
-fn an_interface_that_comes_back_is_a_port_again() -> Result<()> {
+fn an_interface_that_comes_back_is_a_port_again(tc: Tc) -> Result<()> {
     const MAC: Mac = [0x02, 0, 0, 0, 1, 0x10];
-    if skipped() {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let spokes = Spokes::new(2, Underlay::Routed)?;
+    let spokes = spokes(tc, 2, Underlay::Routed)?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     let state = || -> Result<_> { Ok(one.daemon.list(&["port", "show"])?[0]["state"].clone()) };
     assert_eq!(state()?, "up");
@@ -202,17 +225,16 @@ fn traces(netns: &Netns) -> Result<String> {
         traces += line;
     }
     for interface in ["lo", "wan0", "lan0", "busy"] {
-        traces += &format!("{} programs at {interface}\n", tcx::attached(netns, interface)?);
+        traces += &format!("{} programs at {interface}\n", hooks::attached(netns, interface)?);
     }
     Ok(traces)
 }
 
-#[test]
-fn detach_leaves_nothing() -> Result<()> {
-    if skipped() {
+fn detach_leaves_nothing(tc: Tc) -> Result<()> {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let layout = Layout { configure: false, ..Layout::new(2, Underlay::Routed) };
+    let layout = Layout { configure: false, tc: Some(tc), ..Layout::new(2, Underlay::Routed) };
     let mut spokes = layout.build()?;
     let spoke = spokes.spoke_mut(1);
     spoke.netns.ip("link add busy type veth peer name busy2\nlink set busy promisc on up")?;
@@ -274,12 +296,11 @@ fn assert_same(left: &str, right: &str, what: &str) {
     assert!(left == right, "{what}: {:#?} instead of {:#?}", only(left, right), only(right, left));
 }
 
-#[test]
-fn a_host_alone_joins_with_an_interface_of_its_own() -> Result<()> {
-    if skipped() {
+fn a_host_alone_joins_with_an_interface_of_its_own(tc: Tc) -> Result<()> {
+    if skipped_at(tc) {
         return Ok(());
     }
-    let spokes = Spokes::new(3, Underlay::Routed)?;
+    let spokes = spokes(tc, 3, Underlay::Routed)?;
     let create = |spoke: &Spoke| {
         let address = format!("10.77.0.20{}/24", spoke.number);
         let mac = format!("02:00:00:00:0{}:20", spoke.number);

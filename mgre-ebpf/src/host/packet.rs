@@ -16,6 +16,19 @@ pub fn frame(destination: MacAddr, source: MacAddr, ethertype: u16, payload_len:
     with_payload(destination, source, ethertype, &payload)
 }
 
+/// What Linux tunnels over IPv6 put before GRE, behind the next header: an encapsulation limit (RFC 2473 4.1.1), and padding.
+pub const ENCAPSULATION_LIMIT: [u8; 7] = [0, 4, 1, 4, 1, 1, 0];
+
+/// A packet over IPv6 with an extension header of eight bytes behind the IP header.
+pub fn extended(packet: &[u8], kind: u8, content: [u8; 7]) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
+    let next = std::mem::replace(&mut bytes[20], kind);
+    let len = u16::from_be_bytes([bytes[18], bytes[19]]).wrapping_add(8);
+    bytes[18..20].copy_from_slice(&len.to_be_bytes());
+    bytes.splice(54..54, [next].into_iter().chain(content));
+    bytes
+}
+
 /// An Ethernet frame with this payload.
 pub fn with_payload(destination: MacAddr, source: MacAddr, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let header =

@@ -312,7 +312,14 @@ impl Attachments {
         if let (Some(Held::Filter(_)), Place::Tc(program, direction)) = (held, hook.place()) {
             self.clsact.detach(program, ifindex, direction)?;
         }
-        remove_file(&self.pin(ifindex, hook))
+        remove_file(&self.pin(ifindex, hook))?;
+        self.tidy(ifindex)
+    }
+
+    /// Removes the qdisc that an interface was given, once it has no program any more.
+    fn tidy(&mut self, ifindex: u32) -> Result<()> {
+        let used = self.held.keys().any(|(held, _)| *held == ifindex);
+        if used { Ok(()) } else { self.clsact.tidy(ifindex) }
     }
 
     /// Takes off what an earlier daemon left and this one has no use for.
@@ -330,6 +337,7 @@ impl Attachments {
             let held = Hook::of(&filter).and_then(|hook| self.held.get(&(ifindex, hook)));
             if !matches!(held, Some(Held::Filter(_))) {
                 self.clsact.detach(&filter.program, ifindex, direction)?;
+                self.tidy(ifindex)?;
             }
         }
         Ok(())
@@ -342,7 +350,7 @@ impl Attachments {
     pub fn detach_all(&mut self) -> Result<()> {
         self.held.clear();
         self.detach_unused()?;
-        self.clsact.forget_gone()?;
+        self.clsact.tidy_all()?;
         self.calls.remove_all()?;
         remove_directories(&self.directory)
     }

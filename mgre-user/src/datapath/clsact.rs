@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nix::net::if_::{if_indextoname, if_nameindex};
+use nix::net::if_::if_nameindex;
 
 use crate::netlink::{Direction, Filter, Filters};
 
@@ -102,20 +102,18 @@ impl Clsact {
         Ok(self.own(ifindex, direction, program)?.iter().any(|filter| filter.program == Some(id)))
     }
 
-    /// Takes a program off, and the qdisc if it is ours and nobody else has a filter there.
+    /// Takes a program off. The qdisc stays: see [`Clsact::tidy`].
     ///
     /// # Errors
     /// The kernel refuses. An interface that is gone is none.
     pub(super) fn detach(&mut self, program: &str, ifindex: u32, direction: Direction) -> Result<()> {
-        let mut found = false;
         for filter in self.own(ifindex, direction, program)? {
-            found = true;
             match self.filters.remove(ifindex, direction, &filter) {
                 Err(error) if !error.is_no_interface() => return Err(error.into()),
                 _ => {}
             }
         }
-        if found || self.marker(ifindex).exists() { self.tidy(ifindex) } else { Ok(()) }
+        Ok(())
     }
 
     /// All filters of the instance.
@@ -145,11 +143,11 @@ impl Clsact {
         Ok(found)
     }
 
-    /// Forgets the qdiscs of interfaces that are gone, and removes the directory if nothing is left in it.
+    /// Tidies all interfaces, and removes the directory if nothing is left in it.
     ///
     /// # Errors
-    /// The directory cannot be read, or not be removed.
-    pub(super) fn forget_gone(&self) -> Result<()> {
+    /// The kernel refuses, or the directory cannot be read or not be removed.
+    pub(super) fn tidy_all(&mut self) -> Result<()> {
         let entries = match fs::read_dir(&self.made) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -163,12 +161,35 @@ impl Clsact {
             let Some((namespace, ifindex)) = marker else { continue };
             if let (Ok(namespace), Ok(ifindex)) = (namespace.parse::<u64>(), ifindex.parse())
                 && namespace == self.namespace
-                && if_indextoname(ifindex).is_err()
             {
-                remove_directory(&self.marker(ifindex))?;
+                self.tidy(ifindex)?;
             }
         }
         remove_directory(&self.made)
+    }
+
+    /// Removes the qdisc if an instance of mgre made it and nobody has a filter there.
+    ///
+    /// The kernel stops the interface's transmit queues for that, and for making one (`dev_deactivate()` in
+    /// `qdisc_graft()` of net/sched/sch_api.c): what is sent in those milliseconds is lost.
+    ///
+    /// # Errors
+    /// The kernel refuses. An interface that is gone is none.
+    pub(super) fn tidy(&mut self, ifindex: u32) -> Result<()> {
+        let marker = self.marker(ifindex);
+        if !marker.exists() {
+            return Ok(());
+        }
+        for direction in Direction::ALL {
+            if !self.filters.list(ifindex, direction)?.is_empty() {
+                return Ok(());
+            }
+        }
+        match self.filters.remove_clsact(ifindex) {
+            Err(error) if !error.is_no_interface() => return Err(error.into()),
+            _ => {}
+        }
+        remove_directory(&marker)
     }
 
     /// This instance's filters with a program.
@@ -199,24 +220,6 @@ impl Clsact {
             );
         }
         Ok(())
-    }
-
-    /// Removes the qdisc if it is ours and empty.
-    fn tidy(&mut self, ifindex: u32) -> Result<()> {
-        let marker = self.marker(ifindex);
-        if !marker.exists() {
-            return Ok(());
-        }
-        for direction in Direction::ALL {
-            if !self.filters.list(ifindex, direction)?.is_empty() {
-                return Ok(());
-            }
-        }
-        match self.filters.remove_clsact(ifindex) {
-            Err(error) if !error.is_no_interface() => return Err(error.into()),
-            _ => {}
-        }
-        remove_directory(&marker)
     }
 }
 

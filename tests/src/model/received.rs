@@ -147,6 +147,11 @@ impl<'a> Run<'a> {
         match header[6] {
             GRE => Ok(outer),
             UDP => outer.in_udp(),
+            // RFC 2473 4.1.1: the encapsulation limit, and padding, and nothing else.
+            60 if matches!(behind, [GRE, 0, 4, 1, _, 1, 1, 0, ..]) => {
+                let declared = outer.declared.and_then(|declared| declared.checked_sub(8));
+                Ok(Outer { gre: &behind[8..], declared, ..outer })
+            }
             // Hop-by-hop options, routing, fragment, destination options.
             0 | 43 | 44 | 60 if behind.first() == Some(&GRE) => Err(Other::Kernel),
             44 if behind.first() == Some(&UDP)

@@ -6,7 +6,9 @@ use mgre_common::template::{DontFragment, Encapsulation, Tos};
 use mgre_common::wire::MacAddr;
 
 use super::Case;
-use crate::host::packet::{Outer, Sum, frame, kinds, tagged, tcp_v4, udp_v6};
+use crate::host::packet::{
+    ENCAPSULATION_LIMIT as LIMIT, Outer, Sum, extended, frame, kinds, tagged, tcp_v4, udp_v6,
+};
 use crate::host::world::{
     LOCAL, LOCAL_V6, PEER_A, PEER_A_V6, PEER_B_V6, PeerSpec, World, peer_v4, peer_v6, station,
 };
@@ -25,6 +27,7 @@ const STRANGER_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 pub fn cases() -> Vec<Case> {
     let mut cases = delivered();
     cases.extend(judged());
+    cases.extend(limited());
     cases.extend(lengths());
     cases.extend(sent());
     cases.extend(relayed());
@@ -102,14 +105,51 @@ fn change_label(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// With an extension header of eight bytes before GRE.
-fn extended(packet: &[u8], kind: u8, content: [u8; 7]) -> Vec<u8> {
-    let mut bytes = packet.to_vec();
-    let next = std::mem::replace(&mut bytes[20], kind);
-    let len = u16::from_be_bytes([bytes[18], bytes[19]]) + 8;
-    bytes[18..20].copy_from_slice(&len.to_be_bytes());
-    bytes.splice(54..54, [next].into_iter().chain(content));
-    bytes
+fn limited() -> Vec<Case> {
+    let inner = inner();
+    let packet = extended(&keyed().wrap(&inner), 60, LIMIT);
+    let changed = |at: usize, value: u8| {
+        let mut bytes = packet.clone();
+        bytes[54 + at] = value;
+        bytes
+    };
+    let padded = |to: usize| [packet.clone(), vec![0xee; to]].concat();
+    let superframe = tcp_v4(station(1), station(3), 4000);
+    let counted = |name: &str, bytes| {
+        Case::underlay(name, bytes).counted(Target::NONE, Direction::Receive, DropReason::OuterFragment)
+    };
+    let mut cases = vec![
+        accepted("IPv6: an encapsulation limit", packet.clone(), &inner),
+        accepted("IPv6: another encapsulation limit", changed(4, 0), &inner),
+        accepted("IPv6: an encapsulation limit and link padding", padded(6), &inner),
+        accepted(
+            "IPv6: an encapsulation limit, checksum and number",
+            extended(&keyed().sequence(1).checksum(Sum::Right).wrap(&inner), 60, LIMIT),
+            &inner,
+        ),
+        Case::underlay(
+            "IPv6: a superframe with an encapsulation limit",
+            extended(&keyed().wrap(&superframe), 60, LIMIT),
+        )
+        .superframe(1400)
+        .received(A, superframe.len())
+        .out_of_port(17, &superframe),
+        Case::underlay("IPv6: an encapsulation limit before something else", changed(0, 6)),
+        counted("IPv6: longer options", changed(1, 1)),
+        counted("IPv6: other options", changed(2, 5)),
+        counted("IPv6: other padding", changed(5, 0)),
+        refused(
+            "IPv6: an encapsulation limit and an unknown key",
+            extended(&Outer::from_peer(PEER_A_V6, Some(8)).wrap(&inner), 60, LIMIT),
+            DropReason::KeyMismatch,
+        ),
+    ];
+    for short in [0, 7, 8, 15] {
+        let mut bytes = packet.clone();
+        bytes[18..20].copy_from_slice(&u16::to_be_bytes(short));
+        cases.push(refused(format!("IPv6: a limit, and {short} bytes"), bytes, DropReason::Malformed));
+    }
+    cases
 }
 
 /// Packets of others, and those that the kernel has first.

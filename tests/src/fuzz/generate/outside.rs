@@ -1,6 +1,6 @@
 //! Packets as peers send them.
 
-use mgre_ebpf::host::packet::{Outer, Sum, Udp};
+use mgre_ebpf::host::packet::{ENCAPSULATION_LIMIT, Outer, Sum, Udp, extended};
 use mgre_ebpf::host::world::{LOCAL, LOCAL_V6, PeerSpec, STRANGER};
 use rand::Rng as _;
 use rand::rngs::SmallRng;
@@ -70,6 +70,13 @@ pub(super) fn packet(peer: &PeerSpec, frame: &[u8], moment: Moment, rng: &mut Sm
         _ => {}
     }
     let mut packet = outer.wrap(frame);
+    if outer.source.is_ipv6() && rng.random_bool(0.15) {
+        let mut content = ENCAPSULATION_LIMIT;
+        if rng.random_bool(0.1) {
+            content[rng.random_range(0..7)] = rng.random_range(0..8);
+        }
+        packet = extended(&packet, *[60, 60, 60, 0, 43, 44].choose(rng).unwrap_or(&60), content);
+    }
     if rng.random_bool(0.1) {
         // Link-layer padding: zeros, or what was left in somebody's memory.
         let len = rng.random_range(1..50);
