@@ -157,7 +157,7 @@ enum Measured {
 }
 
 fn measure(kind: Kind, entrance: Entrance, frames: usize) -> Result<Measured> {
-    let contestant = match Contestant::new(kind, entrance)? {
+    let contestant = match Contestant::build(kind, entrance)? {
         Made::Contestant(contestant) => contestant,
         Made::Missing(why) => return Ok(Measured::Missing(why)),
     };

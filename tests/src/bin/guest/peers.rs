@@ -205,7 +205,7 @@ fn one(report: &mut Report, name: &str, case: &Case, mode: Mode, quick: bool) ->
         lab.switch(1).run(&["ethtool", "-K", "wan0", "tx", "off", "tso", "off", "gso", "off"])?;
         plan.offloads = &[false];
     }
-    let peer = match Peer::new(far, case.kind, endpoint(2, case.v4), endpoint(1, case.v4))? {
+    let peer = match Peer::build(far, case.kind, endpoint(2, case.v4), endpoint(1, case.v4))? {
         Made::Peer(peer) => peer,
         Made::Missing(why) => {
             report.record(name, &Verdict::Skip(why));

@@ -89,7 +89,7 @@ pub(super) struct Contestant {
 }
 
 impl Contestant {
-    pub(super) fn new(kind: Kind, entrance: Entrance) -> Result<Made> {
+    pub(super) fn build(kind: Kind, entrance: Entrance) -> Result<Made> {
         let lab = Lab::new(MTU)?;
         for number in [1, 2] {
             // Nobody sends anything unasked.
@@ -155,7 +155,7 @@ impl Contestant {
     fn with_peers(mut self, kind: peer::Kind) -> Result<Made> {
         for number in [1, 2] {
             let [local, remote] = [number, 3 - number].map(|one| endpoint(one, true));
-            match Peer::new(self.lab.switch(number), kind, local, remote)? {
+            match Peer::build(self.lab.switch(number), kind, local, remote)? {
                 peer::Made::Peer(peer) => self._peers.push(peer),
                 peer::Made::Missing(why) => return Ok(Made::Missing(why)),
             }
