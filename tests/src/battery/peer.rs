@@ -56,7 +56,7 @@ impl Peer {
     ///
     /// # Errors
     /// It cannot be made though nothing is missing.
-    pub fn new(netns: &Netns, kind: Kind, local: IpAddr, remote: IpAddr) -> Result<Made> {
+    pub fn build(netns: &Netns, kind: Kind, local: IpAddr, remote: IpAddr) -> Result<Made> {
         let made = match kind {
             Kind::Gretap(words) => gretap(netns, local, remote, words),
             Kind::Fou(words) => fou(netns, local, remote, words),

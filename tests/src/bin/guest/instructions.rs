@@ -2,7 +2,11 @@
 //!
 //! In a virtual machine whose clock counts instructions (qemu's `-icount shift=0,sleep=off`) the time that frames take on
 //! the one CPU is the number of instructions that were executed for them, whatever the machine underneath is doing. The
-//! sender and the veth pairs are part of it, and the same for all.
+//! sender and the veth pairs are part of it, and the same for all. There are two senders:
+//!
+//! - a packet socket, whose frames are socket buffers from the start, so that XDP must make buffers of its own of them;
+//! - the driver's side of the veth pair, as a card's frames come in: as buffers of XDP, of which the driver makes socket
+//!   buffers where no program takes them.
 
 mod contestant;
 
@@ -14,18 +18,23 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use mgre_tests::{
-    battery::report::{Report, Verdict},
+    battery::{
+        report::{Report, Verdict},
+        station::Station,
+    },
     bench::frame,
     capture::Sender,
     packet::Datagram,
 };
 
-use self::contestant::{Contestant, Kind, Made};
+use self::contestant::{Contestant, Entrance, Kind, Made};
 
 /// Frames of a measurement.
 const FRAMES: usize = 20_000;
 /// Frames of one system call: fewer than a veth's ring has room for.
 const BATCH: usize = 32;
+/// Frames that the kernel handles at once where they come from the driver's side: a driver's usual budget.
+const BUDGET: u32 = 64;
 /// How often each contestant is measured.
 const ROUNDS: usize = 3;
 /// How far apart the measurements of one may be.
@@ -56,6 +65,15 @@ pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
             return;
         }
     }
+    for entrance in Entrance::ALL {
+        let name = format!("{name} from {}", entrance.name());
+        let figures = race(report, &name, entrance, arguments);
+        report.context(&table(&format!("from {}", entrance.name()), &figures));
+    }
+}
+
+/// Measures each of them, and returns those that were measured.
+fn race(report: &mut Report, name: &str, entrance: Entrance, arguments: &Arguments) -> Vec<(Kind, f64)> {
     let mut figures = Vec::new();
     for kind in Kind::ALL {
         let wanted = |part: &String| kind.name().contains(part.as_str());
@@ -63,7 +81,7 @@ pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
             continue;
         }
         let name = format!("{name}: {}", kind.name());
-        match measure(kind, arguments.frames) {
+        match measure(kind, entrance, arguments.frames) {
             Ok(Measured::Missing(why)) => {
                 report.record(&name, &Verdict::Skip(why));
             }
@@ -83,7 +101,7 @@ pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
             }
         }
     }
-    report.context(&table(&figures));
+    figures
 }
 
 /// Whether a nanosecond is an instruction here, and nothing else runs at the same time.
@@ -138,8 +156,8 @@ enum Measured {
     Rounds(Vec<f64>),
 }
 
-fn measure(kind: Kind, frames: usize) -> Result<Measured> {
-    let contestant = match Contestant::new(kind)? {
+fn measure(kind: Kind, entrance: Entrance, frames: usize) -> Result<Measured> {
+    let contestant = match Contestant::build(kind, entrance)? {
         Made::Contestant(contestant) => contestant,
         Made::Missing(why) => return Ok(Measured::Missing(why)),
     };
@@ -150,27 +168,18 @@ fn measure(kind: Kind, frames: usize) -> Result<Measured> {
     let frame = Datagram { length: LENGTH - 14, ports, ..Datagram::new(ends[0], ends[1]) }.frame()?;
     ensure!(frame.len() == LENGTH, "a frame of {} bytes", frame.len());
     contestant.introduce(&frame)?;
-    let batch = vec![frame; BATCH];
-    let sender = Sender::new(one.netns, one.interface)?;
-    sender.bypass_qdisc()?;
-    let batches = frames.div_ceil(BATCH);
-    let frames = batches * BATCH;
-    let round = |batches: usize| -> Result<f64> {
-        let start = Instant::now();
-        for _ in 0..batches {
-            sender.send_all(&batch)?;
-        }
-        // Whatever is left to be done is done by the kernel's own threads, which get the CPU now.
-        for _ in 0..4 {
-            thread::yield_now();
-        }
-        Ok(start.elapsed().as_nanos() as f64)
+    let batches = frames.div_ceil(BATCH.max(BUDGET as usize));
+    let frames = batches * BATCH.max(BUDGET as usize);
+    let socket = Socket::new(one, frame.clone())?;
+    let round = |frames: usize| match entrance {
+        Entrance::Socket => socket.send(frames),
+        Entrance::Driver => contestant.generate(&frame, u32::try_from(frames)?, BUDGET),
     };
-    round(batches / 4)?;
+    round(frames / 4)?;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let before = contestant.delivered()?;
-        let nanoseconds = round(batches)?;
+        let nanoseconds = round(frames)?;
         let delivered = contestant.delivered()? - before;
         ensure!(
             delivered >= frames as u64,
@@ -181,10 +190,37 @@ fn measure(kind: Kind, frames: usize) -> Result<Measured> {
             delivered < frames as u64 + 50,
             "{delivered} frames were delivered of {frames} that were sent"
         );
-        rounds.push(nanoseconds / frames as f64);
+        rounds.push(nanoseconds);
     }
     contestant.check()?;
     Ok(Measured::Rounds(rounds))
+}
+
+/// The packet socket that sends.
+struct Socket {
+    sender: Sender,
+    batch: Vec<Vec<u8>>,
+}
+
+impl Socket {
+    fn new(station: Station<'_>, frame: Vec<u8>) -> Result<Self> {
+        let sender = Sender::new(station.netns, station.interface)?;
+        sender.bypass_qdisc()?;
+        Ok(Self { sender, batch: vec![frame; BATCH] })
+    }
+
+    /// Sends so many frames, and says how long that took for each, in ns.
+    fn send(&self, frames: usize) -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..frames / BATCH {
+            self.sender.send_all(&self.batch)?;
+        }
+        // Whatever is left to be done is done by the kernel's own threads, which get the CPU now.
+        for _ in 0..4 {
+            thread::yield_now();
+        }
+        Ok(start.elapsed().as_nanos() as f64 / frames as f64)
+    }
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -193,9 +229,9 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-fn table(figures: &[(Kind, f64)]) -> String {
+fn table(title: &str, figures: &[(Kind, f64)]) -> String {
     let reference = figures.iter().find(|(kind, _)| *kind == REFERENCE).map(|(_, figure)| *figure);
-    let mut text = format!("{:<22} {:>12} {:>24}\n", "", "instructions", format!("of {}", REFERENCE.name()));
+    let mut text = format!("{title:<22} {:>12} {:>24}\n", "instructions", format!("of {}", REFERENCE.name()));
     for (kind, figure) in figures {
         let ratio =
             reference.map_or_else(|| "-".to_owned(), |reference| format!("{:.3}", figure / reference));

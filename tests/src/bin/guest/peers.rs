@@ -75,7 +75,7 @@ const fn keyless(case: Case) -> Case {
 }
 
 /// Every one of them. The MTUs are what 1500 bytes leave of IP, GRE with its fields, and the Ethernet header inside.
-const CASES: [Case; 31] = [
+const CASES: [Case; 30] = [
     case("gretap key nopmtudisc", Kind::Gretap("key 7 nopmtudisc"), 1458),
     case("gretap key pmtudisc", Kind::Gretap("key 7"), 1458),
     keyless(case("gretap keyless", Kind::Gretap("nopmtudisc"), 1462)),
@@ -84,7 +84,6 @@ const CASES: [Case; 31] = [
         &["--csum"],
         unfinished(case("gretap csum, unfinished by the peer", Kind::Gretap("key 7 csum nopmtudisc"), 1454)),
     ),
-    told(&["--csum"], case("gretap without csum, mgre with it", Kind::Gretap("key 7 nopmtudisc"), 1454)),
     told(&["--seq"], case("gretap seq", Kind::Gretap("key 7 seq nopmtudisc"), 1454)),
     told(&["--csum", "--seq"], case("gretap csum seq", Kind::Gretap("key 7 csum seq nopmtudisc"), 1450)),
     told(
@@ -158,10 +157,16 @@ const CASES: [Case; 31] = [
 ];
 
 /// Names of cases that are not run, and why.
-const NEVER: [(&str, &str); 1] = [(
-    "gretap in gue",
-    "GUE has a header of its own between UDP and GRE; mgre's gre-udp is RFC 8086, which has none",
-)];
+const NEVER: [(&str, &str); 2] = [
+    (
+        "gretap in gue",
+        "GUE has a header of its own between UDP and GRE; mgre's gre-udp is RFC 8086, which has none",
+    ),
+    (
+        "gretap without csum, mgre with it",
+        "the kernel drops packets with a checksum where it was not told of one, and the other way round (rx_crc_errors)",
+    ),
+];
 
 pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
     let wanted = |name: &str| {
@@ -200,7 +205,7 @@ fn one(report: &mut Report, name: &str, case: &Case, mode: Mode, quick: bool) ->
         lab.switch(1).run(&["ethtool", "-K", "wan0", "tx", "off", "tso", "off", "gso", "off"])?;
         plan.offloads = &[false];
     }
-    let peer = match Peer::new(far, case.kind, endpoint(2, case.v4), endpoint(1, case.v4))? {
+    let peer = match Peer::build(far, case.kind, endpoint(2, case.v4), endpoint(1, case.v4))? {
         Made::Peer(peer) => peer,
         Made::Missing(why) => {
             report.record(name, &Verdict::Skip(why));

@@ -41,7 +41,7 @@ pub(crate) fn run(report: &mut Report, name: &str, mode: Mode, quick: bool) -> R
     let mut peers = Vec::new();
     for (number, kind) in kinds {
         let (local, hub) = (spokes.layout.endpoint(number), spokes.layout.endpoint(1));
-        match Peer::new(&spokes.spoke(number).netns, kind, local, hub)? {
+        match Peer::build(&spokes.spoke(number).netns, kind, local, hub)? {
             Made::Peer(peer) => peers.push(peer),
             Made::Missing(why) => {
                 report.record(name, &Verdict::Skip(format!("{kind:?}: {why}")));

@@ -19,6 +19,7 @@ use mgre_tests::{
     topology::SEGMENT,
     wait,
 };
+use nix::net::if_::if_nametoindex;
 
 /// The stations' largest packet, the same for all.
 const MTU: u32 = 1400;
@@ -50,6 +51,24 @@ impl Kind {
     }
 }
 
+/// Where frames come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entrance {
+    Socket,
+    Driver,
+}
+
+impl Entrance {
+    pub(super) const ALL: [Self; 2] = [Self::Socket, Self::Driver];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Socket => "a packet socket",
+            Self::Driver => "the driver",
+        }
+    }
+}
+
 /// What came of building one.
 pub(super) enum Made {
     /// It is there.
@@ -65,11 +84,12 @@ pub(super) struct Contestant {
     switches: Vec<Switch>,
     _peers: Vec<Peer>,
     sink: Option<(Counter, Link)>,
+    _pass: Option<Link>,
     pub(super) lab: Lab,
 }
 
 impl Contestant {
-    pub(super) fn new(kind: Kind) -> Result<Made> {
+    pub(super) fn build(kind: Kind, entrance: Entrance) -> Result<Made> {
         let lab = Lab::new(MTU)?;
         for number in [1, 2] {
             // Nobody sends anything unasked.
@@ -82,8 +102,13 @@ impl Contestant {
             let mac = mac.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
             lab.switch(number).ip(&format!("neigh replace {remote} lladdr {mac} dev wan0 nud permanent"))?;
         }
-        let mut this = Self { kind, switches: Vec::new(), _peers: Vec::new(), sink: None, lab };
+        let mut this = Self { kind, switches: Vec::new(), _peers: Vec::new(), sink: None, _pass: None, lab };
         this.make_sink()?;
+        if entrance == Entrance::Driver && kind != Kind::MgreXdp {
+            // A veth takes XDP's buffers only where a program is.
+            let attach = || Program::load(bpf::Kind::Xdp, &assemble::pass())?.attach(Hook::Xdp, "lan0");
+            this._pass = Some(this.lab.switch(1).enter(attach)??);
+        }
         match kind {
             Kind::Bridge => this.bridges("link set wan0 master br0")?,
             Kind::Vxlan => {
@@ -130,7 +155,7 @@ impl Contestant {
     fn with_peers(mut self, kind: peer::Kind) -> Result<Made> {
         for number in [1, 2] {
             let [local, remote] = [number, 3 - number].map(|one| endpoint(one, true));
-            match Peer::new(self.lab.switch(number), kind, local, remote)? {
+            match Peer::build(self.lab.switch(number), kind, local, remote)? {
                 peer::Made::Peer(peer) => self._peers.push(peer),
                 peer::Made::Missing(why) => return Ok(Made::Missing(why)),
             }
@@ -186,6 +211,17 @@ impl Contestant {
         let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
         // Receive: bytes, packets, ...
         Ok(line.split_whitespace().nth(1).context("no packets")?.parse()?)
+    }
+
+    /// Lets so many frames come in from the driver's side, and says how long that took for each, in ns.
+    pub(super) fn generate(&self, frame: &[u8], frames: u32, budget: u32) -> Result<f64> {
+        let sent = Counter::new()?;
+        self.lab.host(1).enter(|| {
+            let ifindex = if_nametoindex("eth0")?;
+            let program = assemble::generator(sent.fd(), &assemble::redirect(ifindex));
+            let program = Program::load(bpf::Kind::Xdp, &program)?;
+            Ok(f64::from(program.run_live(frame, ifindex, frames, budget)?))
+        })?
     }
 
     /// Whether frames went the way that is measured.
