@@ -75,9 +75,21 @@ pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: O
         xdp: Some(XdpHook { mode, several_pages: link.mtu > ONE_PAGE_MTU }),
         reason: reason.to_owned(),
     };
+    let runs = mode != Mode::Auto || features.is_some_and(XdpFeatures::runs_programs);
     match (mode, &link.kind, foreign) {
         (Mode::Tc, ..) => tc("asked for".to_owned()),
         (_, _, Some(id)) => tc(format!("another's XDP program is on it (id {id})")),
+        // Whoever asked for it did not ask for frames without their tags.
+        (_, None, None) if runs && link.vlan_offload => {
+            tc(format!("it takes VLAN tags off before XDP sees them (ethtool -K {} rxvlan off)", link.name))
+        }
+        (Mode::Native | Mode::Generic, Some(kind), None) => xdp(
+            if mode == Mode::Native { XdpMode::Native } else { XdpMode::Generic },
+            &format!(
+                "asked for; on a {kind}, XDP loses VLAN tags and checksums that a sender leaves to the device (at its far \
+                 end: ethtool -K DEV tx off txvlan off)"
+            ),
+        ),
         (Mode::Native, ..) => xdp(XdpMode::Native, "asked for"),
         (Mode::Generic, ..) => xdp(XdpMode::Generic, "asked for"),
         (Mode::Auto, Some(kind), None) => {
@@ -87,11 +99,8 @@ pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: O
             tc("this kernel does not say whether its driver runs XDP programs (Linux 6.3 and newer do)"
                 .to_owned())
         }
-        (Mode::Auto, None, None) if !features.is_some_and(XdpFeatures::runs_programs) => {
+        (Mode::Auto, None, None) if !runs => {
             tc("its driver does not run XDP programs".to_owned())
-        }
-        (Mode::Auto, None, None) if link.vlan_offload => {
-            tc(format!("it takes VLAN tags off before XDP sees them (ethtool -K {} rxvlan off)", link.name))
         }
         (Mode::Auto, None, None) => xdp(XdpMode::Native, "its driver runs XDP programs"),
     }
@@ -121,6 +130,8 @@ mod tests {
         let tags = Link { vlan_offload: true, ..link(None, 1500) };
         let choice = choose(&tags, CAPABLE, Mode::Auto, None);
         assert!(choice.xdp.is_none() && choice.reason.contains("rxvlan off"));
+        let asked = choose(&tags, CAPABLE, Mode::Native, None);
+        assert!(asked.xdp.is_none() && asked.reason.contains("rxvlan off"), "tags would be lost");
     }
 
     #[test]
