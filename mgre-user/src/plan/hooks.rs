@@ -72,7 +72,10 @@ impl Choice {
 pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: Option<u32>) -> Choice {
     let tc = |reason: String| Choice { xdp: None, reason };
     let xdp = |mode, reason: &str| Choice {
-        xdp: Some(XdpHook { mode, several_pages: link.mtu > ONE_PAGE_MTU }),
+        // In generic mode the kernel makes one piece of a packet for a program that does not know of several. For one that
+        // does, since Linux 6.9, it makes a new buffer without the length of the MAC header (`skb_pp_cow_data()`): TC would
+        // take the network header for the packet's start.
+        xdp: Some(XdpHook { mode, several_pages: mode == XdpMode::Native && link.mtu > ONE_PAGE_MTU }),
         reason: reason.to_owned(),
     };
     let runs = mode != Mode::Auto || features.is_some_and(XdpFeatures::runs_programs);
@@ -139,7 +142,9 @@ mod tests {
         let veth = link(Some("veth"), 9000);
         let native = choose(&veth, CAPABLE, Mode::Native, None);
         assert_eq!(native.xdp, Some(XdpHook { mode: XdpMode::Native, several_pages: true }));
-        assert_eq!(choose(&veth, CAPABLE, Mode::Generic, None).hook(TcHook::Clsact), "xdp-generic+clsact");
+        let generic = choose(&veth, CAPABLE, Mode::Generic, None);
+        assert_eq!(generic.hook(TcHook::Clsact), "xdp-generic+clsact");
+        assert_eq!(generic.xdp, Some(XdpHook { mode: XdpMode::Generic, several_pages: false }));
         assert_eq!(choose(&link(None, 1500), CAPABLE, Mode::Tc, None).hook(TcHook::Tcx), "tcx");
         let taken = choose(&link(None, 1500), CAPABLE, Mode::Native, Some(42));
         assert!(taken.xdp.is_none() && taken.reason.contains("42"));
