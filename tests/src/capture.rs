@@ -115,7 +115,7 @@ impl Capture {
         let question = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let start = Instant::now();
         while self.caught_up.load(Ordering::Acquire) < question
-            && start.elapsed() < CATCH_UP
+            && start.elapsed() < wait::patient(CATCH_UP)
             && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
         {
             thread::sleep(Duration::from_millis(1));
@@ -218,6 +218,14 @@ impl Sender {
             .enter(|| packet_socket(interface))?
             .with_context(|| format!("cannot send through {interface} in {}", netns.name()))?;
         Ok(Self(socket))
+    }
+
+    /// Hands frames to the driver at once from now on, past the interface's queueing discipline.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn bypass_qdisc(&self) -> Result<()> {
+        option(&self.0, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)
     }
 
     /// Sends a frame as it is.

@@ -25,14 +25,19 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{netns::Netns, process::Paused};
+use crate::{
+    netns::Netns,
+    process::{self, Paused},
+    skip, wait,
+};
 
 /// How long a daemon may take until it says `ready`. The verifier takes its time on a machine that is busy.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take until it has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in.
+/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in, else the one on
+/// `PATH`.
 ///
 /// # Errors
 /// There is none.
@@ -49,6 +54,7 @@ pub fn program() -> Result<PathBuf> {
     beside
         .into_iter()
         .find(|file| file.is_file())
+        .or_else(|| skip::find_program("mgre"))
         .context("there is no mgre program; cargo xtask build makes it")
 }
 
@@ -317,7 +323,7 @@ impl Daemon {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let Some(mut child) = self.child.take() else { bail!("the daemon does not run") };
         let start = Instant::now();
-        while start.elapsed() < STOP_LIMIT {
+        while start.elapsed() < wait::patient(STOP_LIMIT) {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -325,7 +331,7 @@ impl Daemon {
         }
         child.kill()?;
         child.wait()?;
-        bail!("the daemon does not end within {STOP_LIMIT:?}\n{}", self.log())
+        bail!("the daemon does not end within {:?}\n{}", wait::patient(STOP_LIMIT), self.log())
     }
 
     /// Starts it again, after it was stopped.
@@ -396,10 +402,10 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
             }
         }
     });
-    match receiver.recv_timeout(READY_LIMIT) {
+    match receiver.recv_timeout(wait::patient(READY_LIMIT)) {
         Ok(()) => Ok(()),
         Err(mpsc::RecvTimeoutError::Disconnected) => bail!("it ended"),
-        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {READY_LIMIT:?}"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("nothing for {:?}", wait::patient(READY_LIMIT)),
     }
 }
 
@@ -408,7 +414,7 @@ fn wait_ready(stdout: ChildStdout) -> Result<()> {
 /// # Errors
 /// It cannot be started.
 pub fn outcome(command: &mut Command) -> Result<Outcome> {
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = process::output(command, wait::patient(process::COMMAND_LIMIT))?;
     Ok(Outcome {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

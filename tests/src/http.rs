@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use crate::wait;
+
 /// How long an answer may take.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -28,7 +30,7 @@ pub struct Answer {
 /// There is no answer.
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<Answer> {
     let stream = UnixStream::connect(socket).with_context(|| format!("{}", socket.display()))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(wait::patient(LIMIT)))?;
     exchange(stream, method, path, body)
 }
 

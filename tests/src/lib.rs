@@ -6,6 +6,7 @@
 //! - [`topology`]: spokes, hosts and an underlay between them; [`spoke`]: one of them;
 //! - [`packet`]: frames to send, and what is in frames that were captured;
 //! - [`gre`]: GRE packets, captured and made by hand; [`icmp`]: messages about packets that are too big;
+//! - [`battery`]: what two stations do with each other, whoever is between them;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
 //! - [`hostile`]: a peer that means no good;
 //! - [`model`]: what must come of a frame, apart from the pipeline; [`fuzz`]: both, and the kernel, on millions of frames;
@@ -23,6 +24,7 @@
 //!
 //! Packets are made and read here and by `etherparse`, never by mgre's own code: a mistake there must not hide itself.
 
+pub mod battery;
 pub mod bench;
 pub mod capture;
 pub mod clsact;

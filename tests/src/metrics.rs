@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::netns::Netns;
+use crate::{netns::Netns, wait};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ impl Metrics {
     /// No answer, or not the text.
     pub fn over_socket(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| format!("{}", socket.display()))?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(wait::patient(LIMIT)))?;
         Self::parse(&get(stream, "/metrics")?)
     }
 
@@ -53,9 +53,9 @@ impl Metrics {
     /// No answer, or not the text.
     pub fn over_tcp(netns: &Netns, address: SocketAddr) -> Result<Self> {
         let stream = netns
-            .enter(|| TcpStream::connect_timeout(&address, LIMIT))?
+            .enter(|| TcpStream::connect_timeout(&address, wait::patient(LIMIT)))?
             .with_context(|| format!("http://{address} in {}", netns.name()))?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(wait::patient(LIMIT)))?;
         Self::parse(&get(stream, "/metrics")?)
     }
 

@@ -15,6 +15,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
+use crate::{
+    process::{self, command_text},
+    wait,
+};
+
 /// Where `ip netns` keeps namespaces.
 const FOLDER: &str = "/run/netns";
 /// What names of namespaces that tests make begin with; the process's id follows.
@@ -184,8 +189,7 @@ fn ip_batch(mut command: Command, commands: &str) -> Result<()> {
 /// # Errors
 /// It failed; says what it wrote to standard error.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", shown(command)))?;
+    let output = process::output(command, wait::patient(process::COMMAND_LIMIT))?;
     check(command, &output)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -196,12 +200,7 @@ fn check(command: &Command, output: &Output) -> Result<()> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stdout = String::from_utf8_lossy(&output.stdout);
-    bail!("{} failed ({}): {} {}", shown(command), output.status, stderr.trim(), stdout.trim())
-}
-
-fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    bail!("{} failed ({}): {} {}", command_text(command), output.status, stderr.trim(), stdout.trim())
 }
 
 /// Deletes namespaces of test programs that were killed.

@@ -1,8 +1,14 @@
 //! What a process uses, and how to stop it for a while.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
@@ -33,6 +39,35 @@ impl Drop for Paused {
             eprintln!("process {} cannot go on: {error}", self.0);
         }
     }
+}
+
+/// How long a command may take that has no limit of its own.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
+
+/// Runs a command to its end and returns what it wrote. One that does not end within `limit` is killed.
+///
+/// # Errors
+/// It cannot be started, or does not end.
+pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
+    let text = command_text(command);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.with_context(|| format!("cannot start {text}"))?;
+    let process = Pid::from_raw(i32::try_from(child.id())?);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(limit) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            kill(process, Signal::SIGKILL)?;
+            bail!("{text} does not end within {limit:?}")
+        }
+    }
+}
+
+/// A command as one would type it.
+pub fn command_text(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 /// Memory of a process that is resident and its own, in KiB: that of shared tables is not.

@@ -25,7 +25,7 @@ pub fn missing() -> Option<String> {
 pub fn skipped_at(tc: Tc) -> bool {
     let no_tcx = tc == Tc::Tcx && !kernel_has_tcx();
     let why = no_tcx.then(|| "this kernel has no TCX, which came with Linux 6.6".to_owned());
-    skip(missing().or(why))
+    missing().or(why).is_some_and(|why| skip(&why))
 }
 
 /// Says on standard error why the running test is skipped, if it has to be.
@@ -33,16 +33,20 @@ pub fn skipped_at(tc: Tc) -> bool {
 /// # Panics
 /// If it has to be, but `MGRE_TESTS_NO_SKIP` is set: where everything is expected to run, nothing may be left out.
 pub fn skipped() -> bool {
-    skip(missing())
+    missing().is_some_and(|why| skip(&why))
 }
 
-fn skip(why: Option<String>) -> bool {
-    let Some(why) = why else { return false };
+/// Says on standard error that the running test is skipped, and why. True, for the test to end by.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skip(why: &str) -> bool {
     let thread = thread::current();
     let test = thread.name().unwrap_or("?");
     assert!(std::env::var_os("MGRE_TESTS_NO_SKIP").is_none(), "{test} cannot run: {why}");
     // Not by `eprintln!`: the test harness keeps that for itself where a test passes.
-    writeln!(std::io::stderr(), "SKIP {test}: {why}").is_ok()
+    writeln!(std::io::stderr(), "SKIP {test}: {why}").ok();
+    true
 }
 
 /// A program on `PATH`.

@@ -67,6 +67,8 @@ pub struct Layout {
     pub vsid: Option<u32>,
     /// What every peer is told besides.
     pub options: &'static [&'static str],
+    /// How to attach to the underlay and the port.
+    pub mode: &'static str,
     /// Whether to set the daemons up; else they have been told nothing.
     pub configure: bool,
     /// Where daemons serve metrics over TCP, each in its own namespace.
@@ -89,6 +91,7 @@ impl Layout {
             key: Some(KEY),
             vsid: None,
             options: &[],
+            mode: "auto",
             configure: true,
             metrics: None,
             tc: None,
@@ -222,7 +225,7 @@ impl Layout {
     /// As a user would, command by command.
     fn set_up(&self, daemon: &Daemon, number: u8) -> Result<()> {
         for local in self.locals(number) {
-            daemon.mgre(&["underlay", "add", "wan0", "--local", &local.to_string()])?;
+            daemon.mgre(&["underlay", "add", "wan0", "--local", &local.to_string(), "--mode", self.mode])?;
         }
         let (key, vsid) = (self.key.unwrap_or(0).to_string(), self.vsid.unwrap_or(0).to_string());
         let told: &[&str] = match (self.key, self.vsid) {
@@ -231,7 +234,7 @@ impl Layout {
             (None, None) => &[],
         };
         daemon.mgre(&[&["segment", "add", SEGMENT], told].concat())?;
-        daemon.mgre(&["port", "add", SEGMENT, "lan0"])?;
+        daemon.mgre(&["port", "add", SEGMENT, "lan0", "--mode", self.mode])?;
         for other in (1..=self.spokes).filter(|other| *other != number) {
             let remote = self.remote(number, other).to_string();
             let (name, add) = (peer_name(other), ["peer", "add"]);

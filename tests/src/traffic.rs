@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::{netns::Netns, wait};
+use crate::{netns::Netns, process, wait};
 
 /// How many echo requests went out and how many replies came back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,8 @@ impl Pings {
 /// # Errors
 /// `ping` does not understand them.
 pub fn ping(netns: &Netns, arguments: &[&str]) -> Result<Pings> {
-    let output = netns.command("ping").arg("-n").args(arguments).output().context("cannot start ping")?;
+    let mut command = netns.command("ping");
+    let output = process::output(command.arg("-n").args(arguments), wait::patient(process::COMMAND_LIMIT))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_ping(&text).with_context(|| {
         format!("ping {}: {text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
@@ -57,6 +58,11 @@ fn parse_ping(text: &str) -> Result<Pings> {
     }
 }
 
+/// So many seconds of a usual machine, for `ping`.
+fn seconds(seconds: f64) -> String {
+    wait::patient(Duration::from_secs_f64(seconds)).as_secs_f64().to_string()
+}
+
 /// Whether echo requests have a reply. Asks again where the first had none: a host asks for an address that it does not
 /// know once a second, so that the reply to one request says as much about the clock as about the path.
 ///
@@ -64,20 +70,20 @@ fn parse_ping(text: &str) -> Result<Pings> {
 /// `ping` cannot be run.
 pub fn reaches(netns: &Netns, address: &str) -> Result<bool> {
     let start = Instant::now();
-    while start.elapsed() < wait::SOON {
-        if ping(netns, &["-c", "1", "-W", "1", address])?.all_came_back() {
+    while start.elapsed() < wait::patient(wait::SOON) {
+        if ping(netns, &["-c", "1", "-W", &seconds(1.0), address])?.all_came_back() {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Whether an echo request has no reply within a second.
+/// Whether an echo request has no reply within a second of a usual machine.
 ///
 /// # Errors
 /// `ping` cannot be run.
 pub fn cut_off(netns: &Netns, address: &str) -> Result<bool> {
-    Ok(ping(netns, &["-c", "1", "-W", "1", address])?.received == 0)
+    Ok(ping(netns, &["-c", "1", "-W", &seconds(1.0), address])?.received == 0)
 }
 
 /// Whether an echo request of so many bytes, that nobody may cut, has a reply. The one who sends it must know the other's
@@ -88,7 +94,7 @@ pub fn cut_off(netns: &Netns, address: &str) -> Result<bool> {
 pub fn fits(netns: &Netns, address: &str, packet_len: u32) -> Result<bool> {
     let headers = if address.contains(':') { 40 + 8 } else { 20 + 8 };
     let data = (packet_len - headers).to_string();
-    Ok(ping(netns, &["-M", "do", "-c", "1", "-W", "1.5", "-s", &data, address])?.all_came_back())
+    Ok(ping(netns, &["-M", "do", "-c", "1", "-W", &seconds(1.5), "-s", &data, address])?.all_came_back())
 }
 
 /// Sends echo requests until one has a reply, and says how long that took.
@@ -97,7 +103,7 @@ pub fn fits(netns: &Netns, address: &str, packet_len: u32) -> Result<bool> {
 /// None has within `limit`.
 pub fn wait_reachable(netns: &Netns, address: &str, limit: Duration) -> Result<Duration> {
     wait::until(&format!("{address} answers {}", netns.name()), limit, || {
-        Ok(ping(netns, &["-c", "1", "-W", "0.3", address])?.all_came_back())
+        Ok(ping(netns, &["-c", "1", "-W", &seconds(0.3), address])?.all_came_back())
     })
 }
 
@@ -237,14 +243,16 @@ fn wait_listening(server: &mut Child) -> Result<()> {
             }
         }
     });
-    receiver.recv_timeout(wait::SOON).context("iperf3 does not listen")
+    receiver.recv_timeout(wait::patient(wait::SOON)).context("iperf3 does not listen")
 }
 
 fn client(from: &Netns, address: &str, seconds: u32, arguments: &[&str]) -> Result<Iperf> {
     let seconds_text = seconds.to_string();
-    let limit = (seconds + 15).to_string();
+    let limit = wait::patient(Duration::from_secs(15)) + Duration::from_secs(seconds.into());
+    let limit = limit.as_secs().to_string();
+    let connect_limit = wait::patient(Duration::from_secs(5)).as_millis().to_string();
     let mut command = from.command("timeout");
-    command.args([&limit, "iperf3", "--json", "--connect-timeout", "5000", "--time", &seconds_text]);
+    command.args([&limit, "iperf3", "--json", "--connect-timeout", &connect_limit, "--time", &seconds_text]);
     command.args(["--client", address]).args(arguments);
     let output = command.output().context("cannot start iperf3")?;
     let report: Value = serde_json::from_slice(&output.stdout)

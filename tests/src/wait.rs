@@ -1,7 +1,7 @@
 //! Waiting for something, but not for ever.
 
 use std::{
-    thread,
+    env, thread,
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,22 @@ use anyhow::{Result, bail};
 pub const SOON: Duration = Duration::from_secs(10);
 /// How often to look.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// How many times as slow as a usual one the machine is: emulated processors are, by ten times or more.
+const PATIENCE: &str = "MGRE_TEST_PATIENCE";
 
-/// Looks until `done` holds, and says how long that took.
+/// A time of a usual machine, as long as it is on this one: a deadline, or a silence that shows that nothing comes. Not a
+/// time that is the daemon's or the kernel's own, such as for how long an entry lives.
+pub fn patient(time: Duration) -> Duration {
+    let factor = env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok());
+    time * factor.unwrap_or(1).max(1)
+}
+
+/// Looks until `done` holds, and says how long that took. The limit is one of a usual machine.
 ///
 /// # Errors
 /// It did not hold within `limit`, or looking failed.
 pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let limit = patient(limit);
     let start = Instant::now();
     loop {
         if done()? {
@@ -30,7 +40,7 @@ pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>
     }
 }
 
-/// Looks until `look` gives a value.
+/// Looks until `look` gives a value. The limit is one of a usual machine.
 ///
 /// # Errors
 /// It gave none within `limit`, or looking failed.

@@ -15,7 +15,7 @@ use mgre_tests::{
     http::request,
     lone::Lone,
     packet::{BROADCAST, Mac, mac_text, marked},
-    skip::{find_program, skipped},
+    skip::{find_program, skip, skipped},
     topology::{SEGMENT, Spokes, Underlay},
     traffic::{self, Background},
     wait,
@@ -66,7 +66,7 @@ fn a_wall_clock_that_jumps_changes_nothing() -> Result<()> {
     }
     let folder = tempfile::tempdir()?;
     let Some(library) = shim(folder.path())? else {
-        eprintln!("SKIP: there is no C compiler to make a clock that jumps");
+        skip("there is no C compiler to make a clock that jumps");
         return Ok(());
     };
     let clock = folder.path().join("clock");
@@ -80,7 +80,7 @@ fn a_wall_clock_that_jumps_changes_nothing() -> Result<()> {
     let lone = Lone::new(Options { wrapper, ..Options::default() })?;
     let pid = lone.daemon.pid().context("it runs")?;
     if !fs::read_to_string(format!("/proc/{pid}/maps"))?.contains("shim.so") {
-        eprintln!("SKIP: this mgre takes no library that moves its clock");
+        skip("this mgre takes no library that moves its clock");
         return Ok(());
     }
     let speak = || capture::send(&lone.netns, "host0", &[marked(BROADCAST, STATION, "here")]);

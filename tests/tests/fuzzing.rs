@@ -9,6 +9,7 @@ use std::time::Duration;
 use mgre_tests::fuzz::run::{Budget, check_on_host, on_host};
 use mgre_tests::fuzz::{corpus, kernel, parsers};
 use mgre_tests::model::flaw::Flaw;
+use mgre_tests::skip::skip;
 
 /// Where the random numbers start.
 const SEED: u64 = 20;
@@ -53,7 +54,7 @@ fn a_rule_that_is_wrong_is_noticed() {
 /// Runs something in a thread of its own, whose network namespace goes with it, if programs can be loaded here.
 fn with_programs(test: impl FnOnce() + Send + 'static) {
     if let Some(missing) = kernel::missing() {
-        println!("SKIP: {missing}");
+        skip(&missing);
         return;
     }
     if let Err(panic) = thread::spawn(test).join() {

@@ -151,7 +151,7 @@ fn datagrams_in_superframes_arrive_one_by_one() -> Result<()> {
     for offloads in ["on", "off"] {
         one.netns.run(&["ethtool", "-K", "wan0", "tso", offloads, "gso", offloads, "tx", offloads])?;
         let receiver = two.host.enter(|| UdpSocket::bind((two.host_ipv4(), 7000)))??;
-        receiver.set_read_timeout(Some(wait::SOON))?;
+        receiver.set_read_timeout(Some(wait::patient(wait::SOON)))?;
         let sender = one.host.enter(|| UdpSocket::bind((one.host_ipv4(), 0)))??;
         setsockopt(&sender, UdpGsoSegment, &(DATAGRAM as i32)).context("UDP_SEGMENT")?;
         // Ten of them and a short one.

@@ -29,7 +29,7 @@ fn outage(spokes: &Spokes, change: impl FnOnce() -> Result<()>) -> Result<Durati
     let pings = Background::ping(from, &["-i", INTERVAL, "-W", "1", &to])?;
     sleep(Duration::from_millis(300));
     change()?;
-    sleep(RECOVERY + Duration::from_millis(500));
+    sleep(wait::patient(RECOVERY) + Duration::from_millis(500));
     // Traffic is back, not only sent.
     assert!(traffic::reaches(from, &to)?, "no traffic after the change");
     let pings = pings.interrupt()?;
@@ -48,7 +48,7 @@ fn a_router_that_changes_its_mac_address_is_followed() -> Result<()> {
     spokes.core.sysctl("ipv4/conf/s1/arp_notify", "1")?;
     let at_wan = Capture::start(&spokes.spoke(1).netns, "wan0")?;
     let outage = outage(&spokes, || spokes.core.ip("link set s1 address 02:00:00:00:01:fd"))?;
-    assert!(outage < RECOVERY, "no traffic for {outage:?}");
+    assert!(outage < wait::patient(RECOVERY), "no traffic for {outage:?}");
     let last =
         at_wan.stop().into_iter().rev().find(|packet| packet.outgoing && Gre::parse(&packet.bytes).is_some());
     let to = last.and_then(|packet| packet.bytes.first_chunk().copied());
@@ -66,7 +66,7 @@ fn our_own_mac_address_may_change() -> Result<()> {
     one.netns.sysctl("ipv4/conf/wan0/arp_notify", "1")?;
     let at_wan = Capture::start(&one.netns, "wan0")?;
     let outage = outage(&spokes, || one.netns.ip("link set wan0 address 02:00:00:00:01:aa"))?;
-    assert!(outage < RECOVERY, "no traffic for {outage:?}");
+    assert!(outage < wait::patient(RECOVERY), "no traffic for {outage:?}");
     let last =
         at_wan.stop().into_iter().rev().find(|packet| packet.outgoing && Gre::parse(&packet.bytes).is_some());
     let source = last.and_then(|packet| Gre::parse(&packet.bytes)).map(|gre| gre.outer_source);
@@ -130,7 +130,7 @@ fn a_route_that_changes_its_gateway_is_followed() -> Result<()> {
     spokes.wait_up()?;
     let at_wan = Capture::start(&one.netns, "wan0")?;
     let outage = outage(&spokes, || one.netns.ip("route replace 10.9.9.2 via 10.0.0.12"))?;
-    assert!(outage < RECOVERY, "no traffic for {outage:?}");
+    assert!(outage < wait::patient(RECOVERY), "no traffic for {outage:?}");
     // Both were used, and the second one last.
     let gateways: Vec<u8> = at_wan
         .stop()

@@ -6,6 +6,7 @@ mod host;
 mod load;
 mod setup;
 mod test;
+mod vm;
 
 use std::{
     path::Path,
@@ -61,11 +62,13 @@ enum Task {
     Fuzz(fuzz::Arguments),
     /// Build mgre and run its daemon on an interface of this host until Ctrl-C
     Load(load::Arguments),
+    /// Run a command in a virtual machine with one of Debian's kernels
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -73,9 +76,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+fn run(task: Task) -> Result<ExitCode> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
-    match task {
+    let done = match task {
         Task::Setup => setup::run(root, setup::Purpose::Everything),
         Task::Build { release } => {
             toolchain::find(root).context("cannot build mgre whole; run cargo xtask setup")?;
@@ -96,7 +99,10 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Fuzz(arguments) => fuzz::run(root, &arguments),
         Task::Load(arguments) => load::run(root, &arguments),
-    }
+        // Its exit code is that of the command.
+        Task::Vm(arguments) => return Ok(vm::run(root, arguments)),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Builds mgre and a program of `mgre-tests`, which makes network namespaces, and returns the command that runs it.

@@ -14,7 +14,9 @@ pub(crate) enum Purpose {
     Run,
     /// To build mgre and check its code.
     Check,
-    /// Both.
+    /// To run virtual machines.
+    Machines,
+    /// All of that.
     Everything,
 }
 
@@ -34,6 +36,16 @@ const TOOLS: [Tool; 8] = [
     Tool { program: "ethtool", package: "ethtool", purpose: "offload settings" },
     Tool { program: "bpftool", package: "bpftool", purpose: "loaded programs and maps" },
     Tool { program: "curl", package: "curl", purpose: "metrics and the API" },
+];
+
+/// What makes and boots virtual machines. qemu and kernels are not installed: `cargo xtask vm` unpacks them in the target
+/// folder.
+const MACHINE_TOOLS: [Tool; 5] = [
+    Tool { program: "busybox", package: "busybox-static", purpose: "the user space of virtual machines" },
+    Tool { program: "depmod", package: "kmod", purpose: "modules of kernels of virtual machines" },
+    Tool { program: "xz", package: "xz-utils", purpose: "to decompress kernels and modules" },
+    Tool { program: "zstd", package: "zstd", purpose: "to decompress kernels" },
+    Tool { program: "lz4", package: "lz4", purpose: "to decompress kernels" },
 ];
 
 /// A package to install.
@@ -75,7 +87,10 @@ impl Plan {
 pub(crate) fn run(root: &Path, purpose: Purpose) -> Result<()> {
     let plan = plan(purpose, &toolchain::find(root), |program| host::find_program(program).is_some());
     if plan.is_empty() {
-        println!("setup: nothing is missing");
+        // A virtual machine's output is that of its command.
+        if purpose != Purpose::Machines {
+            println!("setup: nothing is missing");
+        }
         return Ok(());
     }
     if !plan.packages.is_empty() {
@@ -87,6 +102,10 @@ pub(crate) fn run(root: &Path, purpose: Purpose) -> Result<()> {
     if let Some(name) = &plan.clippy_for {
         println!("setup: adding clippy to rustup's {name}");
         host::run(Command::new("rustup").args(["component", "add", "clippy", "--toolchain", name]))?;
+    }
+    if purpose == Purpose::Machines {
+        println!("setup: done");
+        return Ok(());
     }
     let toolchain = toolchain::find(root);
     if let Err(missing) = &toolchain {
@@ -101,6 +120,14 @@ pub(crate) fn run(root: &Path, purpose: Purpose) -> Result<()> {
 
 fn plan(purpose: Purpose, toolchain: &Result<Toolchain, Missing>, has: impl Fn(&str) -> bool) -> Plan {
     let mut plan = Plan::default();
+    if matches!(purpose, Purpose::Machines | Purpose::Everything) {
+        for tool in MACHINE_TOOLS.iter().filter(|tool| !has(tool.program)) {
+            plan.add(Package::new(tool.package, tool.purpose));
+        }
+    }
+    if purpose == Purpose::Machines {
+        return plan;
+    }
     if !has("cc") {
         plan.add(Package::new("gcc", "the linker of host programs"));
         plan.add(Package::new("libc6-dev", "the C library that host programs link"));
@@ -138,6 +165,14 @@ fn plan(purpose: Purpose, toolchain: &Result<Toolchain, Missing>, has: impl Fn(&
         }
     }
     plan
+}
+
+/// Installs libraries that a program needs which is not installed itself.
+pub(crate) fn install_libraries(names: &[String], purpose: &'static str) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    install_packages(&names.iter().map(|name| Package::new(name, purpose)).collect::<Vec<_>>())
 }
 
 fn install_packages(packages: &[Package]) -> Result<()> {
@@ -238,6 +273,13 @@ mod tests {
     }
 
     #[test]
+    fn virtual_machines_need_no_toolchain() {
+        let plan = plan(Purpose::Machines, &nothing_found(), |tool| tool != "lz4");
+        assert_eq!(names(&plan), ["lz4"]);
+        assert!(!plan.bpf_linker);
+    }
+
+    #[test]
     fn each_package_once() {
         let plan = plan(Purpose::Run, &complete(false, Origin::System), |tool| {
             !["ip", "tc", "curl"].contains(&tool)
@@ -252,6 +294,11 @@ mod tests {
         assert_eq!(
             names(&plan),
             [
+                "busybox-static",
+                "kmod",
+                "xz-utils",
+                "zstd",
+                "lz4",
                 "gcc",
                 "libc6-dev",
                 "rustc-web",

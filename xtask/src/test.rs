@@ -16,18 +16,18 @@ use crate::{host, setup};
 const PRIVILEGED_PACKAGES: [&str; 2] = ["mgre-tests", "mgre-user"];
 
 #[derive(Debug, PartialEq, Eq)]
-struct TestProgram {
-    executable: PathBuf,
+pub(crate) struct TestProgram {
+    pub(crate) executable: PathBuf,
     /// The folder of its package, where cargo runs tests.
-    folder: PathBuf,
-    target: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) target: String,
     privileged: bool,
 }
 
 pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     setup::run(root, setup::Purpose::Run)?;
     let mgre = host::build_mgre(root)?;
-    let programs = build(root)?;
+    let programs = build(root, &["--workspace"])?;
 
     let mut failed = Vec::new();
     for program in &programs {
@@ -77,9 +77,10 @@ fn models(root: &Path) -> Command {
     cargo
 }
 
-fn build(root: &Path) -> Result<Vec<TestProgram>> {
+/// Builds test programs; cargo is told which, and how.
+pub(crate) fn build(root: &Path, which: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = host::cargo(root);
-    cargo.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    cargo.arg("test").args(which).args(["--no-run", "--message-format=json-render-diagnostics"]);
     let output = cargo
         .stderr(Stdio::inherit())
         .output()

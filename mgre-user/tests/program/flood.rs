@@ -1,5 +1,7 @@
 //! Head-end replication by the real program, out of real interfaces.
 
+use aya::programs::Program;
+
 use super::capture::Capture;
 use super::kernel::{DROP, FAR, Kernel, REDIRECT, in_namespace, interfaces, ip};
 use etherparse::{Ethernet2Header, IpNumber, Ipv4Header};
@@ -12,7 +14,7 @@ use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::{settled, wire};
 use mgre_ebpf::host::packet::{Outer, frame};
 use mgre_ebpf::host::world::{LOCAL, PEER_A_V6, PeerSpec, PortSpec, UNDERLAY, World, station};
-use mgre_user::datapath::load::{PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, classifier};
+use mgre_user::datapath::load::{PORT_PROGRAM, UNDERLAY_PROGRAM};
 
 const KEY: Option<u32> = Some(0x0102_0304);
 
@@ -158,9 +160,14 @@ fn an_interface_that_does_not_take_its_copy() {
 fn the_verifier_has_instructions_to_spare() {
     in_namespace(|| {
         let mut kernel = Kernel::new(&World::default());
-        for name in [PORT_PROGRAM, UNDERLAY_PROGRAM, SLOW_PROGRAM] {
-            let info = classifier(&mut kernel.loaded.programs, name).and_then(|program| Ok(program.info()?));
-            let info = info.expect("the program is loaded");
+        let loaded = kernel.loaded.programs.programs_mut().filter_map(|(name, program)| match program {
+            Program::SchedClassifier(program) => Some((name, program.info().ok()?)),
+            Program::Xdp(program) => Some((name, program.info().ok()?)),
+            _ => None,
+        });
+        let loaded: Vec<_> = loaded.collect();
+        assert!(loaded.len() >= 10, "{} programs", loaded.len());
+        for (name, info) in loaded {
             let verified = info.verified_instruction_count().expect("the kernel tells");
             println!(
                 "{name}: {verified} instructions verified, {} bytes of machine code",

@@ -1,12 +1,12 @@
-//! Open vSwitch's userspace datapath with GRE, where it is installed.
+//! Open vSwitch with GRE, where it is installed.
 //!
-//! Its kernel datapath needs a module and the kernel's GRE; the userspace one needs neither. It takes frames from packet
+//! Its kernel datapath needs a module and the kernel's GRE; the userspace one needs neither. That takes frames from packet
 //! sockets, so it runs on whatever CPU is free, and what comes faster than it reads is lost.
 
 use std::{
     fs,
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -30,6 +30,11 @@ const SCHEMAS: [&str; 2] =
 const PROGRAMS: [&str; 5] = ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-appctl"];
 const READY_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// The kernel's uptime from which on Open vSwitch counts CPUs: before that it starts no threads for packets that its kernel
+/// datapath does not know what to do with, and those are lost.
+const SETTLED: f64 = 11.0;
+/// Its tunnel.
+const TUNNEL: &str = "gre0";
 /// The bridge with the underlay's interface and address, and that with the port and the tunnel.
 const OUTSIDE: &str = "br-phy";
 const INSIDE: &str = "br-int";
@@ -48,6 +53,33 @@ pub fn version() -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
 }
 
+/// Which of its datapaths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datapath {
+    /// The kernel's.
+    Kernel,
+    /// Its own.
+    Userspace,
+}
+
+impl Datapath {
+    /// What of it is missing here, if anything.
+    pub fn missing(self) -> Option<String> {
+        let module = Path::new("/sys/module/openvswitch");
+        missing().or_else(|| {
+            if self == Self::Userspace || module.exists() {
+                return None;
+            }
+            let loaded = Command::new("modprobe").args(["-a", "openvswitch", "vport-gre"]).output();
+            let why = match loaded {
+                Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            (!module.exists()).then(|| format!("the kernel has no openvswitch module: {why}"))
+        })
+    }
+}
+
 fn schema() -> Option<PathBuf> {
     SCHEMAS.iter().map(PathBuf::from).find(|file| file.is_file())
 }
@@ -63,28 +95,53 @@ pub struct Ovs {
 }
 
 impl Ovs {
-    /// Starts one with lan0 as a port, and a GRE tunnel with a key through wan0, whose address it takes over.
+    /// Starts one with its own datapath and lan0 as a port, and a GRE tunnel with key 7 through wan0, whose address it takes
+    /// over.
     ///
     /// # Errors
     /// It does not start.
     pub fn start(netns: &Netns, local: Ipv4Addr, remote: Ipv4Addr) -> Result<Self> {
+        Self::start_with(netns, Datapath::Userspace, local, remote, &["options:key=7"])
+    }
+
+    /// The same, with a datapath, and the tunnel's options. With the kernel's datapath, wan0 keeps its address.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_with(
+        netns: &Netns,
+        datapath: Datapath,
+        local: Ipv4Addr,
+        remote: Ipv4Addr,
+        options: &[&str],
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("mgre-ovs-").tempdir()?;
         let mut this = Self { processes: Vec::new(), _links: Vec::new(), folder, netns: netns.path() };
-        this.start_processes()?;
-        this.make_bridges(local, remote)?;
-        netns.ip(&format!(
-            "addr flush dev wan0\naddr add {local}/24 dev {OUTSIDE}\nlink set {OUTSIDE} up\nlink set {INSIDE} up"
-        ))?;
+        this.start_processes(datapath)?;
+        this.make_bridges(datapath, local, remote, options)?;
+        netns.ip(&format!("link set {INSIDE} up"))?;
+        if datapath == Datapath::Kernel {
+            return Ok(this);
+        }
+        netns
+            .ip(&format!("addr flush dev wan0\naddr add {local}/24 dev {OUTSIDE}\nlink set {OUTSIDE} up"))?;
         for interface in ["wan0", "lan0"] {
             // Packet sockets come first. The kernel itself is to do nothing about these frames; it would answer GRE.
-            this._links.push(netns.enter(|| {
-                Program::load(Kind::Classifier, &assemble::drop_all())?.attach(Hook::TcxIngress, interface)
-            })??);
+            match drop_everything(netns, interface) {
+                Ok(link) => this._links.push(link),
+                // A kernel without TCX.
+                Err(_) => {
+                    netns.run(&["tc", "qdisc", "add", "dev", interface, "clsact"])?;
+                    let filter =
+                        ["tc", "filter", "add", "dev", interface, "ingress", "matchall", "action", "drop"];
+                    netns.run(&filter)?;
+                }
+            }
         }
         Ok(this)
     }
 
-    fn start_processes(&mut self) -> Result<()> {
+    fn start_processes(&mut self, datapath: Datapath) -> Result<()> {
         let schema = schema().context("there is no database schema")?;
         let database = self.file("conf.db");
         crate::netns::run(Command::new("ovsdb-tool").arg("create").arg(&database).arg(schema))?;
@@ -94,34 +151,56 @@ impl Ovs {
         wait::until("ovsdb-server serves", READY_LIMIT, || Ok(self.file("db.sock").exists()))?;
         self.vsctl(&["--no-wait", "init"])?;
         let mut switch = self.command("ovs-vswitchd");
-        switch.arg("--disable-system").arg(self.database());
+        match datapath {
+            Datapath::Userspace => {
+                switch.arg("--disable-system");
+            }
+            Datapath::Kernel => {
+                wait::until("the machine is up long enough", Duration::from_secs(60), || {
+                    Ok(uptime()? > SETTLED)
+                })?;
+            }
+        }
+        switch.arg(self.database());
         self.spawn(switch, "ovs-vswitchd")?;
         wait::until("ovs-vswitchd serves", READY_LIMIT, || Ok(self.control("ovs-vswitchd").exists()))?;
         Ok(())
     }
 
-    fn make_bridges(&self, local: Ipv4Addr, remote: Ipv4Addr) -> Result<()> {
+    fn make_bridges(
+        &self,
+        datapath: Datapath,
+        local: Ipv4Addr,
+        remote: Ipv4Addr,
+        options: &[&str],
+    ) -> Result<()> {
         let (local, remote) = (format!("options:local_ip={local}"), format!("options:remote_ip={remote}"));
-        let netdev = "datapath_type=netdev";
+        let kind = match datapath {
+            Datapath::Userspace => "datapath_type=netdev",
+            Datapath::Kernel => "datapath_type=system",
+        };
+        if datapath == Datapath::Userspace {
+            self.vsctl(&[
+                "add-br", OUTSIDE, "--", "set", "bridge", OUTSIDE, kind, "--", "add-port", OUTSIDE, "wan0",
+            ])?;
+        }
         self.vsctl(&[
-            "add-br", OUTSIDE, "--", "set", "bridge", OUTSIDE, netdev, "--", "add-port", OUTSIDE, "wan0",
+            "add-br", INSIDE, "--", "set", "bridge", INSIDE, kind, "--", "add-port", INSIDE, "lan0",
         ])?;
-        self.vsctl(&[
-            "add-br", INSIDE, "--", "set", "bridge", INSIDE, netdev, "--", "add-port", INSIDE, "lan0",
-        ])?;
-        self.vsctl(&[
-            "add-port",
-            INSIDE,
-            "gre0",
-            "--",
-            "set",
-            "interface",
-            "gre0",
-            "type=gre",
-            "options:key=7",
-            &local,
-            &remote,
-        ])
+        let tunnel =
+            ["add-port", INSIDE, TUNNEL, "--", "set", "interface", TUNNEL, "type=gre", &local, &remote];
+        self.vsctl(&[&tunnel[..], options].concat())
+    }
+
+    /// Its tunnel's counters, and what its datapath does with whom, for who wants to know why something fails.
+    pub fn counters(&self) -> String {
+        let mut text = String::new();
+        for words in [&["dpctl/show", "-s"][..], &["dpctl/dump-flows"], &["fdb/show", INSIDE]] {
+            let mut command = Command::new("ovs-appctl");
+            command.arg("--target").arg(self.control("ovs-vswitchd")).args(words);
+            text += &crate::netns::run(&mut command).unwrap_or_else(|error| format!("{error:#}\n"));
+        }
+        text
     }
 
     /// Whether it has learned these addresses, in the usual notation.
@@ -184,6 +263,18 @@ impl Drop for Ovs {
             }
         }
     }
+}
+
+fn drop_everything(netns: &Netns, interface: &str) -> Result<Link> {
+    netns.enter(|| {
+        Program::load(Kind::Classifier, &assemble::drop_all())?.attach(Hook::TcxIngress, interface)
+    })?
+}
+
+/// Seconds since the kernel started.
+fn uptime() -> Result<f64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    Ok(text.split_whitespace().next().context("/proc/uptime is empty")?.parse()?)
 }
 
 /// Asks a process to end, and makes it.

@@ -214,7 +214,9 @@ impl Probe {
         let start = Instant::now();
         match self.generator.run_live(&self.frame, ifindex, frames, BATCH) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            other => other.context("cannot generate frames")?,
+            other => {
+                other.context("cannot generate frames")?;
+            }
         }
         Ok(start.elapsed())
     }

@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result};
 use super::Sample;
 use super::code::{decode, encode, from_hex, to_hex};
 
-/// Where a target's is.
+/// Where a target's is: in the package's folder, which may be elsewhere than where this was built.
 pub fn path(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target).with_extension("hex")
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&folder).join("fuzz/corpus").join(target).with_extension("hex")
 }
 
 /// Writes each of a target's samples to a file of its own, as cargo-fuzz wants them, in a folder beside it.

@@ -45,6 +45,7 @@ use super::run::{Budget, Difference, Statistics};
 use super::worlds::{MAX_PORTS, STANDARD, world};
 use crate::model::flaw::Flaw;
 use crate::model::{Input, Model, Moment, Outcome, Output, Prediction};
+use crate::wait;
 use capture::{Capture, Copy};
 use tables::{Bench, claim_tag, held_tag, recent_slot, report_tag, too_big_tag};
 
@@ -376,7 +377,10 @@ impl Kernel {
         for number in 0..copies {
             let wanted = wanted.outputs.get(number);
             self.statistics.copies_seen.1 += 1;
-            let copy = self.capture.next(COPY_TIMEOUT).map_err(|error| format!("copy {number}: {error}"))?;
+            let copy = self
+                .capture
+                .next(wait::patient(COPY_TIMEOUT))
+                .map_err(|error| format!("copy {number}: {error}"))?;
             seen.outputs.push(arrived(&copy, wanted));
             self.statistics.copies_seen.0 += 1;
         }

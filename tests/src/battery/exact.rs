@@ -1,0 +1,129 @@
+//! Frames that must come out as they went in: all bytes, once.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    frames::{self, Ends, Named},
+    report::Verdict,
+    station::Station,
+};
+use crate::{
+    capture::{Capture, Sender},
+    packet::{BROADCAST, marked},
+    wait,
+};
+
+/// How long a frame may be under way.
+const LIMIT: Duration = Duration::from_millis(1500);
+/// How long a frame that came once may take to come again.
+const QUIET: Duration = Duration::from_millis(100);
+/// After so many that did not come, the others are not tried.
+const MOST_MISSING: usize = 12;
+/// The shortest frame that Ethernet carries, without its check sequence.
+const SHORTEST: usize = 60;
+/// How many bytes of a wrong frame are shown.
+const SHOWN: usize = 64;
+
+/// Sends each frame at one station; the other must get each once, with the same bytes. Frames whose names begin with one of
+/// `left_out` are not sent.
+///
+/// # Errors
+/// Frames cannot be sent, or not be captured.
+pub fn check(from: &Station, to: &Station, mtu: u32, left_out: &[String]) -> Result<Verdict> {
+    let ends = Ends { from: from.number, to: to.number };
+    let mut list = frames::catalogue(ends, usize::try_from(mtu)?)?;
+    list.retain(|frame| !left_out.iter().any(|name| frame.name.starts_with(name.as_str())));
+    let sender = Sender::new(from.netns, from.interface)?;
+    introduce(from, to, &sender)?;
+
+    let source = frames::mac(from.number);
+    let capture =
+        Capture::start_where(to.netns, to.interface, move |bytes| bytes.get(6..12) == Some(&source))?;
+    let mut faults = Vec::new();
+    let mut tried = 0;
+    for frame in &list {
+        if faults.len() == MOST_MISSING {
+            faults.push(format!("{} more were not tried", list.len() - tried));
+            break;
+        }
+        tried += 1;
+        let before = capture.count(|_| true);
+        if let Err(error) = sender.send(&frame.bytes) {
+            faults.push(format!("{}: {error:#}", frame.name));
+            continue;
+        }
+        if capture.wait_for(&frame.name, LIMIT, |seen| same(frame, &seen.bytes)).is_err() {
+            let came: Vec<_> = capture.frames().split_off(before);
+            faults.push(describe(frame, came.first().map(|seen| &seen.bytes[..])));
+        }
+    }
+    thread::sleep(wait::patient(QUIET));
+    let seen = capture.stop();
+    for frame in &list[..tried] {
+        let times = seen.iter().filter(|seen| same(frame, &seen.bytes)).count();
+        if times > 1 {
+            faults.push(format!("{} came {times} times", frame.name));
+        }
+    }
+    let wrong = faults.len();
+    let detail = if wrong == 0 {
+        format!("{tried} kinds of frames")
+    } else {
+        format!("{wrong} of {tried} kinds of frames: {}", faults.join("; "))
+    };
+    Ok(Verdict::when(wrong == 0, detail))
+}
+
+/// Lets every switch on the way learn where both stations are, so that frames between them are known unicast.
+fn introduce(from: &Station, to: &Station, sender: &Sender) -> Result<()> {
+    let back = Sender::new(to.netns, to.interface)?;
+    for (number, sender, other) in [(from.number, sender, to), (to.number, &back, from)] {
+        let frame = marked(BROADCAST, frames::mac(number), &format!("here is {number}"));
+        let capture = Capture::start(other.netns, other.interface)?;
+        sender.send(&frame)?;
+        capture.wait_for("an introduction", LIMIT, |seen| seen.bytes == frame).with_context(|| {
+            format!("a broadcast frame of station {number} does not reach station {}", other.number)
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether a frame is what was sent. Padding is allowed: short frames have it on a wire (IEEE 802.3 4.2.3.3).
+fn same(sent: &Named, got: &[u8]) -> bool {
+    let sent = &sent.bytes;
+    let Some((start, padding)) = got.split_at_checked(sent.len()) else { return false };
+    start == sent && (padding.is_empty() || (got.len() <= SHORTEST && padding.iter().all(|byte| *byte == 0)))
+}
+
+fn describe(frame: &Named, came: Option<&[u8]>) -> String {
+    let Some(came) = came else { return format!("{} did not come", frame.name) };
+    let sent = &frame.bytes;
+    let first = sent.iter().zip(came).position(|(sent, came)| sent != came);
+    let place = first.unwrap_or(sent.len().min(came.len()));
+    let hex =
+        |bytes: &[u8]| -> String { bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect() };
+    format!(
+        "{} came with {} bytes in place of {}, another one from byte {place} on: sent {} got {}",
+        frame.name,
+        came.len(),
+        sent.len(),
+        hex(sent),
+        hex(came)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_frames_may_be_padded_and_long_ones_not() {
+        let sent = |length| Named { name: "x".to_owned(), bytes: vec![1; length] };
+        let got = |length, padding, value| [vec![1; length], vec![value; padding]].concat();
+        assert!(same(&sent(42), &got(42, 0, 0)) && same(&sent(42), &got(42, 18, 0)));
+        assert!(!same(&sent(42), &got(42, 18, 7)) && !same(&sent(42), &got(42, 19, 0)));
+        assert!(!same(&sent(60), &got(60, 1, 0)) && !same(&sent(60), &got(59, 0, 0)));
+    }
+}

@@ -1,0 +1,65 @@
+//! Which of the project's tests run on other kernels: all that have to do with the kernel, or a few that each say much.
+
+/// Of `mgre-user`, what needs a kernel. Of `mgre-tests`, everything does.
+const OF_MGRE_USER: [&str; 3] = ["program", "netlink", "slow"];
+
+/// What is not run, and why; of a program all, or one test.
+const LEFT_OUT: [(&str, Option<&str>, &str); 6] = [
+    ("scale", None, "as many of everything as there may be: takes hours where processors are emulated"),
+    ("resources", None, "what memory and processor time it takes, which an emulated processor does not tell"),
+    ("fuzzing", Some("what_was_kept_comes_out_right_on_the_host"), "runs without the kernel"),
+    ("fuzzing", Some("new_frames_come_out_right_on_the_host"), "runs without the kernel"),
+    ("fuzzing", Some("a_rule_that_is_wrong_is_noticed"), "runs without the kernel"),
+    ("fuzzing", Some("no_text_upsets_a_parser"), "runs without the kernel"),
+];
+
+/// The few: the programs' cases, netlink, each hook, both families of the underlay, and what kernels differ in.
+const SLICE: [(&str, Option<&str>); 1] = [("program", None)];
+
+/// Whether tests of a program of this package may be wanted at all.
+pub(super) fn is_about_kernels(package_folder: &str, program: &str) -> bool {
+    package_folder != "mgre-user" || OF_MGRE_USER.contains(&program)
+}
+
+/// Why a test is not run, if it is not.
+pub(super) fn left_out(program: &str, test: &str) -> Option<&'static str> {
+    let found = LEFT_OUT.iter().find(|(of, name, _)| *of == program && name.is_none_or(|name| name == test));
+    found.map(|(.., why)| *why)
+}
+
+/// Whether a test is one of the few.
+pub(super) fn in_slice(program: &str, test: &str) -> bool {
+    SLICE.iter().any(|(of, name)| *of == program && name.is_none_or(|name| name == test))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// The source of a test program.
+    fn source(program: &str) -> String {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let folders = [root.join("tests/tests"), root.join("mgre-user/tests")];
+        let mut text = String::new();
+        for folder in folders {
+            text += &fs::read_to_string(folder.join(program).with_extension("rs")).unwrap_or_default();
+            for file in fs::read_dir(folder.join(program)).into_iter().flatten().flatten() {
+                text += &fs::read_to_string(file.path()).unwrap_or_default();
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn what_is_named_is_there() {
+        let left_out = LEFT_OUT.iter().map(|(program, test, _)| (*program, *test));
+        for (program, test) in left_out.chain(SLICE) {
+            let source = source(program);
+            assert!(!source.is_empty(), "{program}");
+            let name = test.map(|test| test.rsplit("::").next().unwrap_or(test));
+            assert!(name.is_none_or(|name| source.contains(&format!("fn {name}("))), "{program}: {test:?}");
+        }
+    }
+}
