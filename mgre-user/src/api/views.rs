@@ -372,7 +372,7 @@ pub struct KernelView {
     pub release: String,
     /// What newer kernels have and this one has not, and what that means: a line each.
     pub missing: Vec<String>,
-    /// Settings of it that make mgre slower.
+    /// Settings of it that make mgre slower, or keep the next daemon from starting.
     pub notes: Vec<String>,
 }
 

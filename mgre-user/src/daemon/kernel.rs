@@ -76,12 +76,12 @@ impl Kernel {
     }
 }
 
-/// What settings of the kernel cost.
+/// What settings of the kernel cost, or will.
 fn notes(jit: Option<u32>, harden: Option<u32>) -> Vec<String> {
     let mut notes = Vec::new();
     if jit == Some(0) {
         notes.push(
-            "net.core.bpf_jit_enable is 0: programs loaded from now on are interpreted, which is several times slower"
+            "net.core.bpf_jit_enable is 0: the next daemon cannot start, since its programs must be compiled"
                 .to_owned(),
         );
     }

@@ -150,8 +150,6 @@ pub async fn run(options: Options) -> Result<()> {
         bail!("the saved state needs --adjacencies of {} at least", id + 1);
     }
 
-    let tcx = kernel_has_tcx()?;
-    let tc = options.tc_attach.hook(tcx)?;
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
     let mut loaded = load(object, capacity).map_err(|error| {
         let log = options.verifier_log.clone();
@@ -159,6 +157,8 @@ pub async fn run(options: Options) -> Result<()> {
         let lacking = system::lacking().unwrap_or_default().to_vec();
         explain(error, object, capacity, &release, lacking, &log)
     })?;
+    let tcx = kernel_has_tcx()?;
+    let tc = options.tc_attach.hook(tcx)?;
     let kernel = Kernel {
         release,
         tcx,

@@ -1,5 +1,8 @@
 //! Why a kernel may refuse maps and programs, apart from what they do: from the error number and what surrounds the
 //! process, to a cause and a remedy.
+//!
+//! Lockdown is none of them: in either of its modes the kernel takes programs for TC and XDP (it denies them helpers that
+//! read kernel memory, which ours do not call).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,16 +19,12 @@ pub struct Surroundings {
     pub user_namespace: bool,
     /// Whether system calls are filtered (seccomp).
     pub filtered: bool,
-    /// How far the kernel is locked down: `none`, `integrity` or `confidentiality`.
-    pub lockdown: Option<String>,
     /// The security modules, by name.
     pub modules: Vec<String>,
     /// The control group with the least memory limit, and the limit in bytes.
     pub memory_limit: Option<(String, u64)>,
     /// How much memory may be locked, in bytes, if that is limited. Kernels before 5.11 count maps and programs.
     pub locked_limit: Option<u64>,
-    /// `net.core.bpf_jit_enable`.
-    pub jit: Option<u32>,
 }
 
 impl Surroundings {
@@ -40,23 +39,11 @@ impl Surroundings {
             missing_capabilities,
             user_namespace: !identity.is_empty() && !whole(&identity),
             filtered: status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])),
-            lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| chosen(&text)),
             modules: modules.trim().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
             memory_limit: memory_limit(),
             locked_limit: locked.filter(|limit| *limit != RLIM_INFINITY),
-            jit: number(Path::new("/proc/sys/net/core/bpf_jit_enable")),
         }
     }
-}
-
-/// The number in a file.
-pub(super) fn number(file: &Path) -> Option<u32> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
-}
-
-/// The word in brackets: `none [integrity] confidentiality`.
-fn chosen(text: &str) -> Option<String> {
-    Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
 /// The least memory limit from the process's control group upwards.
@@ -111,11 +98,6 @@ fn denied(around: &Surroundings) -> String {
         return "not permitted in a user namespace: BPF takes its capabilities outside (run the container privileged)"
             .to_owned();
     }
-    if around.lockdown.as_deref() == Some("confidentiality") {
-        return "not permitted: it is locked down to confidentiality, where programs read no kernel memory; \
-                mgre needs integrity at most (lockdown=integrity on its command line)"
-            .to_owned();
-    }
     if around.filtered {
         return "a system call filter (seccomp) denies bpf(2): allow it, or run mgre outside the container"
             .to_owned();
@@ -163,8 +145,6 @@ mod tests {
         assert!(said(Errno::EPERM, &capabilities).contains("CAP_BPF"));
         let container = Surroundings { user_namespace: true, ..plain.clone() };
         assert!(said(Errno::EPERM, &container).contains("user namespace"));
-        let locked = Surroundings { lockdown: Some("confidentiality".into()), ..plain.clone() };
-        assert!(said(Errno::EPERM, &locked).contains("lockdown=integrity"));
         let filtered = Surroundings { filtered: true, ..plain.clone() };
         assert!(said(Errno::EPERM, &filtered).contains("seccomp"));
         assert!(said(Errno::ENOSYS, &filtered).contains("seccomp"));
@@ -188,12 +168,5 @@ mod tests {
         assert_eq!(cause(Errno::EACCES, "R1 invalid mem access 'scalar'", &around), None);
         let jit = cause(Errno::EINVAL, "callbacks are not allowed in non-JITed programs", &around);
         assert!(jit.is_some_and(|text| text.contains("bpf_jit_enable=1")));
-    }
-
-    #[test]
-    fn lockdown_is_the_word_in_brackets() {
-        assert_eq!(chosen("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
-        assert_eq!(chosen("[none] integrity confidentiality\n").as_deref(), Some("none"));
-        assert_eq!(chosen(""), None);
     }
 }
