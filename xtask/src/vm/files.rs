@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::ErrorKind,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -11,9 +11,12 @@ use anyhow::{Context as _, Result};
 
 /// Makes a file or folder under another name, and gives it its own when it is whole.
 pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".partial-{}", std::process::id()));
-    let partial = PathBuf::from(partial);
+    let folder = path.parent().context("a path without a folder")?;
+    let name = path.file_name().context("a path without a name")?.to_string_lossy();
+    let prefix = format!("{name}.partial-");
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    remove_orphans(folder, &prefix)?;
+    let partial = folder.join(format!("{prefix}{}", std::process::id()));
     remove(&partial)?;
     let made = make(&partial).and_then(|value| {
         remove(path)?;
@@ -24,6 +27,20 @@ pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Res
         remove(&partial)?;
     }
     made
+}
+
+/// Removes what processes that are gone have left in a folder: what has their id behind the prefix.
+pub(super) fn remove_orphans(folder: &Path, prefix: &str) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten()
+    {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+            // Another process may do the same.
+            remove(&entry.path()).ok();
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn write(path: &Path, contents: &[u8]) -> Result<()> {
@@ -82,6 +99,7 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        fs::create_dir(folder.path().join("f.partial-0")).unwrap();
         write(&path, b"whole").unwrap();
         write(&path, b"whole again").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole again");

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::{
     cpio::Tree,
+    files,
     kernel::Kernel,
     libraries,
     machine::{self, Ended, Machine},
@@ -97,14 +98,7 @@ impl Guest {
 /// A new folder for one run. Those of processes that are gone are removed.
 fn run_folder(cache: &Path) -> Result<TempDir> {
     const PREFIX: &str = "run-";
-    for entry in fs::read_dir(cache)?.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
-            // Another process may do the same.
-            fs::remove_dir_all(entry.path()).ok();
-        }
-    }
+    files::remove_orphans(cache, PREFIX)?;
     let prefix = format!("{PREFIX}{}-", std::process::id());
     tempfile::Builder::new().prefix(&prefix).tempdir_in(cache).context("cannot make a folder in target/vm")
 }

@@ -152,10 +152,9 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
 fn select(root: &Path, arguments: &Arguments, stripped: &Path) -> Result<(Vec<Selected>, Programs)> {
     println!("vm: building the tests with optimizations");
     let packages = ["--package", "mgre-tests", "--package", "mgre-user"];
-    let build = ["build", "--release", "--package", "mgre-tests", "--bin", PROGRAMS];
-    host::run(host::cargo(root).args(build))?;
     let mut selected = Vec::new();
     let mut programs = Vec::new();
+    // With the tests of a package, cargo builds its programs, too.
     for program in test::build(root, &[&packages[..], &["--release"]].concat())? {
         let folder = program.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let source = program.folder.join("tests").join(&program.target);
