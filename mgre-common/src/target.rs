@@ -93,6 +93,10 @@ const HOPS_SHIFT: u32 = 20;
 const HOPS_MASK: u32 = 0xff << HOPS_SHIFT;
 
 impl Mark {
+    /// On the slow interface, the mark of an outer packet as it was received whose checksum may not be finished: there
+    /// the kernel finishes it. No target has these bits.
+    pub const UNFINISHED: u32 = u32::MAX;
+
     /// As one word. No hops at all are no limit.
     #[inline(always)]
     pub const fn to_bits(self) -> u32 {

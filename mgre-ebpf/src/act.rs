@@ -7,7 +7,7 @@ use mgre_common::table::{Port, adjacency_flag, port_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::EtherType;
 
-use crate::decide::{self, Interface, Last, OutOf, Verdict};
+use crate::decide::{self, Interface, Last, OutOf, Returned, Verdict};
 use crate::dress::Via;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side};
 use crate::handoff::{Chain, Handoff, Next};
@@ -74,6 +74,14 @@ fn act<F: Chain, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: No
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
+        Verdict::Unfinished { source } => {
+            frame.set_mark(Mark::UNFINISHED);
+            let sent = tunnel::slow(tables).and_then(|egress| frame.redirect(egress));
+            sent.unwrap_or_else(|reason| {
+                tables.count_drop(source, Direction::Receive, reason);
+                frame.drop()
+            })
+        }
         Verdict::Forward { source, to, out_of } => {
             match forward_plain(frame, tables, source, to, out_of, now) {
                 Some(done) => ended(frame, tables, source, to, done),
@@ -122,15 +130,21 @@ fn ended<F: Resize, T: Tables>(
 
 /// The whole way of a frame that came by the slow interface: one that was cut and finished
 /// there, or that the daemon made, and bears its target as a mark; or without a mark an outer
-/// packet that the daemon got from the kernel.
+/// packet that the daemon got from the kernel, or with a mark of its own one whose checksum may not have been finished.
 #[inline(always)]
 pub fn process_slow<F: Chain, T: Tables>(frame: &mut F, tables: &T, mark: u32) -> F::Action {
     let now = tables.now();
-    if mark == 0 {
-        let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
+    if mark == 0 || mark == Mark::UNFINISHED {
+        frame.set_mark(0);
+        let verdict = decide::from_underlay::<Returned, F, T>(frame, tables, now);
         return match verdict {
-            // The kernel has had it, or it is one that the daemon sends on.
-            Verdict::Pass | Verdict::PassCounted(_) | Verdict::Defer => frame.drop(),
+            // The kernel has had it, or it is one that the daemon sends on; but of an unfinished one there is no other.
+            Verdict::Pass | Verdict::PassCounted(_) | Verdict::Defer => {
+                if mark == Mark::UNFINISHED {
+                    tables.count_drop(Target::NONE, Direction::Receive, DropReason::UnknownEndpoint);
+                }
+                frame.drop()
+            }
             verdict => act(frame, tables, verdict, now),
         };
     }

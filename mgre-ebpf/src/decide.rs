@@ -46,6 +46,11 @@ pub enum Verdict {
     },
     /// It is the next hook's to decide.
     Defer,
+    /// A checksum is wrong, or not finished yet: it goes to the slow interface, where that is done.
+    Unfinished {
+        /// Where it came from.
+        source: Target,
+    },
     /// It is not for us.
     Pass,
     /// The kernel handles it, and that is counted.
@@ -106,11 +111,18 @@ impl OutOf {
 pub trait Stage {
     /// Whether another hook comes after it.
     const EARLY: bool;
+    /// Whether checksums may still be left to a device to finish: a sender on this host, or on another guest of the same
+    /// one, leaves that to the device, and a virtual one leaves it at that.
+    const UNFINISHED: bool = false;
 }
 
 /// The hook that every frame can be finished at: TC.
 #[derive(Clone, Copy, Debug)]
 pub struct Last;
+
+/// The same, for packets that come back from the slow interface.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned;
 
 /// A hook before that, for known unicast: XDP.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +164,24 @@ impl<F: Whole> Admission<F> for Last {
     }
 }
 
+impl<F: Whole> Admission<F> for Returned {
+    #[inline(always)]
+    fn verify(frame: &F, strip: Strip, claims: Claims) -> Result<(), DropReason> {
+        Last::verify(frame, strip, claims)
+    }
+
+    #[inline(always)]
+    fn listen<T: Tables>(frame: &F, tables: &T, scene: &Scene) {
+        Last::listen(frame, tables, scene);
+    }
+}
+
 impl Stage for Last {
+    const EARLY: bool = false;
+    const UNFINISHED: bool = true;
+}
+
+impl Stage for Returned {
     const EARLY: bool = false;
 }
 
@@ -278,6 +307,12 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         }
         Owner { segment, flags, .. } => (u32::from(segment), u32::from(flags)),
     };
+    let summed = claims.makes(claim::CHECKSUM | claim::UDP_CHECKSUM);
+    let verified = if summed { S::verify(frame, strip, claims) } else { Ok(()) };
+    // What is wrong even there is counted there.
+    if S::UNFINISHED && verified.is_err() && tables.slow_interface().is_some() {
+        return Verdict::Unfinished { source };
+    }
     if !S::EARLY {
         tables.count_received(source, strip.inner_len, now);
     }
@@ -291,7 +326,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
         if S::EARLY && (claims.bits != 0 || clamps && Opening::read(frame, strip.outer_len).is_some()) {
             return Verdict::Defer;
         }
-        match admit_packet::<S, F, T>(frame, tables, &packet, flags, &ethernet, now) {
+        match admit_packet(frame, tables, &packet, flags, &ethernet, verified, now) {
             Ok((inner, tos)) => {
                 out_of = OutOf { strip, inner, tos, clamps: u32::from(clamps) }.blur(frame);
             }
@@ -304,12 +339,13 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
 
 /// Checks what a packet claims; says what the packet inside is, and its new traffic class.
 #[inline(always)]
-fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
+fn admit_packet<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     packet: &Packet,
     flags: u32,
     ethernet: &Ethernet,
+    verified: Result<(), DropReason>,
     now: Now,
 ) -> Result<(Inner, u8), DropReason> {
     let Packet { owner, strip, claims } = *packet;
@@ -322,7 +358,7 @@ fn admit_packet<S: Admission<F>, F: Frame, T: Tables>(
             return Err(DropReason::InnerTag);
         }
     }
-    S::verify(frame, strip, claims)?;
+    verified?;
     if claims.makes(claim::SEQUENCE) && flags & adjacency_flag::SEQUENCE != 0 {
         // The last field of the header (RFC 2890 2).
         let at = strip.outer_len - GRE_FIELD_LEN as u32;

@@ -72,6 +72,7 @@ fn act<F: Resize, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: N
         Verdict::Drop { .. }
         | Verdict::Flood { .. }
         | Verdict::Defer
+        | Verdict::Unfinished { .. }
         | Verdict::Pass
         | Verdict::PassCounted(_) => frame.pass(),
     }

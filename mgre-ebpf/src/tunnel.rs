@@ -172,9 +172,9 @@ pub(crate) fn is_stacked<F: Frame>(frame: &F) -> bool {
         && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
 }
 
-/// The slow interface, for packets that are to be fragmented outside.
+/// The slow interface, for packets that are to be fragmented outside, or finished.
 #[inline(always)]
-fn slow<T: Tables>(tables: &T) -> Result<Egress, DropReason> {
+pub(crate) fn slow<T: Tables>(tables: &T) -> Result<Egress, DropReason> {
     let ifindex = tables.slow_interface().ok_or(DropReason::TooBig)?;
     Ok(Egress::new(ifindex, Side::Out))
 }

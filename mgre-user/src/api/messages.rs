@@ -9,8 +9,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub use super::event::{Event, EventKind, Place};
 pub use super::problem::Problem;
 pub use super::views::{
-    AdjacencyView, FdbFlag, FdbView, HeldView, NeighborFlag, NeighborView, PeerState, PeerView, PortState,
-    PortView, SegmentView, SlowPathView, StatsRow, StatsView, StatusView, TrafficRow, UnderlayView,
+    AdjacencyView, FdbFlag, FdbView, HeldView, KernelView, NeighborFlag, NeighborView, PeerState, PeerView,
+    PortState, PortView, SegmentView, SlowPathView, StatsRow, StatsView, StatusView, TrafficRow,
+    UnderlayView,
 };
 use crate::model::{Change, Document};
 

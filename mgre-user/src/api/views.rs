@@ -331,8 +331,8 @@ pub struct StatusView {
     pub version: String,
     /// The daemon's process.
     pub pid: u32,
-    /// The kernel's release.
-    pub kernel: String,
+    /// The kernel.
+    pub kernel: KernelView,
     /// Seconds since the daemon started.
     pub uptime_seconds: u64,
     /// The underlays.
@@ -363,6 +363,17 @@ pub struct StatusView {
     pub slow_path: SlowPathView,
     /// Segments in which addresses are held, because they are seen in two places by turns.
     pub held: Vec<HeldView>,
+}
+
+/// The kernel that a daemon runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelView {
+    /// Its release.
+    pub release: String,
+    /// What newer kernels have and this one has not, and what that means: a line each.
+    pub missing: Vec<String>,
+    /// Settings of it that make mgre slower.
+    pub notes: Vec<String>,
 }
 
 /// Addresses that are held in one segment.

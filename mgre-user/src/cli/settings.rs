@@ -101,9 +101,21 @@ impl From<Args> for Settings {
 }
 
 fn options(instance: String, run_dir: PathBuf, daemon: args::Daemon) -> Options {
-    let args::Daemon { config, metrics, state_dir, bpffs, fdb_entries, adjacencies, tc_attach } = daemon;
+    let args::Daemon { config, metrics, state_dir, bpffs, fdb_entries, adjacencies, tc_attach, verifier_log } =
+        daemon;
     let metrics = metrics.0;
-    Options { instance, run_dir, state_dir, bpffs, metrics, config, fdb_entries, adjacencies, tc_attach }
+    Options {
+        instance,
+        run_dir,
+        state_dir,
+        bpffs,
+        metrics,
+        config,
+        fdb_entries,
+        adjacencies,
+        tc_attach,
+        verifier_log,
+    }
 }
 
 fn change(method: Method, parts: &[&str], body: impl Serialize) -> Command {

@@ -265,7 +265,7 @@ pub fn status(view: &StatusView) -> String {
         ("instance", view.instance.clone()),
         ("version", view.version.clone()),
         ("process", view.pid.to_string()),
-        ("kernel", view.kernel.clone()),
+        ("kernel", view.kernel.release.clone()),
         ("uptime", format!("{}s", view.uptime_seconds)),
         ("segments", view.segments.to_string()),
         ("ports", view.ports.to_string()),
@@ -276,8 +276,10 @@ pub fn status(view: &StatusView) -> String {
         ("slow path", slow_path(&view.slow_path)),
         ("held", held(&view.held)),
     ];
+    let missing = view.kernel.missing.iter().map(|line| ("missing", line));
+    let notes = view.kernel.notes.iter().map(|line| ("note", line));
     let mut text = String::new();
-    for (label, value) in lines {
+    for (label, value) in lines.iter().map(|(label, value)| (*label, value)).chain(missing).chain(notes) {
         text.push_str(&format!("{label:<12} {value}\n"));
     }
     text.push('\n');

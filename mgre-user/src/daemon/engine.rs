@@ -20,6 +20,7 @@ use mgre_common::target::Target;
 
 use super::Options;
 use super::index::Index;
+use super::kernel::Kernel;
 use super::limits::Touched;
 use super::loops::Loops;
 use super::losses::Losses;
@@ -59,7 +60,7 @@ pub(super) type Ring = AsyncFd<RingBuf<MapData>>;
 /// The engine.
 pub(super) struct Engine {
     pub(super) options: Options,
-    pub(super) kernel: String,
+    pub(super) kernel: Kernel,
     pub(super) started: Instant,
     pub(super) state: State,
     /// Names by id, of `state`.
@@ -124,7 +125,7 @@ pub(super) struct Engine {
 /// What an engine is made of.
 pub(super) struct Parts {
     pub(super) options: Options,
-    pub(super) kernel: String,
+    pub(super) kernel: Kernel,
     pub(super) state: State,
     pub(super) promiscuous: BTreeSet<String>,
     pub(super) store: Store,

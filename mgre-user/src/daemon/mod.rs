@@ -7,13 +7,14 @@
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
-//! - `store`, `journal`: the saved state; `system`: what must be there before a start.
+//! - `store`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod check;
 mod engine;
 mod index;
 mod interfaces;
 mod journal;
+mod kernel;
 mod learning;
 mod limits;
 mod listing;
@@ -41,6 +42,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::engine::{Engine, Parts};
+use self::kernel::Kernel;
 use self::store::Store;
 use crate::api::messages::Handle;
 use crate::api::{server, socket};
@@ -48,6 +50,7 @@ use crate::datapath::Datapath;
 use crate::datapath::attach::Placement;
 use crate::datapath::link::kernel_has_tcx;
 use crate::datapath::load::{Capacity, load};
+use crate::datapath::refusal::explain;
 use crate::model::{Change, Document};
 use crate::netlink::Netlink;
 use crate::object::object;
@@ -75,6 +78,8 @@ pub struct Options {
     pub adjacencies: u32,
     /// How programs for socket buffers are to be attached.
     pub tc_attach: TcAttach,
+    /// Where to write what the verifier says of a program that the kernel refuses, if not beside the socket.
+    pub verifier_log: Option<PathBuf>,
 }
 
 /// How programs for socket buffers are to be attached.
@@ -127,8 +132,8 @@ pub async fn run(options: Options) -> Result<()> {
     system::raise_descriptor_limit();
     let object = object()?;
     system::check_privileges()?;
-    let kernel = system::kernel_release()?;
-    system::check_kernel(&kernel)?;
+    let release = system::kernel_release()?;
+    system::check_kernel(&release)?;
     let lock = socket::InstanceLock::acquire(&options.run_dir, &options.instance)?;
     system::ensure_bpffs(&options.bpffs)?;
     let metrics = match options.metrics {
@@ -145,9 +150,23 @@ pub async fn run(options: Options) -> Result<()> {
         bail!("the saved state needs --adjacencies of {} at least", id + 1);
     }
 
-    let tc = options.tc_attach.hook(kernel_has_tcx()?)?;
+    let tcx = kernel_has_tcx()?;
+    let tc = options.tc_attach.hook(tcx)?;
     let capacity = Capacity { fdb_entries: options.fdb_entries, adjacencies: options.adjacencies };
-    let mut loaded = load(object, capacity)?;
+    let mut loaded = load(object, capacity).map_err(|error| {
+        let log = options.verifier_log.clone();
+        let log = log.unwrap_or_else(|| options.run_dir.join(format!("{}.verifier.log", options.instance)));
+        let lacking = system::lacking().unwrap_or_default().to_vec();
+        explain(error, object, capacity, &release, lacking, &log)
+    })?;
+    let kernel = Kernel {
+        release,
+        tcx,
+        strip_flags: loaded.config.strip_flags,
+        tells_features: crate::netlink::tells_xdp_features()?,
+        waits_for_programs: kernel::waits_for_programs(),
+    };
+    kernel.warn();
     let ring = loaded.events.take().context("the event ring is taken")?;
     let slow = Slow::new(loaded.too_big.take()).context("cannot wait for frames that are too big")?;
     let datapath = Datapath::new(loaded, options.placement(tc), options.fdb_entries)?;

@@ -252,7 +252,7 @@ impl Engine {
             instance: self.options.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.view(),
             uptime_seconds: self.started.elapsed().as_secs(),
             underlays: self.underlay_views(),
             segments: self.state.segments.len() as u64,

@@ -32,7 +32,7 @@ pub fn kernel_has_tcx() -> Result<bool> {
 }
 
 /// The error number of a system call that failed.
-fn kernel_error(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+pub(super) fn kernel_error(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error()).map(Errno::from_raw)
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{HashMap, Map, MapData, ProgramArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic_rows};
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
@@ -19,6 +19,7 @@ use mgre_common::table::{
 };
 
 use super::calls;
+use super::refusal::{Refused, What};
 use super::shared::{Shared, SharedArray};
 
 /// Name of the program for frames from ports.
@@ -113,7 +114,7 @@ impl Loaded {
 /// Loads an object.
 ///
 /// # Errors
-/// The kernel refuses a map or a program; the verifier's log is in the error.
+/// The kernel refuses a map or a program: [`Refused`], which [`super::refusal::explain`] explains.
 pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
     load_with(object, capacity, &[])
 }
@@ -123,26 +124,12 @@ pub fn load(object: &[u8], capacity: Capacity) -> Result<Loaded> {
 /// # Errors
 /// As [`load`].
 pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Result<Loaded> {
-    let cpus = possible_cpus()?;
-    let mut config = Config {
-        fdb_multipliers: random_multipliers()?,
-        fdb_shift: hash_shift(buckets_for(capacity.fdb_entries)),
-        traffic_rows: traffic_rows(cpus),
-        drop_shard_mask: drop_shards(cpus) - 1,
-        strip_flags: 0,
-        endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(capacity.adjacencies)).shift,
-        reserved: 0,
-    };
+    let mut config = config(capacity)?;
     config.strip_flags = probe_strip_flags(object)?;
     let mut programs = load_object(object, capacity, &config, sizes)?;
     // All of them while all maps are open; the probe has done its work.
     for (name, program) in programs.programs_mut().filter(|(name, _)| *name != PROBE_PROGRAM) {
-        let loaded = match program {
-            Program::SchedClassifier(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => bail!("{name} is a program of an unknown kind"),
-        };
-        loaded.with_context(|| format!("the kernel refuses {name}"))?;
+        load_program(name, program)?;
     }
     let calls = Some(calls::fill(&mut programs)?);
     let tables = Tables::take(&mut programs)?;
@@ -151,7 +138,57 @@ pub fn load_with(object: &[u8], capacity: Capacity, sizes: &[(&str, u32)]) -> Re
     Ok(Loaded { programs, tables, events, too_big, calls, config })
 }
 
+fn load_program(name: &str, program: &mut Program) -> Result<()> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => bail!("{name} is a program of an unknown kind"),
+    };
+    loaded.with_context(|| Refused(What::Program(name.to_owned())))
+}
+
+/// What the verifier writes of a program that it refuses; none if it takes it.
+pub(super) fn verifier_log(
+    object: &[u8],
+    capacity: Capacity,
+    name: &str,
+    level: VerifierLogLevel,
+) -> Result<Option<String>> {
+    let mut programs = load_logged(object, capacity, &config(capacity)?, &[], level)?;
+    let program = programs.program_mut(name).with_context(|| format!("no program {name}"))?;
+    let Err(error) = load_program(name, program) else { return Ok(None) };
+    match error.downcast_ref::<ProgramError>() {
+        Some(ProgramError::LoadError { verifier_log, .. }) => Ok(Some(verifier_log.to_string())),
+        _ => Err(error),
+    }
+}
+
+/// What programs are told, but for what the kernel can do.
+fn config(capacity: Capacity) -> Result<Config> {
+    let cpus = possible_cpus()?;
+    Ok(Config {
+        fdb_multipliers: random_multipliers()?,
+        fdb_shift: hash_shift(buckets_for(capacity.fdb_entries)),
+        traffic_rows: traffic_rows(cpus),
+        drop_shard_mask: drop_shards(cpus) - 1,
+        strip_flags: 0,
+        endpoint_shift: EndpointIndex::new(EndpointIndex::slots_for(capacity.adjacencies)).shift,
+        reserved: 0,
+    })
+}
+
 fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&str, u32)]) -> Result<Ebpf> {
+    // A log takes far longer than the rest.
+    load_logged(object, capacity, config, sizes, VerifierLogLevel::DISABLE)
+}
+
+fn load_logged(
+    object: &[u8],
+    capacity: Capacity,
+    config: &Config,
+    sizes: &[(&str, u32)],
+    level: VerifierLogLevel,
+) -> Result<Ebpf> {
     let rows = 1 + MAX_PORTS + capacity.adjacencies;
     let endpoints = capacity.adjacencies.saturating_mul(4).max(1024);
     let mut loader = EbpfLoader::new();
@@ -159,6 +196,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         loader.map_max_entries(map, *entries);
     }
     loader
+        .verifier_log_level(level)
         .override_global("CONFIG", config, true)
         .map_max_entries(map_name::ADJACENCIES, capacity.adjacencies)
         .map_max_entries(map_name::SEQUENCES, capacity.adjacencies)
@@ -170,7 +208,7 @@ fn load_object(object: &[u8], capacity: Capacity, config: &Config, sizes: &[(&st
         .map_max_entries(map_name::DROPS, rows * (config.drop_shard_mask + 1))
         .map_max_entries(map_name::SEGMENT_TRAFFIC, (1 + MAX_SEGMENTS) * config.traffic_rows)
         .load(object)
-        .context("the kernel refuses mgre's maps")
+        .context(Refused(What::Maps))
 }
 
 /// Which flags the kernel knows for stripping headers: asked by trying them.
@@ -186,8 +224,9 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
         reserved: 0,
     };
     let mut programs = load_object(object, Capacity { fdb_entries: 1, adjacencies: 1 }, &config, &[])?;
+    let program = programs.program_mut(PROBE_PROGRAM).context("the eBPF object has no probe")?;
+    load_program(PROBE_PROGRAM, program)?;
     let probe = classifier(&mut programs, PROBE_PROGRAM)?;
-    probe.load().with_context(|| format!("the kernel refuses {PROBE_PROGRAM}"))?;
     let mut packet = [0_u8; 128];
     packet[12] = 0x08;
     packet[14] = 0x45;

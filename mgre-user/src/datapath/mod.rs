@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod calls;
+pub mod cause;
 mod clsact;
 pub mod counters;
 pub mod endpoints;
@@ -11,6 +12,7 @@ pub mod handover;
 pub mod link;
 pub mod load;
 pub mod neighbors;
+pub mod refusal;
 pub mod shared;
 
 use std::collections::{BTreeSet, HashMap};

@@ -79,6 +79,15 @@ impl Netlink {
     }
 }
 
+/// Whether the kernel tells what interfaces can do with XDP.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn tells_xdp_features() -> Result<bool> {
+    let found = open().and_then(|fd| family(&fd));
+    Ok(found.map_err(|errno| transport(errno.into()))?.is_some())
+}
+
 fn transport(source: std::io::Error) -> Error {
     Error::Transport { action: "read XDP features".into(), source }
 }

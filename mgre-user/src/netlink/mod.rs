@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mgre_common::wire::MacAddr;
 
 pub use self::error::{Error, Result};
-pub use self::features::XdpFeatures;
+pub use self::features::{XdpFeatures, tells_xdp_features};
 pub use self::filter::{Direction, Filter, Filters};
 pub use self::monitor::{Change, Monitor};
 use self::socket::Socket;

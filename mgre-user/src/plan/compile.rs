@@ -309,7 +309,7 @@ impl<'a> Frame<'a> {
     fn attach(&mut self, link: &Link, hook: Hook, early: Option<(Mode, Hook)>) {
         let interface = link.name.clone();
         if let Some((mode, hook)) = early {
-            let features = self.observed.features.get(&link.index).copied().unwrap_or_default();
+            let features = self.observed.features.get(&link.index).copied();
             let choice = choose(link, features, mode, self.observed.foreign_xdp(link));
             if choice.xdp.is_some() {
                 let optional = mode == Mode::Auto;

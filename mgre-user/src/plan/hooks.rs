@@ -66,8 +66,10 @@ impl Choice {
 /// Chooses. `foreign` is the id of an XDP program on the interface that is not ours.
 ///
 /// By itself this takes XDP for physical interfaces only. A virtual one carries frames whose checksums are
-/// unfinished, and superframes: XDP loses the first and forbids the second.
-pub fn choose(link: &Link, features: XdpFeatures, mode: Mode, foreign: Option<u32>) -> Choice {
+/// unfinished, and superframes: XDP loses the first and forbids the second. `features` is none where the kernel does not
+/// tell them (before Linux 6.3): to attach a program shows that a driver runs one, but not that it can redirect, and a
+/// driver that cannot loses the frame.
+pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: Option<u32>) -> Choice {
     let tc = |reason: String| Choice { xdp: None, reason };
     let xdp = |mode, reason: &str| Choice {
         xdp: Some(XdpHook { mode, several_pages: link.mtu > ONE_PAGE_MTU }),
@@ -81,7 +83,11 @@ pub fn choose(link: &Link, features: XdpFeatures, mode: Mode, foreign: Option<u3
         (Mode::Auto, Some(kind), None) => {
             tc(format!("a {kind}: XDP would lose unfinished checksums and superframes"))
         }
-        (Mode::Auto, None, None) if !features.runs_programs() => {
+        (Mode::Auto, None, None) if features.is_none() => {
+            tc("this kernel does not say whether its driver runs XDP programs (Linux 6.3 and newer do)"
+                .to_owned())
+        }
+        (Mode::Auto, None, None) if !features.is_some_and(XdpFeatures::runs_programs) => {
             tc("its driver does not run XDP programs".to_owned())
         }
         (Mode::Auto, None, None) if link.vlan_offload => {
@@ -95,7 +101,8 @@ pub fn choose(link: &Link, features: XdpFeatures, mode: Mode, foreign: Option<u3
 mod tests {
     use super::*;
 
-    const CAPABLE: XdpFeatures = XdpFeatures::from_bits(XdpFeatures::BASIC | XdpFeatures::REDIRECT);
+    const CAPABLE: Option<XdpFeatures> =
+        Some(XdpFeatures::from_bits(XdpFeatures::BASIC | XdpFeatures::REDIRECT));
 
     fn link(kind: Option<&str>, mtu: u32) -> Link {
         Link { name: "x".into(), kind: kind.map(str::to_owned), mtu, ..Link::default() }
@@ -105,7 +112,9 @@ mod tests {
     fn physical_interfaces_get_xdp_by_themselves_and_virtual_ones_do_not() {
         let hook = |link: &Link, features| choose(link, features, Mode::Auto, None).hook(TcHook::Tcx);
         assert_eq!(hook(&link(None, 1500), CAPABLE), "xdp+tcx");
-        assert_eq!(hook(&link(None, 1500), XdpFeatures::default()), "tcx");
+        assert_eq!(hook(&link(None, 1500), Some(XdpFeatures::default())), "tcx");
+        let untold = choose(&link(None, 1500), None, Mode::Auto, None);
+        assert!(untold.xdp.is_none() && untold.reason.contains("does not say"), "{}", untold.reason);
         for kind in ["veth", "tun", "bridge", "bond"] {
             assert_eq!(hook(&link(Some(kind), 1500), CAPABLE), "tcx", "{kind}");
         }

@@ -6,6 +6,7 @@
 //! - `cases`: the list of cases that the pipeline is tested with on the host;
 //! - `fdb`: addresses looked up while the writer changes them;
 //! - `flood`: head-end replication;
+//! - `refusal`: what is said of a program that the kernel does not take;
 //! - `live`: attached to interfaces, with frames that no test run can make.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as expected")]
@@ -17,3 +18,4 @@ mod fdb;
 mod flood;
 mod kernel;
 mod live;
+mod refusal;

@@ -33,7 +33,7 @@ use mgre_common::event::{LearnEvent, TooBigHead};
 use mgre_common::fdb::FdbKey;
 use mgre_common::neighbor::{NeighborEvent, NeighborKey, Protocol};
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::target::Target;
+use mgre_common::target::{Mark, Target};
 use mgre_ebpf::frame::Egress;
 use mgre_ebpf::host::cases::{End, Entrance};
 use mgre_ebpf::host::tables::Drop;
@@ -182,11 +182,15 @@ impl Model {
         match input.entrance {
             Entrance::Port(ifindex) => run.at_port(ifindex),
             Entrance::Underlay => run.at_underlay(),
-            Entrance::Slow(0) => {
+            Entrance::Slow(mark @ (0 | Mark::UNFINISHED)) => {
                 run.at_underlay();
                 if run.outcome.end == End::Passed {
                     // The kernel has had it, and what it had was counted then.
                     run.outcome = Outcome { end: End::Dropped, ..Outcome::default() };
+                    if mark != 0 {
+                        // It was a peer's a moment ago.
+                        run.count(Target::NONE, Direction::Receive, DropReason::UnknownEndpoint);
+                    }
                 }
             }
             Entrance::Slow(mark) => run.at_slow_interface(mark),

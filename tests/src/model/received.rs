@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::target::Target;
-use mgre_ebpf::host::cases::End;
+use mgre_common::target::{Mark, Target};
+use mgre_ebpf::frame::{Egress, Side};
+use mgre_ebpf::host::cases::{End, Entrance};
 
 use super::flaw::Flaw;
+use super::header::Free;
 use super::inner::{Ip, is_tag};
 use super::network::Peer;
 use super::switch::{Arrival, Tunnel};
@@ -232,8 +234,14 @@ impl<'a> Run<'a> {
         if !peer.valid {
             return self.refuse(Target::NONE, DropReason::UnknownEndpoint);
         }
+        let checksums_ok = self.checksums_ok(outer, gre);
+        // Who sent it may have left the checksum to a device that left it at that.
+        if let (false, Entrance::Underlay, Some(slow)) = (checksums_ok, &self.input.entrance, network.slow) {
+            let egress = Egress::new(slow, Side::Out);
+            return self.output(egress, self.input.bytes.clone(), Mark::UNFINISHED, Free::NOTHING);
+        }
         self.outcome.received = Some((peer.target(), gre.inner.len() as u64));
-        match self.admit(peer, outer, gre) {
+        match self.admit(peer, outer, gre, checksums_ok) {
             Err(reason) => self.refuse(peer.target(), reason),
             Ok(class) => {
                 let frame =
@@ -249,12 +257,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Those of the packets that a superframe was made of were looked at by who made it.
+    fn checksums_ok(&self, outer: &Outer<'_>, gre: &Gre<'_>) -> bool {
+        let unread = self.has(Flaw::ChecksumsUnread);
+        let wrong = gre.flags & CHECKSUM != 0 && internet_checksum(&[gre.whole]) != 0 && !unread;
+        self.input.segment_size != 0 || !wrong && outer.udp_checksum_ok(gre.whole)
+    }
+
     /// What a peer's packet must fulfil; says the traffic class that an IP packet in it gets.
     fn admit(
         &mut self,
         peer: &Peer,
         outer: &Outer<'_>,
         gre: &Gre<'_>,
+        checksums_ok: bool,
     ) -> Result<Option<(Ip, u8)>, DropReason> {
         if peer.is_nvgre() {
             // RFC 7637 3.2 and 3.3.
@@ -265,13 +281,8 @@ impl<'a> Run<'a> {
                 return Err(DropReason::InnerTag);
             }
         }
-        // Those of the packets that a superframe was made of were looked at by who made it.
-        if self.input.segment_size == 0 {
-            let unread = self.has(Flaw::ChecksumsUnread);
-            let wrong = gre.flags & CHECKSUM != 0 && internet_checksum(&[gre.whole]) != 0 && !unread;
-            if wrong || !outer.udp_checksum_ok(gre.whole) {
-                return Err(DropReason::Checksum);
-            }
+        if !checksums_ok {
+            return Err(DropReason::Checksum);
         }
         if let Some(number) = gre.sequence.filter(|_| peer.checks_sequence) {
             self.accept(peer, number)?;

@@ -1,7 +1,7 @@
 //! What a peer's options ask for, and what is checked on receipt.
 
 use mgre_common::reason::DropReason;
-use mgre_common::target::Target;
+use mgre_common::target::{Mark, Target};
 
 use super::Case;
 use crate::host::packet::{Outer, Sum, Udp, frame, tagged, tcp_v4, udp_v6};
@@ -33,6 +33,18 @@ fn delivered(name: impl Into<String>, id: u32, outer: &Outer, inner: &[u8]) -> C
 
 fn arrives(name: impl Into<String>, id: u32, outer: &Outer, inner: &[u8]) -> Case {
     Case::underlay(name, outer.wrap(inner)).received(Target::adjacency(id), inner.len())
+}
+
+/// A packet with a wrong checksum: it may not be finished, so the slow interface gets it; wrong there, it is dropped.
+fn wrong(name: impl Into<String>, id: u32, bytes: Vec<u8>, inner: &[u8]) -> [Case; 2] {
+    let name = name.into();
+    let peer = Target::adjacency(id);
+    [
+        Case::underlay(name.clone(), bytes.clone()).left_unfinished(&bytes),
+        Case::slow(name + ", still", Mark::UNFINISHED, bytes)
+            .received(peer, inner.len())
+            .refused(peer, DropReason::Checksum),
+    ]
 }
 
 /// An IPv4 frame that says whether it may be fragmented.
@@ -71,22 +83,25 @@ fn checksums() -> Vec<Case> {
     for len in [0, 1, 40, 41, 511, 512, 1000, 1300] {
         let inner = inner(25, len);
         let named = |what: &str| format!("checksum of {len} bytes of TCP payload: {what}");
-        cases.extend([
-            delivered(named("right"), 25, &four().checksum(Sum::Right), &inner),
-            arrives(named("wrong"), 25, &four().checksum(Sum::Wrong), &inner)
-                .refused(Target::adjacency(25), DropReason::Checksum),
-        ]);
+        cases.extend([delivered(named("right"), 25, &four().checksum(Sum::Right), &inner)]);
+        cases.extend(wrong(named("wrong"), 25, four().checksum(Sum::Wrong).wrap(&inner), &inner));
     }
     let inner = |number| tcp_v4(station(1), station(number), 40);
     let wrong_at = |at: usize| {
         let mut bytes = four().checksum(Sum::Right).wrap(&inner(25));
         bytes[at] ^= 0x40;
-        Case::underlay(format!("checksum: byte {at} is another"), bytes)
-            .received(Target::adjacency(25), inner(25).len())
-            .refused(Target::adjacency(25), DropReason::Checksum)
+        wrong(format!("checksum: byte {at} is another"), 25, bytes, &inner(25))
     };
     // Reserved1 is summed up, and ignored otherwise (RFC 2784 2.3).
-    cases.extend([40, 41, 42 + 4 + 12, 42 + 4 + 50].map(wrong_at));
+    cases.extend([40, 41, 42 + 4 + 12, 42 + 4 + 50].into_iter().flat_map(wrong_at));
+    for (name, id, outer) in [
+        ("checksum: zero is not none", 25, four().checksum(Sum::Zero)),
+        ("checksum wrong, and a sequence", 27, six().checksum(Sum::Wrong).sequence(2)),
+    ] {
+        cases.extend(wrong(name, id, outer.wrap(&inner(id as u8)), &inner(id as u8)));
+    }
+    let keyless = Outer::from_peer(PEER_A_V6, None).checksum(Sum::Wrong).wrap(&inner(3));
+    cases.extend(wrong("IPv6: checksum without a key", 16, keyless, &inner(3)));
     let padded = [four().checksum(Sum::Right).wrap(&inner(25)), vec![0xee; 7]].concat();
     cases.extend([
         delivered("checksum: none where the peer has one", 25, &four(), &inner(25)),
@@ -99,21 +114,12 @@ fn checksums() -> Vec<Case> {
             &{ Outer::from_peer(peer_v4(19), KEY).checksum(Sum::Right) },
             &inner(19),
         ),
-        arrives("checksum: zero is not none", 25, &four().checksum(Sum::Zero), &inner(25))
-            .refused(Target::adjacency(25), DropReason::Checksum),
         delivered("checksum and sequence", 27, &six().checksum(Sum::Right).sequence(1), &inner(27)),
-        arrives("checksum wrong, and a sequence", 27, &six().checksum(Sum::Wrong).sequence(2), &inner(27))
-            .refused(Target::adjacency(27), DropReason::Checksum),
         Case::underlay("checksum without a key", {
             Outer::from_peer(PEER_A, None).checksum(Sum::Right).wrap(&inner(3))
         })
         .received(Target::adjacency(2), inner(3).len())
         .out_of_port(2, &inner(3)),
-        Case::underlay("IPv6: checksum without a key", {
-            Outer::from_peer(PEER_A_V6, None).checksum(Sum::Wrong).wrap(&inner(3))
-        })
-        .received(Target::adjacency(16), inner(3).len())
-        .refused(Target::adjacency(16), DropReason::Checksum),
         from_port("checksum: to be finished", &tcp_v4(station(25), station(1), 40)).left_to_finish(
             25,
             u8::MAX,
@@ -161,23 +167,22 @@ fn in_udp() -> Vec<Case> {
         bytes
     };
     let len = (packet.len() - 34) as u16;
-    vec![
-        delivered("UDP: without a checksum", 23, &four().udp(Sum::Zero), &inner(23)),
-        delivered("UDP: with a right one", 23, &four().udp(Sum::Right), &inner(23)),
-        arrives("UDP: with a wrong one", 23, &four().udp(Sum::Wrong), &inner(23))
-            .refused(Target::adjacency(23), DropReason::Checksum),
-        delivered("UDP over IPv6: without a checksum", 24, &six().udp(Sum::Zero), &inner(24)),
-        delivered("UDP over IPv6: with a right one", 24, &six().udp(Sum::Right), &inner(24)),
-        arrives("UDP over IPv6: with a wrong one", 24, &six().udp(Sum::Wrong), &inner(24))
-            .refused(Target::adjacency(24), DropReason::Checksum),
-        delivered("UDP: both checksums", 23, &four().checksum(Sum::Right).udp(Sum::Right), &inner(23)),
-        arrives(
+    let wrong = [
+        wrong("UDP: with a wrong one", 23, four().udp(Sum::Wrong).wrap(&inner(23)), &inner(23)),
+        wrong("UDP over IPv6: with a wrong one", 24, six().udp(Sum::Wrong).wrap(&inner(24)), &inner(24)),
+        wrong(
             "UDP: the inner checksum wrong",
             23,
-            &{ four().checksum(Sum::Wrong).udp(Sum::Right) },
+            four().checksum(Sum::Wrong).udp(Sum::Right).wrap(&inner(23)),
             &inner(23),
-        )
-        .refused(Target::adjacency(23), DropReason::Checksum),
+        ),
+    ];
+    let others = vec![
+        delivered("UDP: without a checksum", 23, &four().udp(Sum::Zero), &inner(23)),
+        delivered("UDP: with a right one", 23, &four().udp(Sum::Right), &inner(23)),
+        delivered("UDP over IPv6: without a checksum", 24, &six().udp(Sum::Zero), &inner(24)),
+        delivered("UDP over IPv6: with a right one", 24, &six().udp(Sum::Right), &inner(24)),
+        delivered("UDP: both checksums", 23, &four().checksum(Sum::Right).udp(Sum::Right), &inner(23)),
         delivered("UDP: any source port", 23, &port(1, 4754), &inner(23)),
         Case::underlay("UDP: another port is somebody else's", port(50_000, 4755).wrap(&inner(23))),
         delivered(
@@ -206,7 +211,8 @@ fn in_udp() -> Vec<Case> {
             &Outer::to_peer(peer_v6(24), KEY).tos(0xb8).udp(Sum::Zero),
             &out(24),
         ),
-    ]
+    ];
+    wrong.into_iter().flatten().chain(others).collect()
 }
 
 /// The key field with a flow id.

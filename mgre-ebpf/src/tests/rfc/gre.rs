@@ -57,7 +57,7 @@ fn rfc_1701_source_routes_are_never_read() {
 
 #[test]
 fn rfc_2784_2_2_a_wrong_checksum_is_refused() {
-    hold("checksum of", 24);
+    hold("checksum of", 32);
     let bench = Bench::new();
     for outer in [Outer::from_peer(PEER_A, Some(7)), Outer::from_peer(PEER_A_V6, Some(31))] {
         let packet = outer.checksum(Sum::Right).wrap(&inner());
@@ -267,7 +267,13 @@ fn rfc_8086_3_2_port_4754_and_a_checksum_or_none() {
     }
     hold("with a right one", 2);
     hold("without a checksum", 2);
-    assert!(hold("with a wrong one", 2).iter().all(|case| case.expected.end == End::Dropped));
+    let wrong = hold("with a wrong one", 4);
+    assert!(
+        wrong
+            .iter()
+            .filter(|case| case.name.ends_with("still"))
+            .all(|case| case.expected.end == End::Dropped)
+    );
     hold("UDP: another port is somebody else's", 1);
 }
 
