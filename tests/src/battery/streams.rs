@@ -20,6 +20,8 @@ use crate::wait;
 
 /// How long a stream may take in all.
 const LIMIT: Duration = Duration::from_secs(25);
+/// However slow the machine is: streams are short.
+const MOST: Duration = Duration::from_secs(100);
 /// How long one system call may take.
 const CALL: Duration = Duration::from_secs(10);
 const CHUNK: usize = 1 << 16;
@@ -37,7 +39,7 @@ pub fn tcp(from: &Station, to: &Station, address: IpAddr, bytes: usize) -> Resul
     let destination = listener.local_addr()?;
     listener.set_nonblocking(true)?;
     let start = Instant::now();
-    let deadline = start + wait::patient(LIMIT);
+    let deadline = start + wait::patient(LIMIT).min(MOST);
     let (sent, received) = thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(&listener, bytes, deadline));
         let sent = send(from, destination, bytes, deadline);
@@ -61,7 +63,7 @@ fn source() -> SmallRng {
 
 /// Sends, and says how many segments had to be sent again.
 fn send(from: &Station, destination: SocketAddr, bytes: usize, deadline: Instant) -> Result<u32> {
-    let limit = wait::patient(CALL);
+    let limit = wait::patient(CALL).min(MOST);
     let connect = || TcpStream::connect_timeout(&destination, limit);
     let mut stream =
         from.netns.enter(connect)?.with_context(|| format!("cannot connect to {destination}"))?;
@@ -96,7 +98,7 @@ fn receive(listener: &TcpListener, bytes: usize, deadline: Instant) -> Result<()
         }
     };
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(wait::patient(CALL)))?;
+    stream.set_read_timeout(Some(wait::patient(CALL).min(MOST)))?;
     let mut random = source();
     let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut read = 0;
