@@ -102,9 +102,7 @@ pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: O
             tc("this kernel does not say whether its driver runs XDP programs (Linux 6.3 and newer do)"
                 .to_owned())
         }
-        (Mode::Auto, None, None) if !runs => {
-            tc("its driver does not run XDP programs".to_owned())
-        }
+        (Mode::Auto, None, None) if !runs => tc("its driver does not run XDP programs".to_owned()),
         (Mode::Auto, None, None) => xdp(XdpMode::Native, "its driver runs XDP programs"),
     }
 }

@@ -1,8 +1,8 @@
 //! Virtual machines with Debian's kernels, emulated in software: what mgre does on kernels other than this machine's.
 //!
-//! - [`release`]: which kernel; [`sources`] and [`apt`]: where packages come from; [`kernel`] and [`qemu`]: what is made
-//!   of them;
-//! - [`cpio`], [`libraries`] and [`tools`]: what a guest has for a file system;
+//! - [`release`]: which kernel; [`sources`] and [`apt`]: where packages come from; [`unpacked`], [`kernel`] and
+//!   [`qemu`]: what is made of them;
+//! - [`cpio`], [`libraries`] and [`tools`]: what a guest has for a file system; [`ovs`]: Open vSwitch in it;
 //! - [`machine`]: its hardware, and how it ends; [`guest`]: a command in it;
 //! - [`matrix`]: the project's tests on several kernels.
 //!
@@ -16,10 +16,12 @@ mod kernel;
 mod libraries;
 mod machine;
 mod matrix;
+mod ovs;
 mod qemu;
 mod release;
 mod sources;
 mod tools;
+mod unpacked;
 
 use std::{
     io::Write as _,

@@ -1,15 +1,14 @@
 //! qemu: the system's, or Debian's package, unpacked and not installed.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{apt::Apt, files, libraries};
-use crate::{host, setup};
+use super::{files, libraries, unpacked};
+use crate::host;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Older ones crash while they emulate a processor with all features.
@@ -86,39 +85,10 @@ fn parse_version(text: &str) -> Option<u32> {
 }
 
 fn fetch(cache: &Path, folder: &Path) -> Result<()> {
-    let apt = Apt::open(cache.join("apt"))?;
-    if !apt.has_lists() {
-        apt.update()?;
-    }
-    let packages =
-        PACKAGES.iter().map(|name| apt.newest_for_host(name)).collect::<Result<Vec<_>>>().with_context(
-            || format!("no qemu of version {OLDEST} or later; install one, so that {PROGRAM} is on PATH"),
-        )?;
-    let mut missing = Vec::new();
-    for package in &packages {
-        for choices in apt.dependencies(package)? {
-            let first = choices.first().map(String::as_str).unwrap_or_default();
-            if NOT_LIBRARIES.iter().any(|prefix| first.starts_with(prefix))
-                || choices.iter().any(|name| installed(name))
-            {
-                continue;
-            }
-            missing.push(first.to_owned());
-        }
-    }
-    missing.sort_unstable();
-    missing.dedup();
-    setup::install_libraries(&missing, "qemu, which runs virtual machines")?;
-    files::make(folder, |partial| {
-        fs::create_dir_all(partial)?;
-        apt.unpack(&packages, partial)
-    })
-}
-
-fn installed(package: &str) -> bool {
-    let mut command = Command::new("dpkg-query");
-    command.args(["-W", "-f", "${db:Status-Status}", package]);
-    command.output().is_ok_and(|output| output.stdout == b"installed")
+    unpacked::fetch(cache, folder, &PACKAGES, &NOT_LIBRARIES, "qemu, which runs virtual machines")
+        .with_context(|| {
+            format!("no qemu of version {OLDEST} or later; install one, so that {PROGRAM} is on PATH")
+        })
 }
 
 #[cfg(test)]

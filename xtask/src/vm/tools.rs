@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{cpio::Tree, files, libraries};
+use super::{cpio::Tree, files, libraries, ovs};
 use crate::host;
 
 const INIT: &str = include_str!("init.sh");
@@ -18,9 +18,6 @@ const PROGRAMS: [&str; 22] = [
     "bash", "bpftool", "bridge", "ethtool", "ip", "iperf3", "ldd", "mount", "nsenter", "ping", "prlimit",
     "setpriv", "sleep", "ss", "stdbuf", "taskset", "tc", "tcpdump", "timeout", "umount", "unshare", "nft",
 ];
-const OVS: [&str; 7] =
-    ["ovs-vsctl", "ovs-ofctl", "ovs-dpctl", "ovs-appctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool"];
-const OVS_SCHEMAS: &str = "/usr/share/openvswitch";
 /// kmod by its other names; the kernel itself calls /sbin/modprobe.
 const KMOD: [&str; 5] = ["modprobe", "insmod", "rmmod", "lsmod", "modinfo"];
 /// What a guest does not need of Python's library.
@@ -57,7 +54,7 @@ pub(super) struct Extras {
 
 /// The tools as a tree, and as an archive in the cache that is made anew when any of them changes.
 pub(super) fn archive(cache: &Path, extras: Extras) -> Result<(Tree, PathBuf)> {
-    let tree = tree(extras)?;
+    let tree = tree(cache, extras)?;
     let _lock = files::lock(&cache.join("lock"))?;
     let kind = format!(
         "tools{}{}",
@@ -75,7 +72,7 @@ pub(super) fn archive(cache: &Path, extras: Extras) -> Result<(Tree, PathBuf)> {
     Ok((tree, archive))
 }
 
-fn tree(extras: Extras) -> Result<Tree> {
+fn tree(cache: &Path, extras: Extras) -> Result<Tree> {
     let mut tree = Tree::default();
     for folder in ["bin", "sbin", "lib", "lib64"] {
         tree.folder(&format!("usr/{folder}"));
@@ -116,12 +113,7 @@ fn tree(extras: Extras) -> Result<Tree> {
         add_python(&mut tree)?;
     }
     if extras.ovs {
-        for name in OVS {
-            let program =
-                host::find_program(name).with_context(|| format!("there is no {name} here for --ovs"))?;
-            add_program(&mut tree, name, &program)?;
-        }
-        tree.copy_folder(OVS_SCHEMAS, Path::new(OVS_SCHEMAS))?;
+        ovs::add(cache, &mut tree)?;
     }
     Ok(tree)
 }
