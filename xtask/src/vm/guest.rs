@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,6 +19,7 @@ use super::{
     qemu::Qemu,
     tools::{self, Extras},
 };
+use crate::host;
 
 /// Where a guest has mgre.
 const MGRE: &str = "usr/bin/mgre";
@@ -131,6 +133,13 @@ pub(super) fn sysctl(setting: &str) -> Result<(String, String)> {
     };
     let path = if dots { key.chars().map(swap).collect() } else { key.to_owned() };
     Ok((path, value.to_owned()))
+}
+
+/// A copy without symbols: they are most of a program, and a guest has it all in memory.
+pub(super) fn strip(program: &Path, to: &Path) -> Result<PathBuf> {
+    files::make(to, |partial| host::run(Command::new("strip").arg("-o").arg(partial).arg(program)))
+        .context("strip is of binutils, as the linker")?;
+    Ok(to.to_owned())
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@
 //!   [`qemu`]: what is made of them;
 //! - [`cpio`], [`libraries`] and [`tools`]: what a guest has for a file system; [`ovs`]: Open vSwitch in it;
 //! - [`machine`]: its hardware, and how it ends; [`guest`]: a command in it;
-//! - [`matrix`]: the project's tests on several kernels.
+//! - [`battery`]: what two stations do with each other; [`matrix`]: the project's tests on several kernels.
 //!
 //! Everything fetched or made is in `target/vm`; nothing of it is installed.
 
 mod apt;
+mod battery;
 mod cpio;
 mod files;
 mod guest;
@@ -33,6 +34,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use self::{
+    battery::Battery,
     guest::Guest,
     kernel::Kernels,
     machine::{Cards, Machine},
@@ -68,6 +70,19 @@ enum Task {
     },
     /// Run the project's tests on several kernels, and say what each makes of mgre
     Matrix(matrix::Arguments),
+    /// Two mgre spokes in a guest, in every mode and with every option
+    Spokes(battery::Arguments),
+    /// mgre beside the kernel's gretap and Open vSwitch, in a guest
+    Peers(battery::Arguments),
+    /// mgre over emulated cards, and what happens to cards
+    Nic {
+        /// qemu's name of the card: igb, vmxnet3, e1000e, virtio-net-pci
+        driver: String,
+        #[command(flatten)]
+        arguments: battery::Arguments,
+    },
+    /// What a frame costs in instructions, beside bridges, gretap, VXLAN and Open vSwitch
+    Instructions(battery::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,6 +140,10 @@ pub(crate) fn run(root: &Path, arguments: Arguments) -> ExitCode {
     let done = match arguments.task {
         Some(Task::Fetch { kernels, flavour }) => fetch(root, &kernels, flavour).map(|()| 0),
         Some(Task::Matrix(arguments)) => matrix::run(root, &arguments).map(|()| 0),
+        Some(Task::Spokes(arguments)) => battery::run(root, &Battery::Spokes, arguments),
+        Some(Task::Peers(arguments)) => battery::run(root, &Battery::Peers, arguments),
+        Some(Task::Nic { driver, arguments }) => battery::run(root, &Battery::Nic(driver), arguments),
+        Some(Task::Instructions(arguments)) => battery::run(root, &Battery::Instructions, arguments),
         None => run_command(root, arguments.run),
     };
     match done {
@@ -188,15 +207,17 @@ fn run_command(root: &Path, run: Run) -> Result<u8> {
     let cache = cache(root)?;
     let qemu = Qemu::get(&cache)?;
     let kernel = Kernels { cache: &cache }.get(&Wanted::parse(wanted, run.flavour), false)?;
-    let ended = guest.run(&cache, &qemu, &kernel, |bytes| {
-        let mut stdout = std::io::stdout().lock();
-        // Whoever reads may have had enough; the command runs on.
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).ok();
-    })?;
+    let ended = guest.run(&cache, &qemu, &kernel, print)?;
     for complaint in ended.complaints {
         eprintln!("vm: the kernel {} says: {complaint}", kernel.release);
     }
     Ok(ended.code)
+}
+
+fn print(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    // Whoever reads may have had enough; the command runs on.
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).ok();
 }
 
 /// What `MGRE_BIN` names, or the release build, if there is one.

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use self::results::{Loaded, Report};
 use super::{
     KERNELS, cache, files,
-    guest::{Guest, quoted},
+    guest::{Guest, quoted, strip},
     kernel::{Kernel, Kernels},
     machine::{Ended, Machine},
     qemu::Qemu,
@@ -188,13 +188,6 @@ fn list(program: &Path) -> Result<Vec<String>> {
     ensure!(output.status.success(), "{} does not list its tests", program.display());
     let text = String::from_utf8(output.stdout)?;
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
-}
-
-/// A copy without symbols: they are most of a program, and a guest has it all in memory.
-fn strip(program: &Path, to: &Path) -> Result<PathBuf> {
-    files::make(to, |partial| host::run(Command::new("strip").arg("-o").arg(partial).arg(program)))
-        .context("strip is of binutils, as the linker")?;
-    Ok(to.to_owned())
 }
 
 /// What a guest runs: says it in the lines that [`results`] reads.
