@@ -58,9 +58,9 @@ fn parse_ping(text: &str) -> Result<Pings> {
     }
 }
 
-/// So many seconds of a usual machine, for `ping`.
+/// For so many seconds of a usual machine `ping` waits for a reply that may not come.
 fn seconds(seconds: f64) -> String {
-    wait::patient(Duration::from_secs_f64(seconds)).as_secs_f64().to_string()
+    wait::quiet(Duration::from_secs_f64(seconds)).as_secs_f64().to_string()
 }
 
 /// Whether echo requests have a reply. Asks again where the first had none: a host asks for an address that it does not

@@ -15,11 +15,20 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// How many times as slow as a usual one the machine is: emulated processors are, by ten times or more.
 const PATIENCE: &str = "MGRE_TEST_PATIENCE";
 
-/// A time of a usual machine, as long as it is on this one: a deadline, or a silence that shows that nothing comes. Not a
-/// time that is the daemon's or the kernel's own, such as for how long an entry lives.
-pub fn patient(time: Duration) -> Duration {
-    let factor = env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok());
-    time * factor.unwrap_or(1).max(1)
+/// A deadline of a usual machine, as long as it is on this one. Not a time that is the daemon's or the kernel's own, such as
+/// for how long an entry lives.
+pub fn patient(limit: Duration) -> Duration {
+    limit * patience()
+}
+
+/// A silence that shows on a usual machine that nothing comes, as long as it is on this one. It is many round trips long to
+/// begin with, and always waited for to its end, so that it need not grow as deadlines do.
+pub fn quiet(silence: Duration) -> Duration {
+    silence.mul_f64(f64::from(patience()).sqrt())
+}
+
+fn patience() -> u32 {
+    env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// Looks until `done` holds, and says how long that took. The limit is one of a usual machine.

@@ -96,7 +96,7 @@ fn a_hub_floods_to_all_but_the_sender() -> Result<()> {
         capture::send(&two.host, "eth0", &[&frame])?;
         let arrived = |capture: &Capture| capture.count(|seen| !seen.outgoing && seen.bytes == frame);
         wait::until(text, wait::SOON, || Ok(arrived(&captures[0]) > 0 && arrived(&captures[2]) > 0))?;
-        sleep(wait::patient(QUIET));
+        sleep(wait::quiet(QUIET));
         assert_eq!(captures.each_ref().map(arrived), [1, 0, 1], "{text}");
         assert_eq!(seen(&at_wan, &frame), [(32, spokes.layout.endpoint(1))], "{text}");
     }
@@ -194,7 +194,7 @@ fn hubs_that_send_a_frame_round_end() -> Result<()> {
     capture::send(&spokes.spoke(1).host, "eth0", &[&frame])?;
     let expired = || spokes.iter().map(|hub| hub.drops("ttl_expired")).sum::<Result<u64>>();
     wait::until("its hops are used up", wait::SOON, || Ok(expired()? > 0))?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     assert_eq!(expired()?, 1);
     // It passed here every third time, coming and going.
     let passed = seen(&at_wan, &frame);
@@ -218,7 +218,7 @@ fn a_ring_of_hubs_ends() -> Result<()> {
     let frame = marked(BROADCAST, spokes.spoke(1).host_mac(), "round and round");
     capture::send(&spokes.spoke(1).host, "eth0", &[&frame])?;
     wait::until("a hub has it", wait::SOON, || Ok(!seen(&at_wan, &frame).is_empty()))?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     let mut hops: Vec<u8> = seen(&at_wan, &frame).into_iter().map(|(hops, _)| hops).collect();
     hops.sort_unstable();
     hops.dedup();
@@ -227,7 +227,7 @@ fn a_ring_of_hubs_ends() -> Result<()> {
     // Six generations, two packets each, seen coming and going.
     let all = seen(&at_wan, &frame).len();
     assert!(all <= 16, "{all} packets");
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     assert_eq!(seen(&at_wan, &frame).len(), all, "it has not ended");
     Ok(())
 }

@@ -224,7 +224,7 @@ fn only_the_owner_answers_probes_and_hears_announcements() -> Result<()> {
     for (capture, number) in [(&at_two, 2), (&at_three, 3)] {
         capture.wait_arrival(&format!("the announcement arrives at host {number}"), &announced)?;
     }
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     assert_eq!(at_three.arrived(&announced), 1);
 
     // RFC 4862 5.4: a host finds out by itself that another one has its address.

@@ -149,7 +149,7 @@ fn groups_that_pass(spokes: &Spokes) -> Result<Vec<u8>> {
     let end = marked(BROADCAST, one.host_mac(), "the end");
     capture::send(&one.host, "eth0", &[&end])?;
     at_two.wait_arrival("the end", &end)?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     let passed: Vec<u8> =
         frames.iter().filter(|(_, frame)| at_two.arrived(frame) == 1).map(|(last, _)| *last).collect();
     assert_eq!(one.drops("link_local")? - before, 16 - passed.len() as u64, "what does not pass is counted");

@@ -66,7 +66,7 @@ fn known_unicast_goes_to_its_spoke_alone() -> Result<()> {
     capture::send(&one.host, "eth0", &vec![&frame; FRAMES])?;
     let all = || arrived(&at_two, &frame) == FRAMES;
     wait::until("all frames arrive", wait::SOON, || Ok(all()))?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
 
     assert_eq!(arrived(&at_two, &frame), FRAMES);
     assert_eq!(at_wan.count(|packet| carries(packet, &frame)), FRAMES);
@@ -94,7 +94,7 @@ fn flooded_frames_reach_each_peer_exactly_once() -> Result<()> {
             wait_arrival(capture, frame, &format!("host {number}"))?;
         }
     }
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
 
     for frame in &frames {
         let to = mac_text([frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]]);
@@ -147,7 +147,7 @@ fn ports_of_one_spoke_switch_among_themselves() -> Result<()> {
     let to_third = marked(THIRD, OTHER, "to the third alone");
     capture::send(&other, "eth0", &[&to_third])?;
     wait_arrival(&captures[2].1, &to_third, "the third")?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     for (whom, capture) in &captures {
         assert_eq!(arrived(capture, &to_all), 1, "{whom}");
         assert_eq!(arrived(capture, &to_third), usize::from(*whom == "the third"), "{whom}");
@@ -190,7 +190,7 @@ fn segments_stay_apart_and_may_hold_the_same_address() -> Result<()> {
     capture::send(&blue[1], "eth0", &[&twin_in_blue])?;
     wait_arrival(&at_lan, &in_lan, "host 2")?;
     wait_arrival(&at_blue, &in_blue, "the blue host")?;
-    sleep(wait::patient(QUIET));
+    sleep(wait::quiet(QUIET));
     assert_eq!(
         (arrived(&at_lan, &in_blue), arrived(&at_blue, &in_lan)),
         (0, 0),

@@ -96,12 +96,13 @@ impl Examined {
 pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     setup::run(root, setup::Purpose::Run)?;
     setup::run(root, setup::Purpose::Machines)?;
-    let mgre = host::build_mgre(root)?;
     let cache = cache(root)?;
     let stripped = cache.join("tests");
     fs::create_dir_all(&stripped)?;
     let (selected, mut programs) = select(root, arguments, &stripped)?;
     ensure!(!selected.is_empty(), "no test has a name like that");
+    // With the tests of a package, cargo builds its programs, too.
+    let mgre = super::mgre(root).context("there is no mgre program")?;
     let report = xtask::target_dir(root).join("release").join(PROGRAMS);
     programs.push((PROGRAMS.to_owned(), strip(&report, &stripped.join(PROGRAMS))?));
 
@@ -154,7 +155,6 @@ fn select(root: &Path, arguments: &Arguments, stripped: &Path) -> Result<(Vec<Se
     let packages = ["--package", "mgre-tests", "--package", "mgre-user"];
     let mut selected = Vec::new();
     let mut programs = Vec::new();
-    // With the tests of a package, cargo builds its programs, too.
     for program in test::build(root, &[&packages[..], &["--release"]].concat())? {
         let folder = program.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let source = program.folder.join("tests").join(&program.target);
