@@ -27,7 +27,7 @@ use super::{
     release::{Flavour, Wanted},
     tools::Extras,
 };
-use crate::{host, setup, test};
+use crate::{setup, test};
 
 const SLICE_KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
 /// How many guests run at a time.
