@@ -117,6 +117,10 @@ fn full_pings(report: &mut Report, plan: &Plan, one: Station<'_>, two: Station<'
     let Plan { name, mtu, .. } = plan;
     let df: &[&str] = if plan.dont_fragment { &["-M", "do"] } else { &["-M", "dont"] };
     for (address, headers) in two.addresses().into_iter().zip([V4_ECHO, V6_ECHO]) {
+        if !plan.dont_fragment {
+            // IPv6 that is too long is not cut: its sender is told, and cuts what it sends then.
+            one.ping(address, 1, mtu - headers, df).ok();
+        }
         let check = one.pings(address, 2, mtu - headers, df);
         report.check(&format!("{name}: ping of {mtu} bytes to {address}"), check);
         if plan.dont_fragment {

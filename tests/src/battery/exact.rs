@@ -90,11 +90,15 @@ fn introduce(from: &Station, to: &Station, sender: &Sender) -> Result<()> {
     Ok(())
 }
 
-/// Whether a frame is what was sent. Padding is allowed: short frames have it on a wire (IEEE 802.3 4.2.3.3).
+/// Whether a frame is what was sent. Padding is allowed: short frames have it on a wire (IEEE 802.3 4.2.3.3), and keep it
+/// where a tag is added to them (IEEE 802.1Q G.2.3).
 fn same(sent: &Named, got: &[u8]) -> bool {
     let sent = &sent.bytes;
+    let is_tag = |bytes: &&[u8]| matches!(bytes, [0x81 | 0x88, 0x00 | 0xa8, ..]);
+    let tags = sent.get(12..).unwrap_or_default().chunks(4).take_while(is_tag).count();
+    let shortest = SHORTEST + 4 * tags;
     let Some((start, padding)) = got.split_at_checked(sent.len()) else { return false };
-    start == sent && (padding.is_empty() || (got.len() <= SHORTEST && padding.iter().all(|byte| *byte == 0)))
+    start == sent && (padding.is_empty() || (got.len() <= shortest && padding.iter().all(|byte| *byte == 0)))
 }
 
 fn describe(frame: &Named, came: Option<&[u8]>) -> String {
@@ -124,6 +128,10 @@ mod tests {
         let got = |length, padding, value| [vec![1; length], vec![value; padding]].concat();
         assert!(same(&sent(42), &got(42, 0, 0)) && same(&sent(42), &got(42, 18, 0)));
         assert!(!same(&sent(42), &got(42, 18, 7)) && !same(&sent(42), &got(42, 19, 0)));
+        let mut tagged = sent(46);
+        tagged.bytes[12..16].copy_from_slice(&[0x81, 0, 0, 100]);
+        let padded = |length: usize| [&tagged.bytes[..], &vec![0; length]].concat();
+        assert!(same(&tagged, &padded(18)) && !same(&tagged, &padded(19)));
         assert!(!same(&sent(60), &got(60, 1, 0)) && !same(&sent(60), &got(59, 0, 0)));
     }
 }

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use etherparse::{
-    IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder, PacketBuilderStep,
-    UdpHeader, ip_number,
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6FragmentHeader, Ipv6Header,
+    PacketBuilder, PacketBuilderStep, UdpHeader, ip_number,
 };
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 
@@ -83,7 +83,8 @@ impl Maker {
         let mut bytes = Vec::new();
         let Ends { from, to } = self.ends;
         if is_v4 {
-            ethernet.ipv4(v4(from), v4(to), 64).udp(5000, 9).write(&mut bytes, &payload)?;
+            let ip = IpHeaders::Ipv4(self.ipv4_header(ip_number::UDP, 0)?, Ipv4Extensions::default());
+            ethernet.ip(ip).udp(5000, 9).write(&mut bytes, &payload)?;
         } else {
             ethernet.ipv6(v6(from), v6(to), 64).udp(5000, 9).write(&mut bytes, &payload)?;
         }
@@ -94,6 +95,8 @@ impl Maker {
         let Ends { from, to } = self.ends;
         let mut header = Ipv4Header::new(u16::try_from(payload)?, 64, protocol, v4(from), v4(to))?;
         header.identification = 77;
+        // It may be cut: what may not, and is too long for a path, is not carried but answered.
+        header.dont_fragment = false;
         Ok(header)
     }
 
