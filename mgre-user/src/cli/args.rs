@@ -112,8 +112,8 @@ pub struct Daemon {
     /// How to attach programs at TC: by TCX links, or by filters on a clsact qdisc, as kernels before 6.6 need it
     #[arg(long, value_enum, default_value_t, value_name = "auto|tcx|clsact", hide_possible_values = true)]
     pub tc_attach: TcAttach,
-    /// Where to write what the kernel's verifier says, should it refuse a program [default: INSTANCE.verifier.log beside
-    /// the socket]
+    /// Where to write what the kernel's verifier says, should it refuse a program [default:
+    /// INSTANCE.verifier.log beside the socket]
     #[arg(long, value_name = "FILE")]
     pub verifier_log: Option<PathBuf>,
 }

@@ -126,7 +126,8 @@ fn parse_pin_name(name: &str) -> Option<(u32, Hook)> {
 }
 
 impl Attachments {
-    /// With pins in a directory, which is made if it is not there; that of the programs that others go on in among them.
+    /// With pins in a directory, which is made if it is not there; that of the programs that others go on in among
+    /// them.
     ///
     /// # Errors
     /// The directory cannot be made.
@@ -143,8 +144,8 @@ impl Attachments {
         self.tc
     }
 
-    /// The programs that an earlier daemon attached, those at links and those at filters. Those that use all tables come
-    /// first.
+    /// The programs that an earlier daemon attached, those at links and those at filters. Those that use all tables
+    /// come first.
     ///
     /// # Errors
     /// There are some, but they cannot be looked at.
@@ -263,7 +264,8 @@ impl Attachments {
         Ok(Held::Link(pinned))
     }
 
-    /// Puts back filters of ours that somebody else removed or changed, on some interfaces or on all. Says where that was.
+    /// Puts back filters of ours that somebody else removed or changed, on some interfaces or on all. Says where that
+    /// was.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -1,14 +1,17 @@
 //! Why a kernel may refuse maps and programs, apart from what they do: from the error number and what surrounds the
 //! process, to a cause and a remedy.
 //!
-//! Lockdown is none of them: in either of its modes the kernel takes programs for TC and XDP (it denies them helpers that
-//! read kernel memory, which ours do not call).
+//! Lockdown is none of them: in either of its modes the kernel takes programs for TC and XDP (it denies helpers that read
+//! kernel memory, which ours do not call).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+const SECCOMP: &str =
+    "a system call filter (seccomp) denies bpf(2): allow it, or run mgre outside the container";
 
 /// What a process may do with BPF depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,7 +76,7 @@ pub fn cause(errno: Errno, words: &str, around: &Surroundings) -> Option<String>
         Errno::EPERM | Errno::EACCES => denied(around),
         Errno::ENOMEM => no_memory(around),
         Errno::ENOSYS => match around.filtered {
-            true => "a system call filter (seccomp) denies bpf(2): allow it, or run mgre outside the container".to_owned(),
+            true => SECCOMP.to_owned(),
             false => "it was built without BPF: it takes CONFIG_BPF_SYSCALL=y".to_owned(),
         },
         Errno::E2BIG => {
@@ -99,8 +102,7 @@ fn denied(around: &Surroundings) -> String {
             .to_owned();
     }
     if around.filtered {
-        return "a system call filter (seccomp) denies bpf(2): allow it, or run mgre outside the container"
-            .to_owned();
+        return SECCOMP.to_owned();
     }
     if let Some(limit) = around.locked_limit {
         return format!(

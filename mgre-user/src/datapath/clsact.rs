@@ -5,8 +5,8 @@
 //! and exchanges its program.
 //!
 //! Filters hang on the interface's clsact qdisc. Whether an instance of mgre made that is remembered in the bpf file
-//! system, by a directory for each interface (only objects can be files there). It lives as long as what it is about, and
-//! the last instance on the interface removes the qdisc, whichever made it.
+//! system, by a directory for each interface (only objects can be files there). That lives as long as what it is
+//! about, and the last instance on the interface removes the qdisc, whichever made it.
 
 use std::fs;
 use std::io::ErrorKind;

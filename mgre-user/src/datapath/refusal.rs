@@ -1,7 +1,7 @@
 //! What is said when the kernel does not take a map or a program.
 //!
-//! Programs are loaded without a log: to write one takes the verifier minutes for a large program. Only when a program is
-//! refused is it loaded again, with the last words first and then with all of the way there, for so long.
+//! Programs are loaded without a log: to write one takes the verifier minutes for a large program. One that is refused is
+//! loaded again, for the verifier's last words, and once more for all that led there; a log that takes too long is left.
 
 use std::fmt;
 use std::fs;
@@ -84,8 +84,8 @@ fn is_instruction(line: &str) -> bool {
     })
 }
 
-/// Makes an error of [`load`](super::load::load) one that says what to do: one line for what surrounds the process, three
-/// for what the verifier does not take.
+/// Makes an error of [`load`](super::load::load) one that says what to do: one line for what surrounds the process,
+/// three for what the verifier does not take.
 pub fn explain(
     error: Error,
     object: &'static [u8],
@@ -147,8 +147,8 @@ fn words(object: &'static [u8], capacity: Capacity, program: &str) -> Verdict {
     log.as_deref().map(Verdict::read).unwrap_or_default()
 }
 
-/// The log of a program that is refused, if it is there soon enough. (The thread that waits for the kernel ends with the
-/// process.)
+/// The log of a program that is refused, if it is there soon enough. (The thread that waits for the kernel ends with
+/// the process.)
 fn log_within(
     object: &'static [u8],
     capacity: Capacity,

@@ -154,7 +154,8 @@ impl Filters {
     }
 
     /// Puts another program into a filter that [`Filters::add`] made. Each frame is given to the old one or to the new
-    /// one (`cls_bpf_change()` of net/sched/cls_bpf.c exchanges them under RCU). False: there is no such filter any more.
+    /// one (`cls_bpf_change()` of net/sched/cls_bpf.c exchanges them under RCU). False: there is no such filter any
+    /// more.
     ///
     /// # Errors
     /// The kernel refuses.
