@@ -167,7 +167,7 @@ impl Run<'_> {
             lab.switch(number).ip("link set wan0 promisc on\nlink set lan0 promisc on")?;
         }
         thread::sleep(wait::patient(SETTLE));
-        let plan = Plan { name: "cards under bridges".to_owned(), ..self.plan("") };
+        let plan = Plan { name: "cards under bridges".to_owned(), quick: false, ..self.plan("") };
         // A bridge keeps LLDP to itself; mgre does not, and has no excuse.
         let plan = Plan { left_out: vec!["lldp".to_owned()], ..plan };
         everything::run(report, &plan, lab.stations());
