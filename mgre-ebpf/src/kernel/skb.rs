@@ -190,9 +190,10 @@ impl Skb {
             return Ok(());
         }
         self.resize(strip.outer_len + strip.inner_len)?;
-        // Of a cut-short IPv6 header it is told nothing (`strip`).
+        // Kernels before 6.2 cannot be told; and of a cut-short IPv6 header they are told nothing (`strip`).
+        let tells = config().strip_flags & DECAP_L3_IPV4 as u32 != 0;
         let whole_v6 = strip.inner_len >= (ETHERNET_LEN + IPV6_LEN) as u32;
-        let told = inner == EtherType::IPV4 || inner == EtherType::IPV6 && whole_v6;
+        let told = tells && (inner == EtherType::IPV4 || inner == EtherType::IPV6 && whole_v6);
         let outer = EtherType::from_word(field!(self.protocol) as u16);
         let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
         if strip.inner_len < least {

@@ -100,8 +100,9 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
             "{name} has an XDP program{owner} (id {id}) that is not mgre's: take it off, or use --mode tc"
         )));
     }
-    let features = observed.features.get(&link.index).copied().unwrap_or_default();
-    if mode == Mode::Native && !features.runs_programs() {
+    // Where the kernel does not tell (before Linux 6.3), attaching does.
+    let features = observed.features.get(&link.index);
+    if mode == Mode::Native && features.is_some_and(|features| !features.runs_programs()) {
         return Err(Problem::invalid(format!(
             "the driver of {name} does not run XDP programs: use --mode auto, generic or tc"
         )));

@@ -39,6 +39,8 @@ pub struct Plan {
     pub warm_up: bool,
     /// Whether VLAN tags go through.
     pub vlan: bool,
+    /// Whether only frames of the first station are long.
+    pub one_way: bool,
 }
 
 impl Plan {
@@ -55,6 +57,7 @@ impl Plan {
             dont_fragment: true,
             warm_up: false,
             vlan: true,
+            one_way: false,
         }
     }
 
@@ -91,6 +94,9 @@ pub fn run(report: &mut Report, plan: &Plan, [one, two]: [Station<'_>; 2]) {
         frames(report, plan, one, two);
         frames(report, plan, two, one);
         return;
+    }
+    if plan.one_way {
+        return frames(report, plan, one, two);
     }
     full_pings(report, plan, one, two);
     frames(report, plan, one, two);
@@ -169,7 +175,8 @@ fn tagged(report: &mut Report, plan: &Plan, one: Station<'_>, two: Station<'_>) 
     for address in theirs {
         report.check(&format!("{name}: ping {address}"), one.pings(address, 2, 56, &[]));
     }
-    let full = one.pings(theirs[0], 2, plan.mtu - 4 - V4_ECHO, &["-M", "do"]);
+    let df = if plan.dont_fragment { "do" } else { "dont" };
+    let full = one.pings(theirs[0], 2, plan.mtu - 4 - V4_ECHO, &["-M", df]);
     report.check(&format!("{name}: ping of {} bytes", plan.mtu - 4), full);
     stream(report, &name, one, two, theirs[0], plan.bytes);
     stream(report, &name, two, one, ours[0], plan.bytes);

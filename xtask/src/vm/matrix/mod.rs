@@ -103,7 +103,7 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     ensure!(!selected.is_empty(), "no test has a name like that");
     // With the tests of a package, cargo builds its programs, too.
     let mgre = super::mgre(root).context("there is no mgre program")?;
-    let report = xtask::target_dir(root).join("release").join(PROGRAMS);
+    let report = xtask::target_dir(root).join("debug").join(PROGRAMS);
     programs.push((PROGRAMS.to_owned(), strip(&report, &stripped.join(PROGRAMS))?));
 
     let qemu = Qemu::get(&cache)?;
@@ -151,11 +151,11 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
 
 /// Builds the test programs; which of their tests to run, and the programs for guests.
 fn select(root: &Path, arguments: &Arguments, stripped: &Path) -> Result<(Vec<Selected>, Programs)> {
-    println!("vm: building the tests with optimizations");
+    println!("vm: building the tests");
     let packages = ["--package", "mgre-tests", "--package", "mgre-user"];
     let mut selected = Vec::new();
     let mut programs = Vec::new();
-    for program in test::build(root, &[&packages[..], &["--release"]].concat())? {
+    for program in test::build(root, &packages)? {
         let folder = program.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let source = program.folder.join("tests").join(&program.target);
         // Not the unit tests.
