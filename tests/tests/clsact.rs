@@ -109,7 +109,10 @@ fn a_daemon_may_attach_in_another_way_than_the_one_before() -> Result<()> {
             for interface in ["wan0", "lan0"] {
                 let filters = clsact::own(&spoke.netns, interface)?;
                 assert_eq!(filters.len(), usize::from(tc == Tc::Clsact), "{filters:?}");
-                assert_eq!(hooks_of(&spoke.netns, interface)?, 1);
+                // The kernel takes its time to free a link whose file is gone.
+                wait::until("one program is left", wait::SOON, || {
+                    Ok(hooks_of(&spoke.netns, interface)? == 1)
+                })?;
                 // To remove it would interrupt the interface.
                 assert!(clsact::has_qdisc(&spoke.netns, interface)?);
             }

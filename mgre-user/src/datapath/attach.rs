@@ -22,7 +22,7 @@ use nix::net::if_::if_indextoname;
 
 use super::calls::Calls;
 use super::clsact::{Clsact, Own};
-use super::link::{Attached, attach_tcx, attach_xdp, check_index, open_pin};
+use super::link::{Attached, Ending, attach_tcx, attach_xdp, check_index, open_pin, wait_for_end};
 use super::load::{
     PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier,
 };
@@ -329,11 +329,17 @@ impl Attachments {
     /// # Errors
     /// A pin or a filter cannot be removed.
     pub fn detach_unused(&mut self) -> Result<()> {
+        let mut ending = Vec::new();
         for (ifindex, hook) in Self::pinned(&self.directory)? {
             if !matches!(self.held.get(&(ifindex, hook)), Some(Held::Link(_))) {
-                remove_file(&self.pin(ifindex, hook))?;
+                let pin = self.pin(ifindex, hook);
+                if let (Some(link), Place::Tc(_, direction)) = (open_pin(&pin)?, hook.place()) {
+                    ending.push(Ending { ifindex, direction, program: link.info()?.program_id() });
+                }
+                remove_file(&pin)?;
             }
         }
+        wait_for_end(&ending);
         for filter in self.clsact.left_behind()? {
             let (ifindex, direction) = (filter.ifindex, filter.direction);
             let held = Hook::of(&filter).and_then(|hook| self.held.get(&(ifindex, hook)));

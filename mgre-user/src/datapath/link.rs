@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::Ebpf;
@@ -10,7 +12,7 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::load::{classifier, xdp};
 use crate::netlink::Direction;
@@ -28,6 +30,46 @@ pub fn kernel_has_tcx() -> Result<bool> {
             Some(Errno::EINVAL) => Ok(false),
             _ => Err(error).context("cannot ask the kernel for TCX"),
         },
+    }
+}
+
+/// A program at a TCX hook whose link was pinned.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    /// The interface.
+    pub(super) ifindex: u32,
+    /// The hook's direction.
+    pub(super) direction: Direction,
+    /// Its id.
+    pub(super) program: u32,
+}
+
+impl Ending {
+    fn is_attached(&self) -> bool {
+        let Ok(name) = if_indextoname(self.ifindex) else { return false };
+        let programs = SchedClassifier::query_tcx(&name.to_string_lossy(), attach_type(self.direction));
+        programs.is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == self.program))
+    }
+}
+
+/// Waits until programs are gone whose pins were removed, for a second at most: the kernel frees links by and by, and
+/// until then they run, and go on in programs that must still be there.
+pub(super) fn wait_for_end(ending: &[Ending]) {
+    const PAUSE: Duration = Duration::from_millis(2);
+    const MOST: u32 = 500;
+    for _ in 0..MOST {
+        if !ending.iter().any(Ending::is_attached) {
+            return;
+        }
+        thread::sleep(PAUSE);
+    }
+    tracing::warn!("programs of the daemon before are still attached a second after they were taken off");
+}
+
+const fn attach_type(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
     }
 }
 
@@ -59,12 +101,8 @@ pub(super) fn attach_tcx(
         program.take_link(id)?;
         return Ok(Attached::TakenOver);
     }
-    let attach_type = match direction {
-        Direction::Ingress => TcAttachType::Ingress,
-        Direction::Egress => TcAttachType::Egress,
-    };
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, attach_type, options)?;
+    let id = program.attach_with_options(interface, attach_type(direction), options)?;
     Ok(Attached::New(program.take_link(id)?.try_into()?))
 }
 
