@@ -220,6 +220,7 @@ pub fn iperf3_at_least(
     seconds: u32,
     arguments: &[&str],
 ) -> Result<Iperf> {
+    let bits_per_second = wait::rate(bits_per_second);
     let run = || {
         let iperf = iperf3(from, to, address, seconds, arguments)?;
         if iperf.bits_per_second < bits_per_second {

@@ -27,6 +27,11 @@ pub fn quiet(silence: Duration) -> Duration {
     silence.mul_f64(f64::from(patience()).sqrt())
 }
 
+/// The least of a rate on a usual machine, as little as it is on this one.
+pub fn rate(least: f64) -> f64 {
+    least / f64::from(patience())
+}
+
 fn patience() -> u32 {
     env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok()).unwrap_or(1).max(1)
 }

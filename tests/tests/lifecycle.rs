@@ -240,9 +240,9 @@ fn detach_leaves_nothing(tc: Tc) -> Result<()> {
     spoke.netns.ip("link add busy type veth peer name busy2\nlink set busy promisc on up")?;
     // Somebody else's.
     spoke.netns.run(&["tc", "qdisc", "add", "dev", "lan0", "clsact"])?;
-    for interface in ["wan0", "lan0"] {
-        wait::until("the carrier is there", wait::SOON, || {
-            Ok(spoke.netns.run(&["ip", "link", "show", interface])?.contains("state UP"))
+    for (interface, state) in [("wan0", "UP"), ("lan0", "UP"), ("busy", "LOWERLAYERDOWN")] {
+        wait::until("the kernel has looked at the carrier", wait::SOON, || {
+            Ok(spoke.netns.run(&["ip", "link", "show", interface])?.contains(&format!("state {state} ")))
         })?;
     }
     // A daemon that was told nothing has a pair of interfaces.

@@ -9,6 +9,7 @@ mod links;
 mod monitor;
 mod neighbors;
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::mpsc;
@@ -36,6 +37,18 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Whether the kernel tells what interfaces can do with XDP. Where it does not, says so for the running test, and not by
+/// `eprintln!`, which the test harness keeps for itself where a test passes.
+fn tells_features() -> bool {
+    let tells = mgre_user::netlink::tells_xdp_features().unwrap();
+    if !tells {
+        let thread = thread::current();
+        let why = "this kernel does not tell what drivers do with XDP, which Linux 6.3 and newer do";
+        writeln!(std::io::stderr(), "SKIP {}: {why}", thread.name().unwrap_or("?")).unwrap();
+    }
+    tells
 }
 
 /// `ip` in the calling thread's namespace.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::tc::{self, NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, TcAttachType};
 use etherparse::{Ipv4Header, TcpHeader};
 use mgre_common::counters::Drops;
@@ -25,11 +25,15 @@ fn attached(world: &World) -> Kernel {
     interfaces(world);
     let mut kernel = Kernel::new(world);
     for (program, ifindex) in [(PORT_PROGRAM, PORT), (UNDERLAY_PROGRAM, UNDERLAY)] {
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        classifier(&mut kernel.loaded.programs, program)
-            .unwrap()
-            .attach_with_options(&format!("near{ifindex}"), TcAttachType::Ingress, options)
-            .unwrap();
+        let interface = format!("near{ifindex}");
+        let classifier = classifier(&mut kernel.loaded.programs, program).unwrap();
+        let tcx = TcAttachOptions::TcxOrder(LinkOrder::default());
+        if classifier.attach_with_options(&interface, TcAttachType::Ingress, tcx).is_err() {
+            // Before Linux 6.6 there are filters alone.
+            tc::qdisc_add_clsact(&interface).unwrap();
+            let filter = TcAttachOptions::Netlink(NlOptions::default());
+            classifier.attach_with_options(&interface, TcAttachType::Ingress, filter).unwrap();
+        }
     }
     kernel
 }

@@ -15,7 +15,7 @@ const LEFT_OUT: [(&str, Option<&str>, &str); 6] = [
 
 /// The few: the programs' cases, floods, superframes and tags in test runs; and, with daemons, both ways to attach, both
 /// families of the underlay, XDP, TCP with offloads, and peers that fragment or want checksums.
-const SLICE: [(&str, Option<&str>); 15] = [
+const SLICE: [(&str, Option<&str>); 14] = [
     ("program", Some("cases::the_kernel_does_what_the_host_does")),
     ("program", Some("cases::the_kernels_early_hook_does_what_the_hosts_does")),
     ("program", Some("flood::every_peer_gets_a_header_of_its_own_kind")),
@@ -23,11 +23,10 @@ const SLICE: [(&str, Option<&str>); 15] = [
     ("program", Some("live::superframes_are_cut_behind_the_tunnel")),
     ("program", Some("live::tags_go_through_the_tunnel")),
     ("program", Some("live::a_lapsed_lease_lets_the_kernel_find_the_next_hop")),
-    ("netlink", None),
+    ("netlink", Some("monitor::a_veth_that_becomes_a_target_for_xdp_is_told_of")),
+    ("netlink", Some("neighbors::a_kept_neighbour_is_resolved_and_stays")),
     ("lifecycle", Some("clsact::detach_leaves_nothing")),
-    ("lifecycle", Some("tcx::detach_leaves_nothing")),
-    ("switching", Some("flooded_frames_reach_each_peer_exactly_once")),
-    ("ipv6", Some("every_host_reaches_every_other")),
+    ("ipv6", Some("a_segment_may_have_peers_of_both_families")),
     ("xdp", Some("known_unicast_takes_the_short_way_and_is_counted_once")),
     ("transport", Some("tcp_both_ways_with_offloads_and_without")),
     ("options", Some("packets_with_both")),

@@ -49,7 +49,7 @@ fn cells(examined: &Examined, names: &[&str]) -> Vec<String> {
 
 fn heads<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let mut heads = vec!["kernel", "passed", "failed", "skipped", "load, s"];
-    heads.extend(names);
+    heads.extend(names.iter().map(|name| name.strip_prefix("mgre_").unwrap_or(name)));
     heads
 }
 
@@ -72,7 +72,7 @@ pub(super) fn text(examined: &[Examined]) -> String {
     rows.extend(examined.iter().map(|one| cells(one, &names)));
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
-    let mut text = "mgre on other kernels; verified instructions by program\n".to_owned();
+    let mut text = "mgre on other kernels; verified instructions of mgre_...\n".to_owned();
     for row in &rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
@@ -178,7 +178,7 @@ mod tests {
     fn columns_are_aligned() {
         let text = text(&examined());
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1], "kernel                 passed  failed  skipped  load, s  mgre_port");
+        assert_eq!(lines[1], "kernel                 passed  failed  skipped  load, s       port");
         assert_eq!(lines[2], "5.10.0-1-cloud-amd64  refused");
         assert_eq!(lines[3], "6.12.1-cloud-amd64          1       1        1      2.5  1,098,714");
         assert_eq!(lines[4], "5.10.0-1-cloud-amd64: refused: too old");
