@@ -27,7 +27,7 @@ use super::{
     release::{Flavour, Wanted},
     tools::Extras,
 };
-use crate::{setup, test};
+use crate::{host, setup, test};
 
 const SLICE_KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
 /// How many guests run at a time.
@@ -101,8 +101,8 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     fs::create_dir_all(&stripped)?;
     let (selected, mut programs) = select(root, arguments, &stripped)?;
     ensure!(!selected.is_empty(), "no test has a name like that");
+    let mgre = host::build_mgre(root)?;
     // With the tests of a package, cargo builds its programs, too.
-    let mgre = super::mgre(root).context("there is no mgre program")?;
     let report = xtask::target_dir(root).join("debug").join(PROGRAMS);
     programs.push((PROGRAMS.to_owned(), strip(&report, &stripped.join(PROGRAMS))?));
 
