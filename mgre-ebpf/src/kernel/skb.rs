@@ -345,6 +345,11 @@ impl Resize for Skb {
         let flags = decap & u64::from(config().strip_flags) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
         self.adjust_room(-(outer_len as i32), flags)?;
         self.write_ethernet(0, inner)?;
+        // Kernels before 6.2 were not told what was inside, and would cut a GSO packet by what was outside.
+        let unknown = config().strip_flags & DECAP_L3_IPV4 as u32 == 0;
+        if unknown && self.segment_size() != 0 && !self.protocol_is_told() {
+            self.tell_protocol()?;
+        }
         if let Some([high, low, ..]) = tag {
             let protocol = outer_ethertype.to_word();
             let tci = u16::from_be_bytes([high, low]);

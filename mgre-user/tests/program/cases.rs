@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use aya::programs::xdp::XdpMode;
-use mgre_user::datapath::load::{Loaded, xdp};
+use mgre_user::datapath::load::{Loaded, renew_lease, xdp};
 
 use super::capture::Capture;
 use super::kernel::{
@@ -115,6 +115,8 @@ impl Bench {
     }
 
     fn run(&mut self, case: &Case) -> Option<Expected> {
+        // All cases may take longer than a lease lasts.
+        renew_lease(&mut self.kernel.loaded.programs).unwrap();
         let (program, ifindex, mark) = match case.entrance {
             Entrance::Port(ifindex) => (PORT_PROGRAM, ifindex, 0),
             Entrance::Underlay => (UNDERLAY_PROGRAM, UNDERLAY, 0),
@@ -142,6 +144,7 @@ impl Bench {
     }
 
     fn run_xdp(&mut self, case: &Case, (port, underlay): (&str, &str)) -> Expected {
+        renew_lease(&mut self.kernel.loaded.programs).unwrap();
         let (program, ifindex) = match case.entrance {
             Entrance::Port(ifindex) => (port, ifindex),
             Entrance::Underlay => (underlay, UNDERLAY),

@@ -233,6 +233,21 @@ fn lengths() -> Vec<Case> {
         refused("IPv6: no payload", with_length(0), DropReason::Malformed),
         refused("IPv6: within the inner header", with_length(8 + 13), DropReason::Malformed),
     ];
+    // The kernel strips only what leaves a whole IP header, of the one inside or of the one outside.
+    for (ethertype, len) in [0x0800, 0x86dd, 0x0806]
+        .into_iter()
+        .flat_map(|ethertype| (0..60).step_by(4).map(move |len| (ethertype, len)))
+    {
+        let inner = frame(station(1), station(3), ethertype, len);
+        let name = |family| format!("{family}: {len} bytes of type {ethertype:#06x}");
+        let four = Outer::from_peer(PEER_A, Some(7)).wrap(&inner);
+        cases.push(accepted(name("IPv6"), keyed().wrap(&inner), &inner));
+        cases.push(
+            Case::underlay(name("IPv4"), four)
+                .received(Target::adjacency(0), inner.len())
+                .out_of_port(0, &inner),
+        );
+    }
     for len in 54..76 {
         let bytes = packet[..len].to_vec();
         cases.push(refused(format!("IPv6: cut to {len} bytes"), bytes, DropReason::Malformed));
