@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use aya::programs::xdp::XdpMode;
-use mgre_user::datapath::load::{Loaded, xdp};
+use mgre_user::datapath::load::{self, Loaded, xdp};
 
 use super::capture::Capture;
 use super::kernel::{
@@ -124,6 +124,7 @@ impl Bench {
             // Or it would be one report too many from its source.
             thread::sleep(Duration::from_nanos(2 * TOO_BIG_INTERVAL_NS));
         }
+        self.renew_lease();
         let before = self.numbers();
         let ran = self.kernel.run_marked(program, ifindex, case.segment_size, mark, &case.bytes)?;
         let mut observed = self.since(&before);
@@ -147,6 +148,7 @@ impl Bench {
             Entrance::Underlay => (underlay, UNDERLAY),
             Entrance::Slow(_) => panic!("the slow interface has no early hook"),
         };
+        self.renew_lease();
         let before = self.numbers();
         let ran = self.kernel.run_xdp(program, ifindex, &case.bytes);
         let mut observed = self.since(&before);
@@ -166,6 +168,11 @@ impl Bench {
             observed.outputs.push((*egress, cases::settled(*egress, ran.bytes)));
         }
         observed
+    }
+
+    /// All cases together may take longer than a lease does.
+    fn renew_lease(&mut self) {
+        load::renew_lease(&mut self.kernel.loaded.programs).unwrap();
     }
 
     fn numbers(&self) -> Numbers {
