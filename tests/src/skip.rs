@@ -55,6 +55,11 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
+/// How mgre attaches to TC on this kernel if nobody asks for something else.
+pub fn tc_of_kernel() -> Tc {
+    if kernel_has_tcx() { Tc::Tcx } else { Tc::Clsact }
+}
+
 fn kernel_has_tcx() -> bool {
     let Ok(output) = Command::new("uname").arg("-r").output() else { return false };
     let release = String::from_utf8_lossy(&output.stdout);

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 use mgre_tests::{
     daemon::Outcome,
-    skip::skipped,
+    skip::{skipped, tc_of_kernel},
     topology::{Layout, SEGMENT, Spokes, Underlay},
     traffic,
 };
@@ -203,7 +203,7 @@ fn status_and_tables_say_what_is_there() -> Result<()> {
     let status = one.daemon.json(&["status"])?;
     assert_eq!((&status["segments"], &status["peers"], &status["ports"]), (&1.into(), &1.into(), &1.into()));
     let underlay = &status["underlays"][0];
-    assert_eq!((&underlay["interface"], &underlay["hook"]), (&"wan0".into(), &"tcx".into()));
+    assert_eq!((&underlay["interface"], &underlay["hook"]), (&"wan0".into(), &tc_of_kernel().name().into()));
     assert_eq!((&underlay["local"], &underlay["mode"]), (&"10.0.0.1".into(), &"auto".into()));
     assert!(underlay["reason"].is_string(), "{underlay}");
     let peer = one.peer("spoke2")?;

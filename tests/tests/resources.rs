@@ -18,7 +18,7 @@ use mgre_tests::{
     metrics::Metrics,
     packet::{BROADCAST, Datagram, Mac, UNKNOWN, mac_text, marked},
     process,
-    skip::skipped,
+    skip::{skipped, tc_of_kernel},
     topology::SEGMENT,
     wait,
 };
@@ -276,7 +276,7 @@ fn descriptors_are_left_for_the_daemons_own_work() -> Result<()> {
         assert_eq!(scrape(&lone)?, 200);
     }
     let attached = lone.daemon.list(&["port", "show"])?;
-    assert!(attached.iter().all(|port| port["hook"] == "tcx"), "{attached:?}");
+    assert!(attached.iter().all(|port| port["hook"] == tc_of_kernel().name()), "{attached:?}");
     let most = process::descriptors(pid)?;
     assert!(most < 190, "{most} descriptors");
     let spent = process::cpu_time(pid)?;

@@ -7,7 +7,7 @@ use mgre_tests::{
     capture::{self, Capture},
     metrics::Metrics,
     packet::{BROADCAST, Gre, marked},
-    skip::skipped,
+    skip::{skipped, tc_of_kernel},
     topology::{Layout, SEGMENT, Spoke, Underlay},
     traffic, wait,
 };
@@ -100,7 +100,7 @@ fn metrics_are_all_there_from_the_start_and_grow() -> Result<()> {
     assert_eq!(start.get("mgre_peer_mtu_bytes", &adjacency), Some(1458.0));
     assert_eq!(start.get("mgre_fdb_capacity", &[]), Some(131_072.0));
     for interface in ["wan0", "lan0"] {
-        let labels = [("interface", interface), ("hook", "tcx"), ("mode", "auto")];
+        let labels = [("interface", interface), ("hook", tc_of_kernel().name()), ("mode", "auto")];
         assert_eq!(start.get("mgre_interface_mode", &labels), Some(1.0), "{interface}");
     }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     conservation::Books,
-    skip::skipped,
+    skip::{skipped, tc_of_kernel},
     topology::{SEGMENT, Spoke, Spokes, Underlay},
     traffic, wait,
 };
@@ -77,7 +77,8 @@ fn by_itself_a_veth_gets_no_xdp() -> Result<()> {
     }
     let spokes = with_mode("auto")?;
     let spoke = spokes.spoke(1);
-    assert_eq!(hooks(spoke)?, ("tcx".to_owned(), "tcx".to_owned()));
+    let tc = tc_of_kernel().name();
+    assert_eq!(hooks(spoke)?, (tc.to_owned(), tc.to_owned()));
     let status = spoke.daemon.json(&["status"])?;
     let reason = status["underlays"][0]["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("veth"), "{reason}");
@@ -92,7 +93,8 @@ fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
     }
     let spokes = with_mode("native")?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
-    assert_eq!(hooks(one)?, ("xdp+tcx".to_owned(), "xdp+tcx".to_owned()));
+    let both = format!("xdp+{}", tc_of_kernel().name());
+    assert_eq!(hooks(one)?, (both.clone(), both));
     // lan0 can be redirected to now: the host's end polls.
     reach_both_ways(&spokes)?;
     wait_short_way(one, two)?;
@@ -169,7 +171,7 @@ fn detach_takes_xdp_off_and_a_restart_keeps_it() -> Result<()> {
     assert!(has_program(spoke)?, "it goes on without the daemon");
     spoke.daemon.start_again()?;
     assert!(has_program(spoke)?);
-    assert_eq!(hooks(spoke)?.0, "xdp+tcx");
+    assert_eq!(hooks(spoke)?.0, format!("xdp+{}", tc_of_kernel().name()));
     reach_both_ways(&spokes)?;
     let spoke = spokes.spoke(1);
     spoke.daemon.mgre(&["detach"])?;
@@ -233,7 +235,7 @@ fn an_interface_that_refuses_is_refused_by_an_operator_and_done_without_at_a_sta
     spokes.wait_up()?;
     let status = spokes.spoke(1).daemon.json(&["status"])?;
     let underlay = &status["underlays"][0];
-    assert_eq!(underlay["hook"], "tcx", "{underlay}");
+    assert_eq!(underlay["hook"], tc_of_kernel().name(), "{underlay}");
     assert!(underlay["reason"].as_str().unwrap_or_default().contains("refused"), "{underlay}");
     reach_both_ways(&spokes)
 }
