@@ -106,15 +106,7 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     let report = xtask::target_dir(root).join("debug").join(PROGRAMS);
     programs.push((PROGRAMS.to_owned(), strip(&report, &stripped.join(PROGRAMS))?));
 
-    let qemu = Qemu::get(&cache)?;
-    let named = arguments.kernels.clone();
-    let default = if arguments.slice { &SLICE_KERNELS[..] } else { &KERNELS[..] };
-    let named =
-        if named.is_empty() { default.iter().map(|kernel| (*kernel).to_owned()).collect() } else { named };
-    let kernels = named
-        .iter()
-        .map(|kernel| Kernels { cache: &cache }.get(&Wanted::parse(kernel, Flavour::Cloud), false))
-        .collect::<Result<Vec<_>>>()?;
+    let Some((qemu, kernels)) = fetch(&cache, arguments)? else { return Ok(()) };
 
     let script = stripped.join("run.sh");
     files::write(&script, script_of(&selected).as_bytes())?;
@@ -147,6 +139,30 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
         examined.iter().filter(|one| !one.is_good()).map(|one| one.kernel.as_str()).collect();
     ensure!(bad.is_empty(), "not everything is as it should be on: {}", bad.join(", "));
     Ok(())
+}
+
+/// The emulator and the kernels. What nobody asked for by name and cannot be fetched is left out, and said so.
+fn fetch(cache: &Path, arguments: &Arguments) -> Result<Option<(Qemu, Vec<Kernel>)>> {
+    let get = |kernel: &str| Kernels { cache }.get(&Wanted::parse(kernel, Flavour::Cloud), false);
+    if !arguments.kernels.is_empty() {
+        let kernels = arguments.kernels.iter().map(|kernel| get(kernel)).collect::<Result<_>>()?;
+        return Ok(Some((Qemu::get(cache)?, kernels)));
+    }
+    let qemu = match Qemu::get(cache) {
+        Ok(qemu) => qemu,
+        Err(error) => {
+            println!("SKIP other kernels: there is no emulator: {error:#}");
+            return Ok(None);
+        }
+    };
+    let mut kernels = Vec::new();
+    for kernel in if arguments.slice { &SLICE_KERNELS[..] } else { &KERNELS[..] } {
+        match get(kernel) {
+            Ok(kernel) => kernels.push(kernel),
+            Err(error) => println!("SKIP {kernel}: the kernel cannot be fetched: {error:#}"),
+        }
+    }
+    Ok((!kernels.is_empty()).then_some((qemu, kernels)))
 }
 
 /// Builds the test programs; which of their tests to run, and the programs for guests.
