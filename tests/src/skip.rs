@@ -36,6 +36,18 @@ pub fn skipped() -> bool {
     missing().is_some_and(|why| skip(&why))
 }
 
+/// As [`skipped`], for a test of what XDP redirects.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skipped_without_xdp() -> bool {
+    let tells = kernel_is_at_least((6, 3));
+    let untold = (!tells).then(|| {
+        "this kernel does not tell what drivers do with XDP, which Linux 6.3 and newer do".to_owned()
+    });
+    missing().or(untold).is_some_and(|why| skip(&why))
+}
+
 /// Says on standard error that the running test is skipped, and why. True, for the test to end by.
 ///
 /// # Panics
@@ -61,8 +73,12 @@ pub fn tc_of_kernel() -> Tc {
 }
 
 fn kernel_has_tcx() -> bool {
+    kernel_is_at_least((6, 6))
+}
+
+fn kernel_is_at_least(version: (u32, u32)) -> bool {
     let Ok(output) = Command::new("uname").arg("-r").output() else { return false };
     let release = String::from_utf8_lossy(&output.stdout);
     let mut numbers = release.split('.').map(|part| part.trim().parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+    (numbers.next(), numbers.next()) >= (Some(version.0), Some(version.1))
 }

@@ -1,10 +1,13 @@
 //! The tables of a datapath that runs, to be looked at and to be damaged.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
-    maps::{MapData, MapInfo},
+    maps::{Array, Map, MapData, MapInfo},
     programs::{
         links::{FdLink, PinnedLink},
         loaded_programs,
@@ -21,19 +24,30 @@ use crate::daemon::Daemon;
 /// Nothing is attached, or no program uses a table of that name, or it holds something else.
 pub fn open<T: Shared>(daemon: &Daemon, name: &str) -> Result<SharedArray<T>> {
     for pin in pins(daemon)? {
-        let link = FdLink::from(PinnedLink::from_pin(&pin).with_context(|| pin.display().to_string())?);
-        let id = link.info()?.program_id();
-        let program = loaded_programs().flatten().find(|program| program.id() == id);
-        for map in program.context("no program")?.map_ids()?.unwrap_or_default() {
-            if MapInfo::from_id(map)?.name_as_str() == Some(name) {
-                return SharedArray::map(&MapData::from_id(map)?);
+        for id in programs(&pin).with_context(|| pin.display().to_string())? {
+            let program = loaded_programs().flatten().find(|program| program.id() == id);
+            for map in program.context("no program")?.map_ids()?.unwrap_or_default() {
+                if MapInfo::from_id(map)?.name_as_str() == Some(name) {
+                    return SharedArray::map(&MapData::from_id(map)?);
+                }
             }
         }
     }
     anyhow::bail!("no attached program has a table {name}")
 }
 
-/// Where a daemon has pinned its links.
+/// The programs of a pin: the one of a link, or those that others go on in.
+fn programs(pin: &Path) -> Result<Vec<u32>> {
+    let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !name.starts_with("calls-") {
+        return Ok(vec![FdLink::from(PinnedLink::from_pin(pin)?).info()?.program_id()]);
+    }
+    // Read from outside, an entry of a program array is the program's id.
+    let entries = Array::<_, u32>::try_from(Map::Array(MapData::from_pin(pin)?))?;
+    Ok((0..entries.len()).filter_map(|index| entries.get(&index, 0).ok()).collect())
+}
+
+/// Where a daemon has pinned its links, and the programs that others go on in.
 fn pins(daemon: &Daemon) -> Result<Vec<PathBuf>> {
     let version = daemon.bpffs().join("mgre").join(format!("v{SCHEMA_VERSION}"));
     let mut pins = Vec::new();
