@@ -28,6 +28,18 @@ pub fn skipped_at(tc: Tc) -> bool {
     missing().or(why).is_some_and(|why| skip(&why))
 }
 
+/// As [`skipped`], for a test of frames that XDP redirects: mgre has it redirect to what the kernel says takes them.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skipped_without_redirects() -> bool {
+    // What cannot be asked is not there.
+    let tells = mgre_user::netlink::tells_xdp_features().unwrap_or(false);
+    let why =
+        (!tells).then(|| "this kernel does not tell what takes redirected frames (Linux 6.3)".to_owned());
+    missing().or(why).is_some_and(|why| skip(&why))
+}
+
 /// Says on standard error why the running test is skipped, if it has to be.
 ///
 /// # Panics

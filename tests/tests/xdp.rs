@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     conservation::Books,
-    skip::{skipped, tc_of_kernel},
+    skip::{skipped, skipped_without_redirects, tc_of_kernel},
     topology::{SEGMENT, Spoke, Spokes, Underlay},
     traffic, wait,
 };
@@ -88,7 +88,7 @@ fn by_itself_a_veth_gets_no_xdp() -> Result<()> {
 #[test]
 fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
     const PINGS: u64 = 50;
-    if skipped() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let spokes = with_mode("native")?;
@@ -141,7 +141,7 @@ fn what_xdp_cannot_finish_goes_through_tcx() -> Result<()> {
 
 #[test]
 fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
-    if skipped() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let spokes = with_mode_and_mtu("native", Some(9000))?;
