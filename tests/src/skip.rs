@@ -28,24 +28,24 @@ pub fn skipped_at(tc: Tc) -> bool {
     missing().or(why).is_some_and(|why| skip(&why))
 }
 
+/// As [`skipped`], for a test of frames that XDP redirects: mgre has it redirect to what the kernel says takes them.
+///
+/// # Panics
+/// As [`skipped`].
+pub fn skipped_without_redirects() -> bool {
+    // What cannot be asked is not there.
+    let tells = mgre_user::netlink::tells_xdp_features().unwrap_or(false);
+    let why =
+        (!tells).then(|| "this kernel does not tell what takes redirected frames (Linux 6.3)".to_owned());
+    missing().or(why).is_some_and(|why| skip(&why))
+}
+
 /// Says on standard error why the running test is skipped, if it has to be.
 ///
 /// # Panics
 /// If it has to be, but `MGRE_TESTS_NO_SKIP` is set: where everything is expected to run, nothing may be left out.
 pub fn skipped() -> bool {
     missing().is_some_and(|why| skip(&why))
-}
-
-/// As [`skipped`], for a test of what XDP redirects.
-///
-/// # Panics
-/// As [`skipped`].
-pub fn skipped_without_xdp() -> bool {
-    let tells = kernel_is_at_least((6, 3));
-    let untold = (!tells).then(|| {
-        "this kernel does not tell what drivers do with XDP, which Linux 6.3 and newer do".to_owned()
-    });
-    missing().or(untold).is_some_and(|why| skip(&why))
 }
 
 /// Says on standard error that the running test is skipped, and why. True, for the test to end by.
@@ -73,12 +73,8 @@ pub fn tc_of_kernel() -> Tc {
 }
 
 fn kernel_has_tcx() -> bool {
-    kernel_is_at_least((6, 6))
-}
-
-fn kernel_is_at_least(version: (u32, u32)) -> bool {
     let Ok(output) = Command::new("uname").arg("-r").output() else { return false };
     let release = String::from_utf8_lossy(&output.stdout);
     let mut numbers = release.split('.').map(|part| part.trim().parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(version.0), Some(version.1))
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
 }

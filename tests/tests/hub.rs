@@ -7,7 +7,7 @@ use mgre_tests::{
     capture::{self, Capture},
     conservation::Books,
     packet::{BROADCAST, UNKNOWN, mac_text, marked},
-    skip::{skipped, skipped_without_xdp},
+    skip::{skipped, skipped_without_redirects},
     topology::{Family, Layout, SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
@@ -106,7 +106,7 @@ fn a_hub_floods_to_all_but_the_sender() -> Result<()> {
 #[test]
 fn xdp_takes_known_unicast_from_spoke_to_spoke() -> Result<()> {
     const PINGS: u64 = 50;
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let spokes = star(true, Family::V4)?;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     conservation::Books,
-    skip::{skipped, skipped_without_xdp, tc_of_kernel},
+    skip::{skipped, skipped_without_redirects, tc_of_kernel},
     topology::{SEGMENT, Spoke, Spokes, Underlay},
     traffic, wait,
 };
@@ -88,7 +88,7 @@ fn by_itself_a_veth_gets_no_xdp() -> Result<()> {
 #[test]
 fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
     const PINGS: u64 = 50;
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let spokes = with_mode("native")?;
@@ -122,7 +122,7 @@ fn known_unicast_takes_the_short_way_and_is_counted_once() -> Result<()> {
 
 #[test]
 fn what_xdp_cannot_finish_goes_through_tcx() -> Result<()> {
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     for mode in ["native", "generic"] {
@@ -141,7 +141,7 @@ fn what_xdp_cannot_finish_goes_through_tcx() -> Result<()> {
 
 #[test]
 fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let spokes = with_mode_and_mtu("native", Some(9000))?;
@@ -159,7 +159,7 @@ fn frames_of_several_pages_take_the_short_way_too() -> Result<()> {
 
 #[test]
 fn detach_takes_xdp_off_and_a_restart_keeps_it() -> Result<()> {
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let mut spokes = with_mode("native")?;
@@ -198,7 +198,7 @@ fn another_ones_program_is_left_alone() -> Result<()> {
 
 #[test]
 fn an_interface_that_refuses_is_refused_by_an_operator_and_done_without_at_a_start() -> Result<()> {
-    if skipped_without_xdp() {
+    if skipped_without_redirects() {
         return Ok(());
     }
     let mut spokes = with_mode("native")?;

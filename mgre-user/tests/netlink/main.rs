@@ -45,7 +45,7 @@ fn tells_features() -> bool {
     let tells = mgre_user::netlink::tells_xdp_features().unwrap();
     if !tells {
         let thread = thread::current();
-        let why = "this kernel does not tell what drivers do with XDP, which Linux 6.3 and newer do";
+        let why = "this kernel does not tell what takes redirected frames (Linux 6.3)";
         writeln!(std::io::stderr(), "SKIP {}: {why}", thread.name().unwrap_or("?")).unwrap();
     }
     tells
