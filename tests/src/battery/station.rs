@@ -14,7 +14,7 @@ use crate::{
     traffic, wait,
 };
 
-/// The VLAN of [`Station::vlan_address`].
+/// The VLAN of [`Station::vlan_addresses`].
 pub const VLAN: u16 = 100;
 /// Between echo requests.
 const INTERVAL: &str = "0.2";
