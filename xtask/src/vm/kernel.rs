@@ -1,7 +1,7 @@
 //! Kernels: fetched as packages, unpacked, and made ready to boot.
 //!
-//! The folder of a release has `vmlinux`, which needs no decompression by an emulated processor, `modules.cpio`, and the
-//! unpacked packages in `tree`.
+//! The folder of a release has `vmlinux`, which needs no decompression by an emulated processor, `modules.cpio`, and
+//! the unpacked packages in `tree`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::host;
 
-/// The modules that guests get, by path below the release's folder `kernel`: whole folders, or files. What they depend on
-/// comes with them.
+/// The modules that guests get, by path below the release's folder `kernel`: whole folders, or files. What they depend
+/// on comes with them.
 const MODULES: [&str; 46] = [
     "crypto/",
     "arch/x86/crypto/",

@@ -75,8 +75,8 @@ pub(super) struct Ended {
     pub(super) complaints: Vec<String>,
 }
 
-/// Boots the kernel in `folder`, where `initrd` is and where its console and results are put, and hands on what its command
-/// prints.
+/// Boots the kernel in `folder`, where `initrd` is and where its console and results are put, and hands on what its
+/// command prints.
 pub(super) fn boot(
     qemu: &Qemu,
     kernel: &Kernel,

@@ -120,8 +120,8 @@ fn parse_stanzas(text: &str) -> Vec<Source> {
 }
 
 fn choose(sources: &[Source]) -> Option<Mirror> {
-    // The first mirror that has a suite of this kind. Others' archives call their suites by Debian's names, too, but not
-    // their components.
+    // The first mirror that has a suite of this kind. Others' archives call their suites by Debian's names, too, but
+    // not their components.
     let find = |wanted: &dyn Fn(&str) -> bool| {
         sources
             .iter()

@@ -1,7 +1,7 @@
 //! What a guest said of the tests in it.
 //!
-//! Its script writes lines that begin with `@` between what the test programs print: `@programs JSON`, `@begin PROGRAM`,
-//! `@skip SKIP TEST: WHY`, `@end PROGRAM CODE SECONDS`.
+//! Its script writes lines that begin with `@` between what the test programs print: `@programs JSON`,
+//! `@begin PROGRAM`, `@skip SKIP TEST: WHY`, `@end PROGRAM CODE SECONDS`.
 
 use std::collections::BTreeMap;
 

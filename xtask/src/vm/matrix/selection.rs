@@ -13,8 +13,8 @@ const LEFT_OUT: [(&str, Option<&str>, &str); 6] = [
     ("fuzzing", Some("no_text_upsets_a_parser"), "runs without the kernel"),
 ];
 
-/// The few: the programs' cases, floods, superframes and tags in test runs; and, with daemons, both ways to attach, both
-/// families of the underlay, XDP, TCP with offloads, and peers that fragment or want checksums.
+/// The few: the programs' cases, floods, superframes and tags in test runs; and, with daemons, clsact, both
+/// families of the underlay, XDP, TCP with offloads, and checksums with sequence numbers.
 const SLICE: [(&str, Option<&str>); 14] = [
     ("program", Some("cases::the_kernel_does_what_the_host_does")),
     ("program", Some("cases::the_kernels_early_hook_does_what_the_hosts_does")),
