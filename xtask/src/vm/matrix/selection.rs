@@ -14,8 +14,8 @@ const LEFT_OUT: [(&str, Option<&str>, &str); 6] = [
 ];
 
 /// The few: the programs' cases, floods, superframes and tags in test runs; and, with daemons, clsact, both
-/// families of the underlay, XDP, TCP with offloads, and checksums with sequence numbers.
-const SLICE: [(&str, Option<&str>); 14] = [
+/// families of the underlay, XDP, and TCP with offloads.
+const SLICE: [(&str, Option<&str>); 13] = [
     ("program", Some("cases::the_kernel_does_what_the_host_does")),
     ("program", Some("cases::the_kernels_early_hook_does_what_the_hosts_does")),
     ("program", Some("flood::every_peer_gets_a_header_of_its_own_kind")),
@@ -29,7 +29,6 @@ const SLICE: [(&str, Option<&str>); 14] = [
     ("ipv6", Some("a_segment_may_have_peers_of_both_families")),
     ("xdp", Some("known_unicast_takes_the_short_way_and_is_counted_once")),
     ("transport", Some("tcp_both_ways_with_offloads_and_without")),
-    ("options", Some("packets_with_both")),
 ];
 
 /// Whether tests of a program of this package may be wanted at all.
