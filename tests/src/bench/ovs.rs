@@ -67,7 +67,15 @@ impl Datapath {
     pub fn missing(self) -> Option<String> {
         let module = Path::new("/sys/module/openvswitch");
         missing().or_else(|| {
-            if self == Self::Userspace || module.exists() {
+            if self == Self::Userspace {
+                // Its bridges are tap devices.
+                let device = Path::new("/dev/net/tun");
+                if !device.exists() {
+                    Command::new("modprobe").arg("tun").output().ok();
+                }
+                return (!device.exists()).then(|| "the kernel has no tun module".to_owned());
+            }
+            if module.exists() {
                 return None;
             }
             let loaded = Command::new("modprobe").args(["-a", "openvswitch", "vport-gre"]).output();
