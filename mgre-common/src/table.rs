@@ -339,11 +339,12 @@ pub struct Template {
     pub reserved: [u8; 32],
 }
 
-/// Sequence numbers of one adjacency (RFC 2890 2.2).
+/// Numbers for packets of one adjacency.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Sequence {
-    /// How many packets had one: the next packet's number, in its lower half.
+    /// In its lower half the next packet's sequence number (RFC 2890 2.2): how many had one. In its upper half the next
+    /// packet's IPv4 identification, if it is to have one. (One word for both, since both are only ever added to.)
     pub sent: AtomicU64,
     /// The last number taken, and above it [`Clock::seconds`] then plus one; zero: none yet.
     pub received: AtomicU64,
@@ -354,6 +355,9 @@ pub struct Sequence {
 pub const SEQUENCE_MEMORY_SECONDS: u32 = 10;
 
 impl Sequence {
+    /// Where identifications begin in [`Self::sent`].
+    pub const IDS_SHIFT: u32 = 32;
+
     /// Whether a packet with this number is to be taken, and notes that it was. Numbers that
     /// are the last one taken, or up to 2^31 - 1 before it, are old.
     ///

@@ -74,10 +74,12 @@ fn act<F: Chain, T: Tables>(frame: &mut F, tables: &T, verdict: Verdict, now: No
             tables.count_drop(target, direction, reason);
             frame.drop()
         }
-        Verdict::Unfinished { source } => {
+        Verdict::Unfinished { source, bytes } => {
             frame.set_mark(Mark::UNFINISHED);
             let sent = tunnel::slow(tables).and_then(|egress| frame.redirect(egress));
             sent.unwrap_or_else(|reason| {
+                // Else it is counted when it comes back.
+                tables.count_received(source, bytes, now);
                 tables.count_drop(source, Direction::Receive, reason);
                 frame.drop()
             })
@@ -168,12 +170,9 @@ fn marked<F: Replicate, T: Tables>(
 ) -> Result<F::Action, DropReason> {
     match mark.target.kind() {
         TargetKind::Port(id) => {
-            let port = tables.port(id).ok_or(DropReason::Internal)?;
             let bytes = frame.len();
-            let egress = port_egress(port, frame.segment_size(), bytes)?;
-            let action = frame.redirect(egress)?;
-            tables.count_sent(mark.target, bytes);
-            Ok(action)
+            let egress = way_to_port(frame, tables, id, bytes)?;
+            tunnel::finish(frame, tables, mark.target, egress, bytes)
         }
         TargetKind::Adjacency(id) => {
             let adjacency = tables.adjacency(id).ok_or(DropReason::Internal)?;
@@ -223,7 +222,7 @@ fn forward_plain<F: Replicate, T: Tables>(
     }
 }
 
-/// Delivers a frame to a port.
+/// Delivers a frame to a port that gets it as it came, or as it was inside a tunnel.
 #[inline(always)]
 fn deliver<F: Resize, T: Tables>(
     frame: &mut F,
@@ -233,14 +232,22 @@ fn deliver<F: Resize, T: Tables>(
     out_of: Option<OutOf>,
     bytes: u32,
 ) -> Result<F::Action, DropReason> {
-    let port = tables.port(id).ok_or(DropReason::Internal)?;
-    let egress = port_egress(port, frame.segment_size(), bytes)?;
+    let egress = way_to_port(frame, tables, id, bytes)?;
     if let Some(out_of) = out_of {
         frame.strip(out_of.strip)?;
     }
-    let action = frame.redirect(egress)?;
-    tables.count_sent(to, bytes);
-    Ok(action)
+    tunnel::finish(frame, tables, to, egress, bytes)
+}
+
+/// Where a frame that counts for so many bytes goes to get to a port.
+#[inline(always)]
+fn way_to_port<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    id: u32,
+    bytes: u32,
+) -> Result<Egress, DropReason> {
+    port_egress(tables.port(id).ok_or(DropReason::Internal)?, frame.segment_size(), bytes)
 }
 
 #[inline(always)]
@@ -255,8 +262,7 @@ fn forward<F: Replicate, T: Tables>(
     let bytes = inner_len(frame, out_of);
     match to.kind() {
         TargetKind::Port(id) => {
-            let port = tables.port(id).ok_or(DropReason::Internal)?;
-            let egress = port_egress(port, frame.segment_size(), bytes)?;
+            let egress = way_to_port(frame, tables, id, bytes)?;
             if let Some(out_of) = out_of {
                 frame.undress(out_of)?;
                 if out_of.clamps != 0
@@ -266,9 +272,7 @@ fn forward<F: Replicate, T: Tables>(
                     mss::clamp(frame, adjacency.template());
                 }
             }
-            let action = frame.redirect(egress)?;
-            tables.count_sent(to, bytes);
-            Ok(action)
+            tunnel::finish(frame, tables, to, egress, bytes)
         }
         TargetKind::Adjacency(id) => {
             let via = Via::find(tables, id).ok_or(DropReason::Internal)?;

@@ -50,6 +50,8 @@ pub enum Verdict {
     Unfinished {
         /// Where it came from.
         source: Target,
+        /// Length of the frame inside.
+        bytes: u32,
     },
     /// It is not for us.
     Pass,
@@ -311,7 +313,7 @@ pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T
     let verified = if summed { S::verify(frame, strip, claims) } else { Ok(()) };
     // What is wrong even there is counted there.
     if S::UNFINISHED && verified.is_err() && tables.slow_interface().is_some() {
-        return Verdict::Unfinished { source };
+        return Verdict::Unfinished { source, bytes: strip.inner_len };
     }
     if !S::EARLY {
         tables.count_received(source, strip.inner_len, now);

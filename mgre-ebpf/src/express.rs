@@ -92,9 +92,11 @@ fn to_port<F: Resize, T: Tables>(
     now: Now,
 ) -> Result<F::Action, Option<DropReason>> {
     let port = tables.port(id).ok_or(None)?;
+    // A tag is put on by the last hook. And who takes frames from here is known for as long as the daemon looks.
     let needed = port_flag::VALID | port_flag::UP | port_flag::EXPRESS;
-    if port.flags.load(Ordering::Relaxed) & needed != needed
+    if port.flags.load(Ordering::Relaxed) & (needed | port_flag::TAGGED) != needed
         || journey.bytes > port.max_frame.load(Ordering::Relaxed)
+        || !tables.has_lease(now)
     {
         return Err(None);
     }

@@ -17,11 +17,14 @@ use mgre_common::target::{Mark, Target, TargetKind};
 use crate::act::{blame, port_egress};
 use crate::decide::{OutOf, is_hub};
 use crate::dress::{Dressing, Outside, Via};
-use crate::frame::{Egress, Replicate, Side, Step, Strip, inner_wire_len, wire_len};
+use crate::frame::{Egress, Replicate, Side, Step, Strip};
 use crate::handoff::Handoff;
 use crate::stamp::Traits;
+use crate::superframe::{
+    inner_wire_len, is_cut_before_copies, is_cut_on_the_way, shed_jumbo_header, wire_len,
+};
 use crate::tables::Tables;
-use crate::tunnel::{carries, copy_egress, is_stacked, needs_finishing, relayed_traits};
+use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
 
 /// A flooded frame's peers may have any options, so all that any asks for is looked up.
 const ALL: u8 = u8::MAX;
@@ -71,7 +74,7 @@ mod state {
     /// What is pending is counted as sent when it comes back from the slow interface.
     pub(super) const COUNTED_LATER: u32 = 1 << 3;
     /// It must be cut before there is a tunnel around it, whatever the peer.
-    pub(super) const STACKED: u32 = 1 << 4;
+    pub(super) const CUT_FIRST: u32 = 1 << 4;
     /// Who gets it with a header comes before who gets it as it is.
     pub(super) const WRAPPED_FIRST: u32 = 1 << 5;
 }
@@ -154,8 +157,9 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         match out_of {
             None => {
                 self.wrapped = tunnels;
-                if is_stacked(self.frame) {
-                    self.state = state::STACKED;
+                shed_jumbo_header(self.frame);
+                if is_cut_before_copies(self.frame) {
+                    self.state = state::CUT_FIRST;
                 }
                 self.traits = Traits::read(self.frame, 0, ALL);
                 self.frame_len = wire_len(self.frame);
@@ -166,6 +170,9 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
                 self.wrapped = tunnels;
                 self.hops = out_of.strip.hops / 2;
                 self.state = state::RECEIVED | state::WRAPPED_FIRST;
+                if is_cut_on_the_way(self.frame) {
+                    self.state |= state::CUT_FIRST;
+                }
                 self.out_of = out_of;
                 self.traits = relayed_traits(self.frame, out_of, ALL);
                 self.frame_len = inner_wire_len(self.frame, out_of.strip);
@@ -177,7 +184,8 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             }
         }
         let finishes = record.flags.load(Ordering::Relaxed) & segment_flag::FINISHES != 0;
-        self.bare = if finishes || self.has(state::STACKED) { self.ports + self.wrapped } else { self.ports };
+        self.bare =
+            if finishes || self.has(state::CUT_FIRST) { self.ports + self.wrapped } else { self.ports };
         // However it came, one state stands for all.
         self.source = Target::from_bits(self.frame.blur(self.source.to_bits()));
         self.traits = self.traits.blur(self.frame);
@@ -259,7 +267,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
     /// Whether it goes to a peer by the slow interface.
     #[inline(always)]
     fn finishes(&self, template: &Template) -> bool {
-        needs_finishing(template) || self.has(state::STACKED)
+        needs_finishing(template) || self.has(state::CUT_FIRST)
     }
 
     /// Whether the frame has the outer headers that it came with, of which it is now relieved.

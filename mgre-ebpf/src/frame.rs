@@ -5,7 +5,7 @@ use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, LINK_LOCAL_GROUPS, PROBE_GROUPS, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, LINK_LOCAL_GROUPS, PROBE_GROUPS};
 
 use crate::decide::OutOf;
 use crate::dress::{self, Dressing};
@@ -379,7 +379,8 @@ pub trait Resize: Frame {
     /// A tag beside the frame goes into it.
     ///
     /// # Errors
-    /// The kernel could not; the frame must then be dropped.
+    /// The kernel could not. A superframe, which it refuses if there are the marks of another tunnel on it, is as it was;
+    /// another frame must then be dropped.
     fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
 
     /// Puts a template's header in the place of the outer headers that it came with.
@@ -425,6 +426,10 @@ pub trait Replicate: Resize + Whole {
     /// The kernel could not.
     fn readdress(&mut self, template: &Template, stamp: Stamp, outer_len: u32) -> Result<(), DropReason>;
 
+    /// Takes out so many bytes right behind the IPv6 header that follows Ethernet's; that says then what comes next.
+    /// Whether it was done; if not, nothing was.
+    fn take_out_extension(&mut self, len: u32, next_header: IpProtocol) -> bool;
+
     /// Sends a copy.
     ///
     /// # Errors
@@ -465,56 +470,4 @@ pub trait Replicate: Resize + Whole {
 pub trait Step {
     /// Does the round with this number; says whether to go on.
     fn step(&mut self, index: u32) -> bool;
-}
-
-/// Length of the longest frame on the wire that this one stands for: its own,
-/// or that of a full segment of a GSO superframe. A tag beside it counts.
-///
-/// Where a superframe's headers are of a kind that cannot be told from here
-/// (IPv6 extensions), the answer is too short by the transport header, and the
-/// device that segments it has the last word.
-#[inline(always)]
-pub fn wire_len<F: Frame>(frame: &F) -> u32 {
-    let tag = if frame.has_tag_beside() { VLAN_TAG_LEN as u32 } else { 0 };
-    match frame.segment_size() {
-        0 => frame.len() + tag,
-        segment => frame.blur(superframe_headers_len(frame, 0)) + segment + tag,
-    }
-}
-
-/// The same for the frame inside of outer headers.
-#[inline(always)]
-pub fn inner_wire_len<F: Frame>(frame: &F, strip: Strip) -> u32 {
-    match frame.segment_size() {
-        0 => strip.inner_len,
-        segment => frame.blur(superframe_headers_len(frame, strip.outer_len)) + segment,
-    }
-}
-
-/// Length of the headers that each segment has, of the frame behind outer headers of this length.
-#[inline(always)]
-fn superframe_headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
-    const TCP: u8 = 6;
-    const UDP_LEN: u32 = 8;
-    let Some(inner) = Inner::read(frame, outer_len) else { return ETHERNET_LEN as u32 };
-    let l3 = inner.l3 as usize;
-    let byte = |at: usize| frame.read_behind::<u8>(outer_len, l3 + at);
-    let (ip_len, protocol) = if inner.version.is_v6() {
-        (40, byte(6).unwrap_or(0))
-    } else {
-        (u32::from(byte(0).unwrap_or(0) & 0xf) * 4, byte(9).unwrap_or(0))
-    };
-    let transport_len = if protocol == TCP {
-        // Only headers without options have a fixed place for what follows them;
-        // with IPv4 options the usual TCP header with timestamps is assumed.
-        let offset = match ip_len {
-            20 => byte(20 + 12),
-            40 => byte(40 + 12),
-            _ => None,
-        };
-        offset.map_or(32, |byte| u32::from(byte >> 4) * 4)
-    } else {
-        UDP_LEN
-    };
-    inner.l3 + ip_len + transport_len
 }

@@ -83,6 +83,14 @@ impl Inner {
         self.l3 + header_len as u32 <= frame_len
     }
 
+    /// The protocol that it says it carries; of IPv6 packets, what follows the fixed header. None is 0, as where it is cut
+    /// short.
+    #[inline(always)]
+    pub fn protocol<F: Frame>(&self, frame: &F, outer_len: u32) -> IpProtocol {
+        let at = if self.version.is_v6() { 6 } else { 9 };
+        IpProtocol(frame.read_behind::<u8>(outer_len, self.l3 as usize + at).unwrap_or(0))
+    }
+
     /// Whether nobody may fragment it: an IPv4 packet that says so, and any IPv6 packet.
     #[inline(always)]
     pub fn dont_fragment<F: Frame>(&self, frame: &F, outer_len: u32) -> bool {

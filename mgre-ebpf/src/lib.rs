@@ -39,6 +39,7 @@ pub mod mss;
 pub mod neighbor;
 pub mod outer;
 pub mod stamp;
+pub mod superframe;
 pub mod tables;
 #[cfg(test)]
 mod tests;

@@ -92,7 +92,7 @@ fn mgre_lease(_context: TcContext) -> i32 {
     0
 }
 
-/// Tries, on a test packet of at least 100 bytes, which flags the kernel knows
+/// Tries, on a test packet of IPv4 and at least 300 bytes, which flags the kernel knows
 /// for taking headers off. Returns them, shifted right by 7, below which there are none.
 #[classifier]
 fn mgre_probe(context: TcContext) -> i32 {

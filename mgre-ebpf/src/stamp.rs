@@ -5,6 +5,7 @@ use mgre_common::target::{Target, TargetKind};
 
 use crate::frame::{Frame, Stamp};
 use crate::inner::{ECN, Inner, flow};
+use crate::superframe::segments;
 use crate::tables::Tables;
 
 /// What outer packets take over from the frame inside.
@@ -14,13 +15,15 @@ pub struct Traits {
     pub tos: u8,
     /// Whether nobody may fragment the packet: 1 or 0. (A number, so that it can be blurred.)
     pub dont_fragment: u8,
+    /// How many packets it will be once it is cut, or more.
+    pub segments: u16,
     /// Which flow it is of, if that was asked for.
     pub flow: u32,
 }
 
 impl Traits {
     /// None at all.
-    pub const NONE: Self = Self { tos: 0, dont_fragment: 0, flow: 0 };
+    pub const NONE: Self = Self { tos: 0, dont_fragment: 0, segments: 1, flow: 0 };
 
     /// Those of the frame that begins behind so many bytes of outer headers, as far as a
     /// template with these options ([`template_option`] bits) asks for them.
@@ -38,7 +41,8 @@ impl Traits {
         if asks(template_option::FLOW_ID | template_option::UDP) {
             number = frame.blur(flow(frame, outer_len));
         }
-        Self { tos, dont_fragment: dont_fragment as u8, flow: number }
+        let segments = frame.blur(segments(frame).into()) as u16;
+        Self { tos, dont_fragment: dont_fragment as u8, segments, flow: number }
     }
 
     /// The same, blurred ([`Frame::blur`]).
@@ -47,6 +51,7 @@ impl Traits {
         Self {
             tos: frame.blur(self.tos.into()) as u8,
             dont_fragment: frame.blur(self.dont_fragment.into()) as u8,
+            segments: frame.blur(self.segments.into()) as u16,
             flow: frame.blur(self.flow),
         }
     }
@@ -58,7 +63,7 @@ impl Traits {
         let inherits_df = template.options & template_option::INHERIT_DF != 0;
         let dont_fragment = if inherits_df { self.dont_fragment } else { 0 };
         Stamp {
-            id: if dont_fragment != 0 { 0 } else { packet_id(tables, template, to) },
+            id: if dont_fragment != 0 { 0 } else { packet_id(tables, template, to, self.segments) },
             hops,
             // The normal mode of RFC 6040 4.1: ECN is always copied.
             tos: if inherits { self.tos } else { self.tos & ECN },
@@ -68,10 +73,14 @@ impl Traits {
     }
 }
 
-/// The outer IPv4 identification: zero where nobody may fragment the packet (RFC 6864 4.1).
+/// The outer IPv4 identification, of the first of so many packets: zero where nobody may fragment them (RFC 6864 4.1).
 #[inline(always)]
-pub fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target) -> u16 {
-    if template.flags & template_flag::NEEDS_ID != 0 { tables.packet_id(to) } else { 0 }
+pub fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target, segments: u16) -> u16 {
+    if template.flags & template_flag::NEEDS_ID == 0 {
+        return 0;
+    }
+    let TargetKind::Adjacency(id) = to.kind() else { return 0 };
+    tables.sequence(id).map_or(0, |sequence| tables.next_ids(sequence, segments))
 }
 
 /// The first packet has number 0 (RFC 2890 2.2).

@@ -86,6 +86,9 @@ pub trait Tables {
     /// Takes the next sequence number of those.
     fn next_sequence(&self, sequence: &Sequence) -> u32;
 
+    /// Takes so many identifications of those; the first of them.
+    fn next_ids(&self, sequence: &Sequence, count: u16) -> u16;
+
     /// The interface that frames leave by which cannot be finished here, if there is one.
     fn slow_interface(&self) -> Option<u32>;
 
@@ -93,9 +96,6 @@ pub trait Tables {
     /// the same MAC addresses. The frame begins behind so many bytes of outer headers; of
     /// `event`, `captured` says how many bytes it has, and is filled in here.
     fn report_too_big<F: Whole>(&self, frame: &F, outer_len: u32, event: TooBigHead);
-
-    /// A number for a packet to a target that differs from those of the packets before it.
-    fn packet_id(&self, target: Target) -> u16;
 
     /// Tells the daemon of a source address, unless it was told lately.
     fn report(&self, event: &LearnEvent, source: Target);

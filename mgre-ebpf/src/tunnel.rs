@@ -2,7 +2,7 @@
 //!
 //! What cannot be finished here goes by way of the *slow interface*, which the daemon
 //! keeps: a frame that needs its inner checksum finished or must not be a superframe
-//! (GRE checksums, sequence numbers) comes back from there as frames of the wire's size,
+//! (GRE checksums, sequence numbers, a tunnel inside) comes back from there as frames of the wire's size,
 //! marked with its target; a packet that must be fragmented outside is sent by the daemon.
 
 use mgre_common::event::TooBigHead;
@@ -13,9 +13,12 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
 use crate::decide::OutOf;
 use crate::dress::{Dressing, Outside, Via};
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip, inner_wire_len, wire_len};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip};
 use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
+use crate::superframe::{
+    inner_wire_len, is_cut_first, is_cut_on_the_way, segments, shed_jumbo_header, wire_len,
+};
 use crate::tables::{Now, Tables};
 
 /// Where a frame came from, where it goes, and the bytes that it counts for.
@@ -51,6 +54,9 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     now: Now,
 ) -> Result<F::Action, DropReason> {
     let template = via.template;
+    if out_of.is_none() {
+        shed_jumbo_header(frame);
+    }
     let (outer_len, frame_len) = match out_of {
         None => (0, wire_len(frame)),
         Some(OutOf { strip, .. }) => (strip.outer_len, inner_wire_len(frame, strip)),
@@ -61,8 +67,11 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     if frame_len > template.max_frame {
         too_long(frame, tables, template, journey, outer_len, frame_len)?;
     }
-    let may_be_wrapped = if out_of.is_some() { frame.may_rest_on(template) } else { !is_stacked(frame) };
-    if needs_finishing(template) || !may_be_wrapped {
+    let cut_first = match out_of {
+        None => is_cut_first(frame),
+        Some(_) => !frame.may_rest_on(template) || is_cut_on_the_way(frame),
+    };
+    if needs_finishing(template) || cut_first {
         return to_be_finished(frame, tables, journey, out_of);
     }
     let asks = if out_of.is_some() { frame.is_taken_for(template) } else { frame.carries_ip() };
@@ -76,8 +85,13 @@ pub(crate) fn send<F: Replicate, T: Tables>(
         }
     };
     let stamp = traits.stamp(tables, template, journey.to, hops);
-    frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside })?;
-    finish(frame, tables, journey, egress)
+    match frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside }) {
+        Err(_) if out_of.is_none() && frame.segment_size() != 0 => {
+            return to_be_finished(frame, tables, journey, None);
+        }
+        dressed => dressed?,
+    }
+    finish(frame, tables, journey.to, egress, journey.bytes)
 }
 
 /// Sends a frame to a peer that asks for nothing special; does nothing if the frame or the peer needs more than the
@@ -90,12 +104,20 @@ pub(crate) fn send_plain<F: Replicate, T: Tables>(
     journey: Journey,
     now: Now,
 ) -> Option<Result<F::Action, DropReason>> {
-    if template.options != 0 || frame.has_tag_beside() || wire_len(frame) > template.max_frame {
+    if template.options != 0
+        || frame.has_tag_beside()
+        || wire_len(frame) > template.max_frame
+        || is_cut_first(frame)
+    {
         return None;
     }
     let sent = match egress(tables, template, frame.carries_ip(), now) {
-        Ok(egress) => wrap_plain(frame, tables, template, journey.to)
-            .and_then(|()| finish(frame, tables, journey, egress)),
+        Ok(egress) => match wrap_plain(frame, tables, template, journey.to) {
+            Ok(()) => finish(frame, tables, journey.to, egress, journey.bytes),
+            // It bears the marks of another tunnel, and is as it was.
+            Err(_) if frame.segment_size() != 0 => return None,
+            Err(reason) => Err(reason),
+        },
         Err(reason) => Err(reason),
     };
     Some(sent)
@@ -109,7 +131,7 @@ fn wrap_plain<F: Resize, T: Tables>(
     template: &Template,
     to: Target,
 ) -> Result<(), DropReason> {
-    let id = packet_id(tables, template, to);
+    let id = packet_id(tables, template, to, segments(frame));
     frame.encapsulate(template, Stamp { id, tos: ecn(frame), ..Stamp::PLAIN })
 }
 
@@ -124,7 +146,7 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
     now: Now,
 ) -> Result<F::Action, DropReason> {
     let template = via.template;
-    let journey = Journey { source: Target::NONE, to: mark.target, bytes: frame.len() };
+    let bytes = frame.len();
     carries(frame, template, 0)?;
     // Who sent what does not fit and may not be fragmented was told before it went there.
     let routed = template.flags & template_flag::ROUTED != 0;
@@ -141,19 +163,20 @@ pub(crate) fn send_finished<F: Replicate, T: Tables>(
         let numbered = template.options & template_option::SEQUENCE != 0;
         frame.seal(template, if numbered { next_sequence(tables, mark.target) } else { 0 })?;
     }
-    finish(frame, tables, journey, egress)
+    finish(frame, tables, mark.target, egress, bytes)
 }
 
-/// Sends what is ready.
+/// Sends what is ready, and counts it.
 #[inline(always)]
-fn finish<F: Replicate, T: Tables>(
+pub(crate) fn finish<F: Resize, T: Tables>(
     frame: &mut F,
     tables: &T,
-    journey: Journey,
+    to: Target,
     egress: Egress,
+    bytes: u32,
 ) -> Result<F::Action, DropReason> {
     let action = frame.redirect(egress)?;
-    tables.count_sent(journey.to, journey.bytes);
+    tables.count_sent(to, bytes);
     Ok(action)
 }
 
@@ -161,15 +184,6 @@ fn finish<F: Replicate, T: Tables>(
 #[inline(always)]
 pub(crate) const fn needs_finishing(template: &Template) -> bool {
     template.options & template_option::NEEDS_FINISHING != 0
-}
-
-/// Whether it is a superframe with a tag beside it and another one inside, which the kernel
-/// cannot cut once there is a tunnel around both.
-#[inline(always)]
-pub(crate) fn is_stacked<F: Frame>(frame: &F) -> bool {
-    frame.segment_size() != 0
-        && frame.has_tag_beside()
-        && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
 }
 
 /// The slow interface, for packets that are to be fragmented outside, or finished.

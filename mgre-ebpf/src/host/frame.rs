@@ -5,7 +5,7 @@ use mgre_common::checksum;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{OuterFamily, Template, template_option};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, IpProtocol, UDP_LEN, VLAN_TAG_LEN};
 
 use crate::act;
 use crate::frame::{Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
@@ -31,6 +31,8 @@ pub struct Failures {
     pub strip: bool,
     /// [`Resize::encapsulate`] fails.
     pub encapsulate: bool,
+    /// It is refused, as for a superframe that bears the marks of another tunnel.
+    pub marked: bool,
     /// [`Whole::overwrite`] fails.
     pub overwrite: bool,
     /// [`Replicate::copy_to`] fails for these interfaces.
@@ -253,6 +255,9 @@ impl Resize for HostFrame {
             self.damage();
             return Err(DropReason::Headroom);
         }
+        if self.failures.marked {
+            return Err(DropReason::Headroom);
+        }
         let inner = self.on_the_wire();
         self.tag = None;
         self.bytes = outer_packet(template, &inner, stamp);
@@ -310,6 +315,14 @@ impl Replicate for HostFrame {
         self.bytes = outer_packet(template, &inner, stamp);
         self.outer_len = template.header_len.into();
         Ok(())
+    }
+
+    fn take_out_extension(&mut self, len: u32, next_header: IpProtocol) -> bool {
+        assert_eq!(self.bytes[12..14], [0x86, 0xdd], "not behind Ethernet's header");
+        let behind = ETHERNET_LEN + IPV6_LEN;
+        self.bytes.drain(behind..behind + len as usize);
+        self.bytes[ETHERNET_LEN + 6] = next_header.0;
+        true
     }
 
     fn copy_to(&mut self, egress: Egress) -> Result<(), DropReason> {

@@ -57,6 +57,18 @@ pub fn udp_v6(destination: MacAddr, source: MacAddr, payload_len: usize) -> Vec<
     bytes
 }
 
+/// A TCP frame over IPv6. A payload that is too long for its header is not noted there.
+pub fn tcp_v6(destination: MacAddr, source: MacAddr, payload_len: usize) -> Vec<u8> {
+    let (from, to) = ([0xfd; 16], [0xfe; 16]);
+    let builder =
+        PacketBuilder::ethernet2(source.0, destination.0).ipv6(from, to, 64).tcp(40_000, 80, 1, 1024);
+    let mut bytes = Vec::new();
+    let noted = payload_len.min(60_000);
+    builder.write(&mut bytes, &vec![0x5a; noted]).expect("a vector takes all");
+    bytes.resize(bytes.len() + payload_len - noted, 0x5a);
+    bytes
+}
+
 /// A frame whose IP packet has this traffic class octet: IPv4 or IPv6, whichever it is, behind
 /// whatever tags there are.
 pub fn with_tos(frame: &[u8], tos: u8) -> Vec<u8> {

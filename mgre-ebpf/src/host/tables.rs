@@ -306,6 +306,11 @@ impl Tables for MemoryTables {
         sequence.sent.fetch_add(1, Ordering::Relaxed) as u32
     }
 
+    fn next_ids(&self, sequence: &Sequence, count: u16) -> u16 {
+        let before = sequence.sent.fetch_add(u64::from(count) << Sequence::IDS_SHIFT, Ordering::Relaxed);
+        (before >> Sequence::IDS_SHIFT) as u16
+    }
+
     fn slow_interface(&self) -> Option<u32> {
         match self.clock.slow_ifindex.load(Ordering::Relaxed) {
             0 => None,
@@ -339,10 +344,6 @@ impl Tables for MemoryTables {
 
     fn add(&self, word: &AtomicU64, number: u64) {
         word.fetch_add(number, Ordering::Relaxed);
-    }
-
-    fn packet_id(&self, target: Target) -> u16 {
-        self.traffic(target).transmit_packets as u16
     }
 
     fn neighbor(&self, key: &NeighborKey) -> Option<&NeighborSlot> {

@@ -280,6 +280,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn next_ids(&self, sequence: &Sequence, count: u16) -> u16 {
+        let count = u64::from(count) << Sequence::IDS_SHIFT;
+        // SAFETY: as above.
+        let before = unsafe { atomic_fetch_add((&raw const sequence.sent).cast_mut().cast(), count) };
+        (before >> Sequence::IDS_SHIFT) as u16
+    }
+
+    #[inline(always)]
     fn slow_interface(&self) -> Option<u32> {
         match CLOCK.get(0)?.slow_ifindex.load(Ordering::Relaxed) {
             0 => None,
@@ -339,16 +347,6 @@ impl Tables for Maps {
         // SAFETY: the word is valid, and everybody adds to it so; a store beside that may
         // lose what one frame adds.
         unsafe { atomic_fetch_add((&raw const *word).cast_mut().cast(), number) };
-    }
-
-    #[inline(always)]
-    fn packet_id(&self, target: Target) -> u16 {
-        // The target's count of packets on this CPU and the CPU: of all its packets, no
-        // two of 65,536 / (CPUs + 1) in a row on one CPU are alike.
-        let Some(row) = traffic(target) else { return 0 };
-        // SAFETY: the row is this CPU's.
-        let packets = unsafe { (*row).transmit_packets };
-        (packets as u32 * config_field!(traffic_rows) + cpu()) as u16
     }
 
     #[inline(always)]

@@ -9,47 +9,32 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV6_LEN, VLAN_TAG_LEN};
+use mgre_common::wire::{EtherType, IpProtocol, VLAN_TAG_LEN};
 use mgre_ebpf::decide::OutOf;
 use mgre_ebpf::dress::{Dressing, out_of_to_words};
 use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
 use mgre_ebpf::inner::Inner;
 use mgre_ebpf::tables::Tables;
 
-use super::maps::config;
 use super::wire::{behind, blur};
 
 mod chain;
 mod encap;
+mod strip;
 mod whole;
 
-/// Kernel 6.2 (commit d219df60a70e): sets the buffer's protocol when headers come off.
-const DECAP_L3_IPV4: u64 = 1 << 7;
-const DECAP_L3_IPV6: u64 = 1 << 8;
-/// Kernels after 6.18: clears the marks of the encapsulation as well.
-const DECAP_L4_GRE: u64 = 1 << 9;
-/// A program's return value has no room for flags below this bit anyway.
-const PROBE_SHIFT: u32 = 7;
+pub(crate) use strip::probe_strip_flags;
 
 /// Headers that must lie in the buffer's linear part: outer Ethernet, IPv6 and
 /// GRE, and inside Ethernet, a tag, IPv6 and what of TCP tells its length.
 const LINEAR_LEN: u32 = 14 + 40 + 8 + 14 + 4 + 40 + 14;
-
-/// An Ethernet frame without its checksum is never shorter than this on a wire.
-const MIN_FRAME_LEN: u32 = 60;
-
-/// The kernel strips only what leaves the length of an IP header behind Ethernet and a tag: of the
-/// one inside, where it is told what that is, else of the outer one.
-const MIN_STRIP_LEN_V4: u32 = 14 + 4 + 20;
-/// The same where the outer header is an IPv6 one.
-const MIN_STRIP_LEN_V6: u32 = 14 + 4 + 40;
 
 /// A socket buffer. On its way in (`ingress`) it can be handed to a veth's other end.
 pub(crate) struct Skb {
@@ -163,44 +148,6 @@ impl Skb {
         }
         // SAFETY: the pointer is the program's context.
         check(unsafe { bpf_skb_vlan_push(self.skb, EtherType::VLAN.to_word(), egress.vlan) })
-    }
-
-    /// The tag at the start of a stripped frame and the type behind it, if it is one
-    /// that the kernel should keep beside the frame: IP inside, so that a superframe
-    /// can be cut.
-    #[inline(always)]
-    fn inner_tag(&self, strip: Strip, inner: &Ethernet) -> Option<[u8; VLAN_TAG_LEN]> {
-        // What stands behind a frame's end is padding, and no tag.
-        if !inner.ethertype().is_vlan() || strip.inner_len < (ETHERNET_LEN + VLAN_TAG_LEN) as u32 {
-            return None;
-        }
-        let mut tag = [0_u8; VLAN_TAG_LEN];
-        let to = tag.as_mut_ptr().cast::<c_void>();
-        let at = strip.outer_len + ETHERNET_LEN as u32;
-        // SAFETY: the pointer is the program's context, and `to` has room for the bytes.
-        let read = unsafe { bpf_skb_load_bytes(self.skb.cast(), at, to, VLAN_TAG_LEN as u32) };
-        let ethertype = EtherType::from_bytes([tag[2], tag[3]]);
-        (read == 0 && (ethertype == EtherType::IPV4 || ethertype == EtherType::IPV6)).then_some(tag)
-    }
-
-    /// Cuts link-layer padding off, and pads what is too short for the kernel to strip.
-    #[inline(always)]
-    fn fit(&self, strip: Strip, inner: EtherType) -> Result<(), DropReason> {
-        if self.segment_size() != 0 {
-            return Ok(());
-        }
-        self.resize(strip.outer_len + strip.inner_len)?;
-        // Kernels before 6.2 cannot be told; and of a cut-short IPv6 header they are told nothing (`strip`).
-        let tells = config().strip_flags & DECAP_L3_IPV4 as u32 != 0;
-        let whole_v6 = strip.inner_len >= (ETHERNET_LEN + IPV6_LEN) as u32;
-        let told = tells && (inner == EtherType::IPV4 || inner == EtherType::IPV6 && whole_v6);
-        let outer = EtherType::from_word(field!(self.protocol) as u16);
-        let least = if outer == EtherType::IPV6 && !told { MIN_STRIP_LEN_V6 } else { MIN_STRIP_LEN_V4 };
-        if strip.inner_len < least {
-            // With zeros: what stood behind the frame was cut off before.
-            self.resize(strip.outer_len + MIN_FRAME_LEN)?;
-        }
-        Ok(())
     }
 
     /// The kernel looks the next hop up, and what it does not know it asks for. It goes
@@ -325,38 +272,7 @@ impl Resize for Skb {
 
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
-        let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
-        let tag = self.inner_tag(strip, &inner);
-        self.fit(strip, inner.ethertype())?;
-        let mut outer_len = strip.outer_len;
-        let mut payload_len = strip.inner_len - ETHERNET_LEN as u32;
-        let outer_ethertype = inner.ethertype();
-        if let Some(tag) = tag {
-            outer_len += VLAN_TAG_LEN as u32;
-            payload_len -= VLAN_TAG_LEN as u32;
-            inner = inner.with_ethertype(EtherType::from_bytes([tag[2], tag[3]]));
-        }
-        // With these, the kernel insists on a whole IP header behind what it strips.
-        let decap = match inner.ethertype() {
-            EtherType::IPV4 if payload_len >= 20 => DECAP_L3_IPV4 | DECAP_L4_GRE,
-            EtherType::IPV6 if payload_len >= 40 => DECAP_L3_IPV6 | DECAP_L4_GRE,
-            _ => DECAP_L4_GRE,
-        };
-        let flags = decap & u64::from(config().strip_flags) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
-        self.adjust_room(-(outer_len as i32), flags)?;
-        self.write_ethernet(0, inner)?;
-        // Kernels before 6.2 were not told what was inside, and would cut a GSO packet by what was outside.
-        let unknown = config().strip_flags & DECAP_L3_IPV4 as u32 == 0;
-        if unknown && self.segment_size() != 0 && !self.protocol_is_told() {
-            self.tell_protocol()?;
-        }
-        if let Some([high, low, ..]) = tag {
-            let protocol = outer_ethertype.to_word();
-            let tci = u16::from_be_bytes([high, low]);
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_push(self.skb, protocol, tci) })?;
-        }
-        Ok(())
+        self.strip_headers(strip)
     }
 
     #[inline(always)]
@@ -384,17 +300,20 @@ impl Resize for Skb {
         let class = self.read_behind::<u16>(l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
         let ipv6 = inner.version.is_v6();
         let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
+        // In IPv4, the header's checksum makes up for it: the sum over both, which a device may have told, stays as it is.
+        let mut flags = RECOMPUTE;
         if !ipv6 {
             let at = l3 + 10;
             // SAFETY: the pointer is the program's context.
             let done =
                 unsafe { bpf_l3_csum_replace(self.skb, at, class.to_be().into(), new.to_be().into(), 2) };
             check(done)?;
+            flags = 0;
         }
         let new = new.to_be();
         let from = ptr::from_ref(&new).cast::<c_void>();
         // SAFETY: the pointer is the program's context, and `from` holds two bytes.
-        check(unsafe { bpf_skb_store_bytes(self.skb, l3, from, 2, RECOMPUTE) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, l3, from, 2, flags) })
     }
 
     #[inline(always)]
@@ -436,6 +355,11 @@ impl Replicate for Skb {
             self.adjust_room(longer, keep)?;
         }
         self.write_outer(template, self.len(), stamp, inner)
+    }
+
+    #[inline(always)]
+    fn take_out_extension(&mut self, len: u32, next_header: IpProtocol) -> bool {
+        self.take_out_behind_ipv6(len, next_header).is_ok()
     }
 
     #[inline(always)]
@@ -481,15 +405,4 @@ fn redirect_flags(egress: Egress) -> u64 {
 #[inline(always)]
 fn check(result: i64) -> Result<(), DropReason> {
     if result == 0 { Ok(()) } else { Err(DropReason::Headroom) }
-}
-
-/// Which of the flags for taking headers off the kernel knows: each is tried on the test packet.
-pub(crate) fn probe_strip_flags(skb: &Skb) -> i32 {
-    let mut known = 0;
-    for flags in [DECAP_L3_IPV4, DECAP_L3_IPV6, DECAP_L4_GRE] {
-        if skb.adjust_room(-4, flags | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)).is_ok() {
-            known |= flags;
-        }
-    }
-    (known >> PROBE_SHIFT) as i32
 }

@@ -21,6 +21,9 @@ use super::wire::{
     write_fields,
 };
 
+/// An Ethernet frame without its checksum is never shorter than this on a wire.
+pub(super) const MIN_FRAME_LEN: u32 = 60;
+
 /// An XDP buffer. One that may have fragments (`FRAGS`) must ask the kernel for its length.
 pub(crate) struct Xdp<const FRAGS: bool> {
     context: *mut xdp_md,
@@ -70,11 +73,14 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     #[inline(always)]
     fn cut_padding(&self, strip: Strip) -> Result<(), DropReason> {
         let padding = self.len() - (strip.outer_len + strip.inner_len);
-        if padding == 0 {
-            return Ok(());
-        }
+        if padding == 0 { Ok(()) } else { self.adjust_tail(-(padding as i32)) }
+    }
+
+    /// Moves the packet's end. What is new there is zero.
+    #[inline(always)]
+    fn adjust_tail(&self, by: i32) -> Result<(), DropReason> {
         // SAFETY: the pointer is the program's context.
-        check(unsafe { bpf_xdp_adjust_tail(self.context, -(padding as i32)) })
+        check(unsafe { bpf_xdp_adjust_tail(self.context, by) })
     }
 
     /// Writes a header at the start of a packet of this length.
@@ -256,6 +262,10 @@ impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
     #[inline(always)]
     fn strip(&mut self, strip: Strip) -> Result<(), DropReason> {
         self.cut_padding(strip)?;
+        // Some drivers send on what is redirected to them as it is.
+        if strip.inner_len < MIN_FRAME_LEN {
+            self.adjust_tail((MIN_FRAME_LEN - strip.inner_len) as i32)?;
+        }
         self.adjust_head(strip.outer_len as i32)
     }
 

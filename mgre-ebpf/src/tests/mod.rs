@@ -8,3 +8,4 @@ mod neighbors;
 mod properties;
 mod rfc;
 mod state;
+mod superframes;

@@ -2,12 +2,10 @@
 
 use core::sync::atomic::Ordering;
 
-use etherparse::Ipv4Header;
 use mgre_common::event::HELD_INTERVAL_NS;
 use mgre_common::fdb::{FdbKey, SEEN_STATIC};
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::Target;
-use mgre_common::template::DontFragment;
 use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
@@ -15,7 +13,7 @@ use crate::frame::Side;
 use crate::host::frame::{HostAction, HostFrame};
 use crate::host::packet::{Outer, frame, tcp_v4};
 use crate::host::tables::MemoryTables;
-use crate::host::world::{Entry, PEER_A, PeerSpec, PortSpec, World, peer_v4, peer_v6, station};
+use crate::host::world::{PEER_A, World, peer_v4, peer_v6, station};
 use crate::{act, express};
 
 /// The key of a segment that is a hub.
@@ -79,60 +77,17 @@ fn a_lapsed_lease() {
     }
     // Between ports there is no next hop.
     assert_eq!(side(tcp_v4(station(2), station(1), 9)), Side::Out);
-    // The early hook leaves it to the last.
-    let mut early = HostFrame::new(tcp_v4(station(3), station(1), 9));
-    assert_eq!(express::process_port(&mut early, &tables, 10), HostAction::Passed);
-}
-
-/// RFC 6864 4: zero where nobody may fragment the packet, else a number of its own.
-#[test]
-fn rfc_6864_4_identifications_of_packets_that_may_be_fragmented_differ() {
-    let world = World {
-        ports: vec![PortSpec::new(0, 1)],
-        peers: vec![PeerSpec { dont_fragment: DontFragment::Unset, ..PeerSpec::new(0, 1, PEER_A, Some(7)) }],
-        segments: vec![(1, 1)],
-        entries: vec![Entry {
-            segment: 1,
-            mac: station(3),
-            target: Target::adjacency(0),
-            seen: 1,
-            held: false,
-        }],
-        ..World::default()
-    };
+    // The early hook leaves it to the last: whether an interface still takes frames from there, nobody looks.
     let mut tables = MemoryTables::default();
-    world.install(&mut tables);
-    let mut ids = std::collections::HashSet::new();
-    for _ in 0..1000 {
-        let mut frame = HostFrame::new(tcp_v4(station(3), station(1), 9));
-        act::process_port(&mut frame, &tables, 10);
-        let (ip, _) = Ipv4Header::from_slice(&frame.bytes()[14..]).expect("IPv4");
-        assert!(!ip.dont_fragment);
-        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-        assert!(ids.insert(ip.identification), "{} twice", ip.identification);
+    World::express().install(&mut tables);
+    for (lease, passes) in [(u64::MAX, false), (0, true)] {
+        tables.clock.lease.store(lease, Ordering::Relaxed);
+        for to in [2, 3] {
+            let mut early = HostFrame::new(tcp_v4(station(to), station(1), 9));
+            let action = express::process_port(&mut early, &tables, 10);
+            assert_eq!(action == HostAction::Passed, passes, "to {to}: {action:?}");
+        }
     }
-}
-
-/// A superframe that does not fit 16 bits says zero, and its checksum is right.
-#[test]
-fn superframes_longer_than_a_packet() {
-    let tables = tables();
-    let bytes = frame(station(3), station(1), 0x0800, 70_000);
-    let mut superframe = HostFrame::new(bytes.clone()).with_segment_size(1000);
-    act::process_port(&mut superframe, &tables, 10);
-    let (_, packet) = &superframe.sent[0];
-    let (ip, _) = Ipv4Header::from_slice(&packet[14..]).expect("IPv4");
-    assert_eq!((ip.total_len, ip.header_checksum), (0, ip.calc_header_checksum()));
-
-    // Its own length counts on the way in.
-    let mut received = packet.clone();
-    received[26..30].copy_from_slice(&PEER_A);
-    received[30..34].copy_from_slice(&crate::host::world::LOCAL);
-    received[42..54].copy_from_slice(&tcp_v4(station(1), station(3), 0)[..12]);
-    let received = crate::host::packet::change_ip(&received, |_| ());
-    let mut superframe = HostFrame::new(received).with_segment_size(1000);
-    act::process_underlay(&mut superframe, &tables);
-    assert_eq!(superframe.sent[0].1[14..], bytes[14..]);
 }
 
 proptest! {

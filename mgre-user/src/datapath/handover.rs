@@ -68,6 +68,8 @@ impl Predecessor {
 /// More packets than are sent between the copy of a sequence number and the swap of the programs.
 /// Numbers may be left out, but none may be used again: the peer would take it for an old one.
 const SENT_MEANWHILE: u64 = 1 << 20;
+/// The same for IPv4 identifications, of which there are 65,536.
+const IDS_MEANWHILE: u64 = 1 << (Sequence::IDS_SHIFT + 14);
 
 /// The sequence numbers of an earlier daemon, if a program of its knows of them.
 ///
@@ -131,7 +133,8 @@ impl Maps {
 pub(super) fn inherit_sequence(from: &Sequence, to: &Sequence) {
     let sent = from.sent.load(Ordering::Relaxed);
     // The first number of all is zero (RFC 2890 2.2).
-    to.sent.store(if sent == 0 { 0 } else { sent + SENT_MEANWHILE }, Ordering::Relaxed);
+    let numbers = if sent as u32 == 0 { 0 } else { SENT_MEANWHILE };
+    to.sent.store(sent.wrapping_add(numbers).wrapping_add(IDS_MEANWHILE), Ordering::Relaxed);
     to.received.store(from.received.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
@@ -149,11 +152,11 @@ mod tests {
     fn no_sequence_number_is_used_twice() {
         let (old, new) = (Sequence::default(), Sequence::default());
         inherit_sequence(&old, &new);
-        assert_eq!(new.sent.load(Ordering::Relaxed), 0, "the first one of all");
+        assert_eq!(new.sent.load(Ordering::Relaxed), IDS_MEANWHILE, "the first number of all");
         old.sent.store(7, Ordering::Relaxed);
         old.received.store(5 << 32 | 9, Ordering::Relaxed);
         inherit_sequence(&old, &new);
-        assert_eq!(new.sent.load(Ordering::Relaxed), 7 + SENT_MEANWHILE);
+        assert_eq!(new.sent.load(Ordering::Relaxed), 7 + SENT_MEANWHILE + IDS_MEANWHILE);
         assert_eq!(new.received.load(Ordering::Relaxed), 5 << 32 | 9);
     }
 }

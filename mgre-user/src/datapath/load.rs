@@ -227,7 +227,7 @@ fn probe_strip_flags(object: &[u8]) -> Result<u32> {
     let program = programs.program_mut(PROBE_PROGRAM).context("the eBPF object has no probe")?;
     load_program(PROBE_PROGRAM, program)?;
     let probe = classifier(&mut programs, PROBE_PROGRAM)?;
-    let mut packet = [0_u8; 128];
+    let mut packet = [0_u8; 512];
     packet[12] = 0x08;
     packet[14] = 0x45;
     let result = probe

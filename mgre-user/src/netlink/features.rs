@@ -52,6 +52,8 @@ impl XdpFeatures {
     pub const REDIRECT: u64 = 2;
     /// Others may redirect to it. A veth says so while its other end polls: with GRO on, or a program of its own.
     pub const TARGET: u64 = 4;
+    /// It takes such of several pages as well.
+    pub const TARGET_OF_SEVERAL_PAGES: u64 = 64;
 
     /// From the kernel's bits.
     pub const fn from_bits(bits: u64) -> Self {
@@ -63,9 +65,10 @@ impl XdpFeatures {
         self.0 & (Self::BASIC | Self::REDIRECT) == Self::BASIC | Self::REDIRECT
     }
 
-    /// Whether frames may be redirected to it.
-    pub const fn is_target(self) -> bool {
-        self.0 & Self::TARGET != 0
+    /// Whether frames may be redirected to it, and such of several pages, too.
+    pub const fn is_target(self, several_pages: bool) -> bool {
+        let needed = if several_pages { Self::TARGET | Self::TARGET_OF_SEVERAL_PAGES } else { Self::TARGET };
+        self.0 & needed == needed
     }
 }
 
@@ -285,8 +288,9 @@ mod tests {
         payload.extend(attribute(DEVICE_XDP_FEATURES, &0x7_u64.to_ne_bytes()));
         let (ifindex, features) = device(&payload).expect("a device");
         assert_eq!(ifindex, 7);
-        assert!(features.runs_programs() && features.is_target());
-        assert!(!XdpFeatures::from_bits(1).runs_programs() && !XdpFeatures::default().is_target());
+        assert!(features.runs_programs() && features.is_target(false));
+        assert!(!XdpFeatures::from_bits(1).runs_programs() && !XdpFeatures::default().is_target(false));
+        assert!(!features.is_target(true) && XdpFeatures::from_bits(0x7 | 1 << 6).is_target(true));
         assert_eq!(device(&payload[..8]), None);
     }
 }

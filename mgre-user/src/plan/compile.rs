@@ -355,7 +355,8 @@ impl<'a> Frame<'a> {
         let up = link.up && link.running && !blocked;
         // An end in this namespace would have an index here.
         let peer = !host && link.kind.as_deref() == Some("veth") && link.peer_index.is_none();
-        let express = !host && self.express(link.index);
+        // XDP puts no tag on.
+        let express = !host && port.vlan.is_none() && self.express(link.index);
         let (ifindex, vlan, segment) = (link.index, port.vlan.unwrap_or(0), segment.id);
         let storm_limit = port.storm_limit.frames_per_second();
         let record =

@@ -4,7 +4,7 @@ use crate::model::Mode;
 use crate::netlink::{Link, XdpFeatures};
 
 /// Above this MTU a packet may take more than one page, and needs a program that knows of several.
-const ONE_PAGE_MTU: u32 = 3400;
+pub(super) const ONE_PAGE_MTU: u32 = 3400;
 
 /// How an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

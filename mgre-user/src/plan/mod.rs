@@ -38,6 +38,8 @@ pub use diff::{Op, diff};
 pub use hooks::{Choice, TcHook, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus};
 
+use hooks::ONE_PAGE_MTU;
+
 use crate::netlink::{Link, Neighbor, Route, XdpFeatures};
 use crate::slow::Pair;
 
@@ -86,9 +88,10 @@ impl Observed {
         link.xdp_program.filter(|_| !self.own_xdp.contains(&link.index))
     }
 
-    /// Whether XDP may redirect to an interface.
+    /// Whether XDP may redirect to an interface all that it takes.
     pub fn is_target(&self, ifindex: u32) -> bool {
-        self.features.get(&ifindex).is_some_and(|features| features.is_target())
+        let long = self.links.get(&ifindex).is_some_and(|link| link.mtu > ONE_PAGE_MTU);
+        self.features.get(&ifindex).is_some_and(|features| features.is_target(long))
     }
 
     /// An interface by name.

@@ -197,6 +197,31 @@ fn options_reach_the_template_and_the_flags() {
     assert_eq!(with(PeerSettings { ttl: Some(9), ..some() }).template.header[22], 9);
 }
 
+/// XDP puts no tag on, and redirects no frame of several pages to who does not say that it takes those.
+#[test]
+fn ports_that_xdp_redirects_to() {
+    let port = |vlan| Change::AddPort {
+        segment: "red".into(),
+        interface: "lan0".into(),
+        vlan,
+        mode: Mode::Auto,
+        settings: PortSettings::default(),
+    };
+    let express = |vlan: Option<u16>, mtu: u32, bits: u64| {
+        let mut observed = observed();
+        observed.links.get_mut(&3).expect("lan0").mtu = mtu;
+        observed.features.insert(3, XdpFeatures::from_bits(bits));
+        let compiled = compile(&state([port(vlan)]), &observed);
+        let record = *compiled.plan.ports.values().next().expect("a port");
+        assert_eq!(compiled.plan.devices.contains(&3), record.express);
+        record.express
+    };
+    let (short, long) = (XdpFeatures::TARGET, XdpFeatures::TARGET | XdpFeatures::TARGET_OF_SEVERAL_PAGES);
+    assert!(express(None, 1500, short) && !express(None, 1500, 0));
+    assert!(!express(Some(10), 1500, short));
+    assert!(!express(None, 9000, short) && express(None, 9000, long));
+}
+
 /// The endpoint index says how packets are taken, too.
 #[test]
 fn flags_of_an_adjacency_are_those_of_its_endpoints() {

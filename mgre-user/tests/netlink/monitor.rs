@@ -72,10 +72,10 @@ fn a_veth_that_becomes_a_target_for_xdp_is_told_of() {
             far.run(move || drop(run("ethtool", &command)));
             let told = |change| {
                 matches!(change, Change::Features { index, features: Some(features) }
-                    if index == near && features.is_target() == on)
+                    if index == near && features.is_target(false) == on)
             };
             assert!(next(&mut monitor, second, told).await, "GRO {on}");
-            assert_eq!(netlink.xdp_features().await.unwrap()[&near].is_target(), on);
+            assert_eq!(netlink.xdp_features().await.unwrap()[&near].is_target(false), on);
         }
         ip("link del near");
         let gone = Change::Features { index: near, features: None };
@@ -136,7 +136,7 @@ fn lost_news_of_features_are_reported_once_all_is_read() {
             far.run(|| drop(run("ethtool", "-K far gro on")));
             let told = |change| {
                 matches!(change, Change::Features { index, features: Some(features) }
-                    if index == near && features.is_target())
+                    if index == near && features.is_target(false))
             };
             assert!(next(&mut monitor, second, told).await, "round {round}");
             far.run(|| drop(run("ethtool", "-K far gro off")));

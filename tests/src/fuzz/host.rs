@@ -49,7 +49,7 @@ pub struct Host {
 pub(super) fn with_early_hooks(world: &World) -> World {
     let mut world = world.clone();
     for port in &mut world.ports {
-        if port.flags & port_flag::HOST == 0 && port.vlan.is_none() {
+        if port.flags & port_flag::HOST == 0 {
             port.flags |= port_flag::EXPRESS;
         }
     }

@@ -34,8 +34,7 @@ impl Run<'_> {
         let hops = relayed.map_or(u8::MAX, |tunnel| tunnel.hops / 2);
         let peers =
             if arrival.tunnel.is_none() || relayed.is_some() { segment.peers.as_slice() } else { &[] };
-        let bare =
-            |id: &&u32| network.peer(**id).is_some_and(|peer| peer.finishes()) || arrival.frame.is_stacked();
+        let bare = |id: &&u32| network.peer(**id).is_some_and(|peer| peer.finishes()) || arrival.is_cut(true);
         let ports = segment.ports.iter().map(|id| To::Port(*id));
         let finished = peers.iter().filter(bare).map(|id| To::Peer(*id));
         let wrapped = peers.iter().filter(|id| !bare(id)).map(|id| To::Peer(*id));
@@ -102,7 +101,7 @@ impl Run<'_> {
             }
             egress = Egress::new(network.slow.ok_or(DropReason::TooBig)?, Side::Out);
         }
-        if peer.finishes() || arrival.frame.is_stacked() {
+        if peer.finishes() || arrival.is_cut(true) {
             let slow = network.slow.ok_or(DropReason::Headroom)?;
             let mark = Mark { target: peer.target(), hops }.to_bits();
             let bytes = arrival.delivered().on_the_wire();

@@ -9,6 +9,8 @@ const IPV6: u16 = 0x86dd;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
+/// A segment size that says that each buffer is a segment.
+const BY_BUFFERS: u32 = 0xffff;
 
 /// Whether an EtherType is that of 802.1Q or 802.1ad.
 pub(super) fn is_tag(ethertype: u16) -> bool {
@@ -135,12 +137,25 @@ impl Frame {
                 ip.at + len + transport
             }
         };
-        headers + self.segment_size as usize + tag
+        let segment = if self.segment_size == BY_BUFFERS { 0 } else { self.segment_size as usize };
+        headers + segment + tag
     }
 
-    /// A superframe with a tag beside it and one inside, which the kernel cannot cut once a tunnel is around both.
-    pub(super) fn is_stacked(&self) -> bool {
-        self.is_superframe() && self.tag.is_some() && word(&self.bytes, 12).is_some_and(is_tag)
+    /// A superframe that the kernel cannot cut once a tunnel is around it: with a tag beside it and one inside, cut by
+    /// its buffers, or of what is not TCP. UDP may be; if it is flooded, nobody finds out.
+    pub(super) fn is_cut_first(&self, flooded: bool) -> bool {
+        let stacked = self.tag.is_some() && word(&self.bytes, 12).is_some_and(is_tag);
+        let simple = match self.ip().map(|ip| ip.protocol(&self.bytes)) {
+            Some(TCP) => true,
+            Some(UDP) => !flooded,
+            _ => false,
+        };
+        self.is_superframe() && (stacked || self.segment_size == BY_BUFFERS || !simple)
+    }
+
+    /// The same of one that goes from tunnel to tunnel.
+    pub(super) fn is_cut_on_the_way(&self) -> bool {
+        self.segment_size == BY_BUFFERS
     }
 
     /// What all frames of a flow have in common; nothing of headers that are cut short, which are of no flow.

@@ -52,6 +52,11 @@ impl Arrival<'_> {
         self.frame.bytes.len()
     }
 
+    /// Whether it is cut before it goes into a tunnel, alone or flooded.
+    pub(super) fn is_cut(&self, flooded: bool) -> bool {
+        if self.tunnel.is_some() { self.frame.is_cut_on_the_way() } else { self.frame.is_cut_first(flooded) }
+    }
+
     /// The frame as it is outside of tunnels: its traffic class brought up to date.
     pub(super) fn delivered(&self) -> Frame {
         let mut frame = self.frame.clone();

@@ -39,7 +39,7 @@ impl Run<'_> {
         let hops = arrival
             .tunnel
             .map_or(u8::MAX, |tunnel| if self.has(Flaw::HopsKept) { tunnel.hops } else { tunnel.hops - 1 });
-        if peer.finishes() || arrival.frame.is_stacked() {
+        if peer.finishes() || arrival.is_cut(false) {
             let slow = network.slow.ok_or(DropReason::Headroom)?;
             let mark = Mark { target: peer.target(), hops }.to_bits();
             let bytes = arrival.delivered().on_the_wire();

@@ -95,6 +95,16 @@ fn flooded() -> Vec<Case> {
             .superframe(1000)
             .tag([0x81, 0, 0, 5]),
     );
+    // What is not known to be cut behind a tunnel is cut before, even if it is flooded.
+    let datagrams = udp_v6(station(99), station(1), 4000);
+    cases.push(
+        from_port("a superframe of datagrams is flooded", 0, &datagrams)
+            .out_of_port(1, &datagrams)
+            .copy_left_to_finish(&datagrams)
+            .left_to_finish(1, u8::MAX, &datagrams)
+            .flooded(1)
+            .superframe(1000),
+    );
     let to_all = |len| frame(MacAddr::BROADCAST, station(1), 0x0806, len);
     let (small, medium, large) = (to_all(60), to_all(100), to_all(1000));
     let source = Target::port(4);
@@ -129,6 +139,13 @@ fn flooded() -> Vec<Case> {
     );
     cases.push(from_port("flooded into the host", 11, &small).out_of_port(12, &small).flooded(8));
     cases
+}
+
+/// An IPv4 packet of another protocol than TCP or UDP, for a peer's station.
+fn ip_v4(protocol: u8, payload_len: usize) -> Vec<u8> {
+    let mut bytes = tcp_v4(station(3), station(1), payload_len);
+    bytes[14 + 9] = protocol;
+    bytes
 }
 
 fn sizes() -> Vec<Case> {
@@ -201,6 +218,17 @@ fn sizes() -> Vec<Case> {
         for (_, bytes) in &mut case.expected.outputs {
             *bytes = crate::host::packet::Outer::to_peer(PEER_A, Some(7)).wrap(&vlan);
         }
+    }
+    // Neither SCTP nor a tunnel is cut once it is in ours.
+    for (name, protocol, segment_size) in
+        [("SCTP, cut by buffers", 132, 0xffff), ("IPv4 in IPv4", 4, 1400), ("a GRE tunnel", 47, 1400)]
+    {
+        let bytes = ip_v4(protocol, 8000);
+        cases.push(
+            from_port(format!("a superframe of {name} is cut first"), 0, &bytes)
+                .left_to_finish(0, u8::MAX, &bytes)
+                .superframe(segment_size),
+        );
     }
     cases
 }

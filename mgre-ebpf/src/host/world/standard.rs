@@ -177,7 +177,7 @@ impl World {
     /// The same, where every interface outside takes frames from an early hook.
     pub fn express() -> Self {
         let mut world = Self::standard();
-        for port in world.ports.iter_mut().filter(|port| takes_express(port)) {
+        for port in world.ports.iter_mut().filter(|port| port.flags & port_flag::HOST == 0) {
             port.flags |= port_flag::EXPRESS;
         }
         for peer in &mut world.peers {
@@ -185,11 +185,6 @@ impl World {
         }
         world
     }
-}
-
-/// Nothing goes by XDP into the host, or gets a tag there.
-fn takes_express(port: &PortSpec) -> bool {
-    port.flags & port_flag::HOST == 0 && port.vlan.is_none()
 }
 
 /// The segment of a peer, of those from 17 on.

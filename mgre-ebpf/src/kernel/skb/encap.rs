@@ -5,19 +5,23 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_GRE, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
 };
-use aya_ebpf::helpers::{bpf_skb_store_bytes, bpf_skb_vlan_pop};
+use aya_ebpf::helpers::{bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push};
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option, template_shape};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, VLAN_TAG_LEN};
+use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, VLAN_TAG_LEN};
 use mgre_ebpf::frame::{Ethernet, Frame, Stamp};
+use mgre_ebpf::inner::Inner;
 
 use super::{Skb, check, field};
 use crate::kernel::wire::{TOUCHED, behind_ip, header_len, is_v6, plain, udp_header, words, write_fields};
 
 /// Tags taken from beside a frame; the kernel puts the next one there each time.
 const MAX_TAGS: usize = 2;
+
+/// Ethernet, IPv4 and UDP: no shorter frame has a checksum that a device could be left to finish.
+const MIN_MARKED_LEN: u32 = 14 + 20 + 8;
 
 impl Skb {
     /// Makes room for a template's header and an inner Ethernet header longer by `tags_len`, so
@@ -26,7 +30,8 @@ impl Skb {
     fn grow(&self, template: &Template, tags_len: u32) -> Result<(), DropReason> {
         let by = u32::from(template.header_len) + tags_len;
         let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-        if self.is_ip() {
+        // What has no room for a checksum needs no marks, and with them the kernel would not pad it at the far end.
+        if self.is_ip() && self.len() >= MIN_MARKED_LEN {
             let inner_l2 = (ETHERNET_LEN as u64 + u64::from(tags_len)) << 56;
             let l3 =
                 if is_v6(template) { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
@@ -39,15 +44,16 @@ impl Skb {
             }
         }
         if self.segment_size() == 0 {
-            // Any ethertype; and IP that still bears the marks of a tunnel that it left.
-            if !self.is_ip() {
+            // Any ethertype; and IP that still bears the marks of a tunnel that it left, or needs none.
+            if !self.takes_it_for(outer_ethertype(template)) {
                 self.pass_off_as(outer_ethertype(template))?;
             }
             return self.adjust_room(by as i32, keep);
         }
         // A superframe that left a GRE tunnel before: its marks are those that it
-        // needs now, so room is all that is missing.
-        if tags_len == 0 && self.takes_it_for(outer_ethertype(template)) {
+        // needs now, so room is all that is missing. Marks of another tunnel, which is inside, are not.
+        let marked = Inner::read(self, 0).is_some_and(|inner| inner.protocol(self, 0) == IpProtocol::TCP);
+        if marked && tags_len == 0 && self.takes_it_for(outer_ethertype(template)) {
             return self.adjust_room(by as i32, keep);
         }
         Err(DropReason::Headroom)
@@ -56,7 +62,7 @@ impl Skb {
     /// Has the kernel take it for a packet of this type, of which its header is to be one: the
     /// kernel gives room to IP alone, here and later for a header of another length.
     #[inline(always)]
-    fn pass_off_as(&self, ethertype: EtherType) -> Result<(), DropReason> {
+    pub(super) fn pass_off_as(&self, ethertype: EtherType) -> Result<(), DropReason> {
         const TYPE_AT: u32 = ETHERNET_LEN as u32 - 2;
         self.store(TYPE_AT, &ethertype.to_word())?;
         self.tell_protocol()
@@ -191,7 +197,10 @@ impl Skb {
         }
         let inner = Ethernet::read(self).ok_or(DropReason::Malformed)?;
         let packet_len = u32::from(template.header_len) + self.len() + tags_len;
-        self.grow(template, tags_len)?;
+        if let Err(reason) = self.grow(template, tags_len) {
+            self.put_back(tags, tags_len)?;
+            return Err(reason);
+        }
         const MACS_LEN: u32 = 12;
         let tags_at = u32::from(template.header_len) + MACS_LEN;
         // The checksum, if there is one, covers them.
@@ -203,6 +212,29 @@ impl Skb {
         let [high, low, ..] = tags[0];
         let inner = inner.with_ethertype(EtherType::from_bytes([high, low]));
         self.write_outer(template, packet_len, stamp, inner)
+    }
+
+    /// Takes out what stands right behind an IPv6 header, which then says what comes next. The kernel refuses before it
+    /// changes anything.
+    #[inline(always)]
+    pub(super) fn take_out_behind_ipv6(&self, len: u32, next_header: IpProtocol) -> Result<(), DropReason> {
+        const NEXT_HEADER_AT: u32 = ETHERNET_LEN as u32 + 6;
+        let keep = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_skb_adjust_room(self.skb, -(len as i32), BPF_ADJ_ROOM_NET, keep) })?;
+        self.store(NEXT_HEADER_AT, &next_header)
+    }
+
+    /// Puts tags beside a frame that were taken from there.
+    #[inline(always)]
+    fn put_back(&self, tags: [[u8; VLAN_TAG_LEN]; MAX_TAGS], tags_len: u32) -> Result<(), DropReason> {
+        let inner = if tags_len as usize > VLAN_TAG_LEN { Some(tags[1]) } else { None };
+        for [a, b, high, low] in inner.into_iter().chain([tags[0]]) {
+            let protocol = u16::from_ne_bytes([a, b]);
+            // SAFETY: the pointer is the program's context.
+            check(unsafe { bpf_skb_vlan_push(self.skb, protocol, u16::from_be_bytes([high, low])) })?;
+        }
+        Ok(())
     }
 
     /// Whether the outer headers that it has and a template's are of the same protocols.

@@ -153,7 +153,9 @@ impl<'a> Generator<'a> {
             _ => 0,
         };
         bytes.resize(bytes.len() + long, 0x5a);
-        *[1, 100, 536, 1000, 1400, 1440, 1448, 9000, rng.random_range(1..3000)].choose(rng).unwrap_or(&1000)
+        *[1, 100, 536, 1000, 1400, 1440, 1448, 9000, 0xffff, rng.random_range(1..3000)]
+            .choose(rng)
+            .unwrap_or(&1000)
     }
 
     fn finished(&self, moment: Moment, rng: &mut SmallRng) -> Input {

@@ -387,7 +387,11 @@ impl Kernel {
         if end == End::Sent {
             let last = wanted.outputs.last();
             let egress = last.map_or(Egress::new(0, Side::Out), |last| last.egress);
-            let bytes = if early { ran.bytes.clone() } else { as_on_the_wire(&ran.bytes, last) };
+            let bytes = match last {
+                Some(last) if early => without_padding(ran.bytes.clone(), &last.bytes),
+                _ if early => ran.bytes.clone(),
+                _ => as_on_the_wire(&ran.bytes, last),
+            };
             // Only the slow interface's programs look at a mark.
             let says = egress.ifindex == SLOW && !early;
             let mark = if says { ran.mark } else { last.map_or(0, |last| last.mark) };
@@ -457,7 +461,7 @@ fn arrived(copy: &Copy, wanted: Option<&Output>) -> Output {
     Output { egress, bytes, mark }
 }
 
-/// The kernel pads with zeros what is too short for it to strip.
+/// The kernel pads with zeros what is too short for it to strip, and the early hook what is too short for a wire.
 fn without_padding(mut bytes: Vec<u8>, wanted: &[u8]) -> Vec<u8> {
     let padded = bytes.len() >= MIN_FRAME && bytes.len() <= MIN_FRAME + 8 && wanted.len() < bytes.len();
     if padded && bytes[wanted.len()..].iter().all(|byte| *byte == 0) && bytes.starts_with(wanted) {
