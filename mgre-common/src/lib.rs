@@ -60,6 +60,8 @@ pub mod call {
 pub mod map_name {
     /// Array: [`crate::table::PortSlot`]s.
     pub const PORT_SLOTS: &str = "mgre_port_slot";
+    /// Array of one: [`crate::table::NearMacs`].
+    pub const NEAR_MACS: &str = "mgre_near_mac";
     /// Hash: ifindex to port id, of every port.
     pub const PORT_INDEX: &str = "mgre_port_idx";
     /// Devmap: ifindex of every interface that XDP may redirect to.

@@ -12,6 +12,8 @@ use crate::reason::DropReason;
 pub const ETHERNET_LEN: usize = 14;
 /// Length of an 802.1Q or 802.1ad tag.
 pub const VLAN_TAG_LEN: usize = 4;
+/// The VLAN id in the control information of a tag.
+pub const VLAN_ID: u16 = 0x0fff;
 /// Length of an IPv4 header without options.
 pub const IPV4_LEN: usize = 20;
 /// Length of an IPv6 header without extensions.

@@ -5,11 +5,11 @@ use core::sync::atomic::Ordering;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_common::table::{Port, adjacency_flag, port_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
-use mgre_common::wire::EtherType;
+use mgre_common::wire::{EtherType, VLAN_ID};
 
 use crate::decide::{self, Interface, Last, OutOf, Returned, Verdict};
 use crate::dress::Via;
-use crate::frame::{Egress, Frame, Replicate, Resize, Side};
+use crate::frame::{Egress, Frame, Replicate, Resize, Side, Whole};
 use crate::handoff::{Chain, Handoff, Next};
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
@@ -24,7 +24,7 @@ pub fn process_port<F: Chain, T: Tables>(frame: &mut F, tables: &T, ifindex: u32
         let tag = frame.tag_beside().filter(|(protocol, _)| *protocol == EtherType::VLAN);
         let vlan = tag.map_or(0, |(_, control)| control & VLAN_ID);
         interface = decide::vlan(tables, ifindex, vlan);
-        if vlan != 0
+        if tag.is_some()
             && let Interface::Port(port) = interface
             && let Err(reason) = frame.untag()
         {
@@ -51,15 +51,25 @@ pub fn process_port<F: Chain, T: Tables>(frame: &mut F, tables: &T, ifindex: u32
     act(frame, tables, verdict, now)
 }
 
-/// The VLAN id in a tag's control information.
-const VLAN_ID: u16 = 0x0fff;
-
 /// The whole way of a packet from the underlay.
 #[inline(always)]
 pub fn process_underlay<F: Chain, T: Tables>(frame: &mut F, tables: &T) -> F::Action {
     let now = tables.now();
     let verdict = decide::from_underlay::<Last, F, T>(frame, tables, now);
+    let verdict = relieve(frame, verdict);
     act(frame, tables, verdict, now)
+}
+
+/// Takes a tag from beside an outer packet: it is none of the frame's inside.
+#[inline(always)]
+fn relieve<F: Whole>(frame: &mut F, verdict: Verdict) -> Verdict {
+    match verdict.goes_on_from() {
+        Some(target) if frame.has_tag_beside() => match frame.untag() {
+            Ok(()) => verdict,
+            Err(reason) => Verdict::Drop { target, direction: Direction::Receive, reason },
+        },
+        _ => verdict,
+    }
 }
 
 #[inline(always)]
@@ -147,7 +157,10 @@ pub fn process_slow<F: Chain, T: Tables>(frame: &mut F, tables: &T, mark: u32) -
                 }
                 frame.drop()
             }
-            verdict => act(frame, tables, verdict, now),
+            verdict => {
+                let verdict = relieve(frame, verdict);
+                act(frame, tables, verdict, now)
+            }
         };
     }
     frame.set_mark(0);

@@ -116,6 +116,8 @@ pub trait Stage {
     /// Whether checksums may still be left to a device to finish: a sender on this host, or on another guest of the same
     /// one, leaves that to the device, and a virtual one leaves it at that.
     const UNFINISHED: bool = false;
+    /// Whether the packet is where it was sent to. (One that comes back has been somewhere else.)
+    const ARRIVES: bool = true;
 }
 
 /// The hook that every frame can be finished at: TC.
@@ -185,6 +187,7 @@ impl Stage for Last {
 
 impl Stage for Returned {
     const EARLY: bool = false;
+    const ARRIVES: bool = false;
 }
 
 impl Stage for Early {
@@ -192,6 +195,17 @@ impl Stage for Early {
 }
 
 impl Verdict {
+    /// Where a frame came from that does not end here, nor go on to the kernel.
+    #[inline(always)]
+    pub const fn goes_on_from(&self) -> Option<Target> {
+        match self {
+            Self::Forward { source, .. } | Self::Flood { source, .. } | Self::Unfinished { source, .. } => {
+                Some(*source)
+            }
+            Self::Defer | Self::Pass | Self::PassCounted(_) | Self::Drop { .. } => None,
+        }
+    }
+
     #[inline(always)]
     const fn refuse(target: Target, reason: DropReason) -> Self {
         Self::Drop { target, direction: Direction::Receive, reason }
@@ -288,8 +302,11 @@ pub fn from_port<S: Admission<F>, F: Frame, T: Tables>(
 #[inline(always)]
 pub fn from_underlay<S: Admission<F>, F: Frame, T: Tables>(frame: &F, tables: &T, now: Now) -> Verdict {
     let packet = match outer::parse(frame, tables) {
-        Outer::From(packet) => packet,
         Outer::Foreign => return Verdict::Pass,
+        _ if S::ARRIVES && frame.is_for_another() => {
+            return if S::EARLY { Verdict::Defer } else { Verdict::Pass };
+        }
+        Outer::From(packet) => packet,
         Outer::Kernel(reason) => return Verdict::PassCounted(reason),
         Outer::Refused(reason) => return Verdict::refuse(Target::NONE, reason),
     };

@@ -280,6 +280,10 @@ pub trait Frame {
     /// Whether the kernel takes it for an IP packet.
     fn carries_ip(&self) -> bool;
 
+    /// Whether it was sent to another station than the interface that it was received by, which hears it all the same
+    /// where it is promiscuous; or may have been, where that is not known.
+    fn is_for_another(&self) -> bool;
+
     /// Whether the kernel takes a packet with an outer header for one of a template's family. It goes on taking it for
     /// what it was when it gets the template's header in the place of that.
     fn is_taken_for(&self, _template: &Template) -> bool {

@@ -112,7 +112,7 @@ fn behind_tags<F: Frame>(frame: &F, outer_len: u32) -> Option<(u32, EtherType)> 
         return Some((FIRST as u32, ethertype));
     }
     // A tag beside the frame is one of two.
-    if frame.has_tag_beside() {
+    if outer_len == 0 && frame.has_tag_beside() {
         return None;
     }
     const SECOND: usize = FIRST + VLAN_TAG_LEN;

@@ -220,7 +220,7 @@ fn read_claim<F: Whole>(frame: &F, scene: &Scene, f: &mut Excerpt) -> Option<(Ne
 /// was admitted. What has a tag is said in another network than the segment's own.
 #[inline(always)]
 pub fn listen<F: Whole, T: Tables>(frame: &F, tables: &T, scene: &Scene) {
-    if frame.has_tag_beside() {
+    if scene.outer_len == 0 && frame.has_tag_beside() {
         return;
     }
     F::with_excerpt(|f| {

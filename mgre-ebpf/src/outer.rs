@@ -9,6 +9,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::adjacency_flag;
 use mgre_common::wire::{
     ETHERNET_LEN, EtherType, GRE_IN_UDP_PORT, GRE_LEN, GreFlags, IPV4_LEN, IPV6_LEN, IpProtocol, UDP_LEN,
+    VLAN_ID,
 };
 
 use crate::frame::{Frame, Strip};
@@ -92,6 +93,12 @@ type Lookup = MaybeUninit<EndpointWords>;
 type Judged = ([u32; 4], Result<Packet, Outer>);
 
 /// Of a packet whose address does not matter.
+/// Whether a tag names no VLAN.
+#[inline(always)]
+const fn is_priority_tag((protocol, control): (EtherType, u16)) -> bool {
+    protocol.to_word() == EtherType::VLAN.to_word() && control & VLAN_ID == 0
+}
+
 const FOREIGN: Judged = ([0; 4], Err(Outer::Foreign));
 
 /// Parses the outer headers.
@@ -100,8 +107,8 @@ const FOREIGN: Judged = ([0; 4], Err(Outer::Foreign));
 /// it looks: it is the kernel's.
 #[inline(always)]
 pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
-    // A tag beside the frame makes it another interface's.
-    if frame.has_tag_beside() {
+    // A tag beside the frame makes it another interface's, but for one that tells a priority alone (IEEE 802.1Q 6.9).
+    if frame.tag_beside().is_some_and(|tag| !is_priority_tag(tag)) {
         return Outer::Foreign;
     }
     // One for all that is looked up in a map: a program has little stack.

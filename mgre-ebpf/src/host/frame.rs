@@ -5,8 +5,11 @@ use mgre_common::checksum;
 use mgre_common::event::TOO_BIG_CAPTURE;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{OuterFamily, Template, template_option};
-use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, IpProtocol, UDP_LEN, VLAN_TAG_LEN};
+use mgre_common::wire::{
+    ETHERNET_LEN, EtherType, IPV4_LEN, IPV6_LEN, IpProtocol, MacAddr, UDP_LEN, VLAN_TAG_LEN,
+};
 
+use super::world::NEAR_MAC;
 use crate::act;
 use crate::frame::{Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
 use crate::handoff::{Chain, Handoff, Next};
@@ -140,6 +143,10 @@ impl Frame for HostFrame {
     fn is_taken_for(&self, template: &Template) -> bool {
         let ipv6 = self.read::<EtherType>(12) == Some(EtherType::IPV6);
         ipv6 == (template.family == OuterFamily::Ipv6 as u8)
+    }
+
+    fn is_for_another(&self) -> bool {
+        self.read::<MacAddr>(0).is_some_and(|to| !to.is_group() && to != NEAR_MAC)
     }
 
     fn carries_ip(&self) -> bool {

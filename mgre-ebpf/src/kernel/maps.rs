@@ -21,8 +21,8 @@ use mgre_common::neighbor::{MAX_NEIGHBORS, NeighborEvent, NeighborKey, NeighborS
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
-    Port, PortSlot, Segment, Sequence, VlanKey,
+    Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, NearMacs,
+    PORT_SLOTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::frame::Whole;
@@ -55,6 +55,8 @@ static ENDPOINT_SLOTS: Array<EndpointSlot> = Array::with_max_entries(32, SHARED)
 static FLOOD: Array<FloodSlot> = Array::with_max_entries(FLOOD_SLOTS, SHARED);
 #[map(name = "mgre_fdb")]
 static FDB: Array<Bucket> = Array::with_max_entries(16, SHARED);
+#[map(name = "mgre_near_mac")]
+pub(super) static NEAR_MACS: Array<NearMacs> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_clock")]
 static CLOCK: Array<Clock> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_traffic")]

@@ -252,6 +252,13 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn is_for_another(&self) -> bool {
+        // `PACKET_OTHERHOST` of include/uapi/linux/if_packet.h.
+        const OTHER_HOST: u32 = 3;
+        field!(self.pkt_type) == OTHER_HOST
+    }
+
+    #[inline(always)]
     fn carries_ip(&self) -> bool {
         self.is_ip()
     }

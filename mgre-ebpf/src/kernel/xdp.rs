@@ -11,11 +11,11 @@ use bytemuck::AnyBitPattern;
 use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option, template_shape};
-use mgre_common::wire::{EtherType, IPV4_LEN};
+use mgre_common::wire::{EtherType, IPV4_LEN, MacAddr};
 use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
 use mgre_ebpf::inner::Inner;
 
-use super::maps::DEVICES;
+use super::maps::{DEVICES, NEAR_MACS};
 use super::wire::{
     TOUCHED, behind, behind_ip, blur, header_at, header_len, is_v6, opaque, plain, udp_header, words,
     write_fields,
@@ -247,6 +247,12 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     #[inline(always)]
     fn tag_beside(&self) -> Option<(EtherType, u16)> {
         None
+    }
+
+    #[inline(always)]
+    fn is_for_another(&self) -> bool {
+        let (Some(macs), Some(to)) = (NEAR_MACS.get(0), self.read::<MacAddr>(0)) else { return true };
+        !macs.is(self.ifindex(), to)
     }
 
     #[inline(always)]

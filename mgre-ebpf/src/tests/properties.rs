@@ -91,6 +91,7 @@ proptest! {
         // The far side is a mirror of this one.
         let mut packet = packet.clone();
         packet[26..30].copy_from_slice(&PEER_A);
+        packet[..6].copy_from_slice(&NEAR_MAC.0);
         packet[30..34].copy_from_slice(&LOCAL);
         let mac_at = if key.is_some() { 42 } else { 38 };
         packet[mac_at..mac_at + 6].copy_from_slice(&station(1).0);

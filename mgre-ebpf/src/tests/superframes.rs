@@ -11,7 +11,7 @@ use crate::frame::{Egress, Side};
 use crate::host::frame::{Failures, HostAction, HostFrame};
 use crate::host::packet::{change_ip, tcp_v4, tcp_v6, udp_v6};
 use crate::host::tables::MemoryTables;
-use crate::host::world::{Entry, LOCAL, PEER_A, PeerSpec, PortSpec, SLOW, World, station};
+use crate::host::world::{Entry, LOCAL, NEAR_MAC, PEER_A, PeerSpec, PortSpec, SLOW, World, station};
 
 fn tables() -> MemoryTables {
     let mut tables = MemoryTables::default();
@@ -120,6 +120,7 @@ fn superframes_longer_than_a_packet() {
 
     // Its own length counts on the way in.
     let mut received = packet.clone();
+    received[..6].copy_from_slice(&NEAR_MAC.0);
     received[26..30].copy_from_slice(&PEER_A);
     received[30..34].copy_from_slice(&LOCAL);
     received[42..54].copy_from_slice(&tcp_v4(station(1), station(3), 0)[..12]);

@@ -15,7 +15,8 @@ use mgre_common::map_name;
 use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
+    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, NearMacs, Port, PortSlot, Segment,
+    Sequence, VlanKey,
 };
 
 use super::calls;
@@ -70,6 +71,8 @@ pub struct Tables {
     pub segment_traffic: Arc<SharedArray<SegmentTraffic>>,
     /// [`map_name::DEVICES`].
     pub devices: DevMapHash<MapData>,
+    /// [`map_name::NEAR_MACS`].
+    pub near_macs: SharedArray<NearMacs>,
     /// [`map_name::PORT_SLOTS`].
     pub port_slots: SharedArray<PortSlot>,
     /// [`map_name::ENDPOINT_SLOTS`], until its writer takes it.
@@ -298,6 +301,7 @@ impl Tables {
             traffic: Arc::new(shared(programs, map_name::TRAFFIC)?),
             drops: Arc::new(shared(programs, map_name::DROPS)?),
             segment_traffic: Arc::new(shared(programs, map_name::SEGMENT_TRAFFIC)?),
+            near_macs: shared(programs, map_name::NEAR_MACS)?,
             port_slots: shared(programs, map_name::PORT_SLOTS)?,
             endpoint_slots: Some(shared(programs, map_name::ENDPOINT_SLOTS)?),
             devices: DevMapHash::try_from(take_map(programs, map_name::DEVICES)?)?,

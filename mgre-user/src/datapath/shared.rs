@@ -19,6 +19,8 @@ pub unsafe trait Shared {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::Clock {}
 // SAFETY: all fields are atomics.
+unsafe impl Shared for mgre_common::table::NearMacs {}
+// SAFETY: as above.
 unsafe impl Shared for mgre_common::table::Port {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::PortSlot {}

@@ -6,6 +6,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
+use mgre_common::wire::MacAddr;
 
 use super::{
     AdjacencyRecord, Attachment, EndpointOwner, FixedEntry, FloodTargets, Hook, Plan, PortIndex, PortRecord,
@@ -32,6 +33,10 @@ pub enum Op {
     },
     /// Give what the datapath cannot do out of an interface; nowhere if zero.
     SetSlow(u32),
+    /// Note the address of an underlay interface for XDP.
+    SetNearMac(u32, MacAddr),
+    /// Forget that of one.
+    ClearNearMac(u32),
     /// Let XDP redirect to an interface.
     AddDevice(u32),
     /// Let it no more.
@@ -90,6 +95,10 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let (port_index, vlan_ports) = index_changes(old, new, &ports);
     let (added_devices, removed_devices) = devices(old, new);
 
+    let gone = |ifindex: &&u32| !new.near_macs.contains_key(ifindex);
+    ops.extend(old.near_macs.keys().filter(gone).map(|ifindex| Op::ClearNearMac(*ifindex)));
+    let fresh = |(ifindex, mac): &(&u32, &MacAddr)| old.near_macs.get(ifindex) != Some(mac);
+    ops.extend(new.near_macs.iter().filter(fresh).map(|(ifindex, mac)| Op::SetNearMac(*ifindex, *mac)));
     ops.extend(added_devices.into_iter().map(Op::AddDevice));
     ops.extend(adjacencies.set.into_iter().map(|(id, record)| Op::SetAdjacency(*id, *record)));
     ops.extend(ports.set.into_iter().map(|(id, record)| Op::SetPort(*id, *record)));

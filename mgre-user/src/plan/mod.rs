@@ -32,6 +32,7 @@ use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
 use mgre_common::table::Template;
 use mgre_common::target::Target;
+use mgre_common::wire::MacAddr;
 
 pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
@@ -224,6 +225,8 @@ pub struct Plan {
     pub attachments: BTreeMap<(u32, Hook), Attachment>,
     /// The interface that the datapath gives what it cannot do; zero for none.
     pub slow: u32,
+    /// The addresses of underlay interfaces at which XDP takes packets.
+    pub near_macs: BTreeMap<u32, MacAddr>,
     /// Interfaces that XDP may redirect to.
     pub devices: OrdSet<u32>,
     /// By port id.

@@ -18,7 +18,7 @@ use mgre_common::table::{
     Adjacency, Clock, FloodSlot, Indexed, PORT_BY_VLAN, Port, PortSlot, Segment, Template, VlanKey,
 };
 use mgre_common::target::Target;
-use mgre_ebpf::host::world::{SLOW, Sink, UNDERLAY, World};
+use mgre_ebpf::host::world::{NEAR_MAC, SLOW, Sink, UNDERLAY, World};
 use mgre_user::datapath::counters::Counters;
 use mgre_user::datapath::load::{self, Capacity, Loaded, classifier, xdp};
 use nix::sched::{CloneFlags, unshare};
@@ -111,6 +111,7 @@ pub(crate) fn interfaces(world: &World) {
         })
         .collect();
     ip(&lines);
+    ip(&format!("link set near{UNDERLAY} address {NEAR_MAC}\n"));
 }
 
 /// What a test run may set of `struct __sk_buff`, and reads again.
@@ -160,6 +161,7 @@ impl Kernel {
         let capacity = Capacity { fdb_entries, adjacencies };
         let mut this = Self { loaded: load::load(object, capacity).unwrap() };
         load::renew_lease(&mut this.loaded.programs).unwrap();
+        this.loaded.tables.near_macs.get(0).unwrap().set(UNDERLAY, NEAR_MAC);
         world.install(&mut this);
         this
     }

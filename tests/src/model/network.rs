@@ -38,6 +38,8 @@ pub(super) struct Port {
     pub(super) max_frame: usize,
     /// Its frames have this tag on the interface.
     pub(super) vlan: Option<u16>,
+    /// Whether it has only some of the interface's frames: those of a VLAN, or of none.
+    pub(super) by_vlan: bool,
 }
 
 /// A peer in a segment.
@@ -217,6 +219,7 @@ impl Network {
             far: has(port_flag::PEER),
             full: has(port_flag::FULL),
             max_frame: spec.max_frame as usize,
+            by_vlan: spec.vlan.is_some(),
             vlan: spec.vlan.filter(|vlan| *vlan != 0),
         };
         if port.valid

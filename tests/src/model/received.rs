@@ -6,6 +6,7 @@ use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::{Mark, Target};
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::{End, Entrance};
+use mgre_ebpf::host::world::NEAR_MAC;
 
 use super::flaw::Flaw;
 use super::header::Free;
@@ -65,8 +66,13 @@ struct Gre<'a> {
 impl<'a> Run<'a> {
     pub(super) fn at_underlay(&mut self) {
         let input = self.input;
-        // With a tag beside it, it is another interface's.
-        if input.tag.is_some() {
+        // With a tag beside it, it is another interface's; not if that names no VLAN.
+        if input.tag.is_some_and(|tag| !matches!(tag, [0x81, 0, high, 0] if high & 15 == 0)) {
+            return;
+        }
+        // What comes by the slow interface was not sent to that.
+        let group = input.bytes.first().is_some_and(|first| first & 1 != 0);
+        if input.entrance == Entrance::Underlay && !group && input.bytes.get(..6) != Some(&NEAR_MAC.0[..]) {
             return;
         }
         let outer = self.outer(&input.bytes);

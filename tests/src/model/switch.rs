@@ -93,7 +93,7 @@ impl<'a> Run<'a> {
             return self.refuse(source, DropReason::Malformed);
         }
         // The tag by which it is this port's is none in the segment.
-        let tag = input.tag.filter(|_| port.vlan.is_none());
+        let tag = input.tag.filter(|tag| !port.by_vlan || tag[..2] != [0x81, 0]);
         let frame = Frame { bytes: input.bytes.clone(), tag, segment_size: input.segment_size };
         let arrival = Arrival { source, segment: port.segment, frame, tunnel: None };
         self.arrive(arrival);

@@ -187,8 +187,13 @@ impl<'a> Generator<'a> {
             None => inside::frame(to, from, len, rng),
         };
         let mut bytes = outside::packet(&peer, &frame, moment, rng);
+        if rng.random_bool(0.01) {
+            // To another station.
+            bytes[5] ^= 1;
+        }
         let segment_size = self.superframe(&mut bytes, rng);
-        let tag = (self.superframes && rng.random_bool(0.01)).then_some([0x81, 0, 0, 5]);
+        let tag = (self.superframes && rng.random_bool(0.01))
+            .then(|| [0x81, 0, *[0, 0xa0].choose(rng).unwrap_or(&0), *[0, 5].choose(rng).unwrap_or(&5)]);
         Input { entrance: Entrance::Underlay, bytes, segment_size, tag, moment }
     }
 }

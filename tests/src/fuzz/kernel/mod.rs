@@ -28,7 +28,7 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::{End, Entrance};
-use mgre_ebpf::host::world::{SLOW, UNDERLAY, VLAN_INTERFACE, World};
+use mgre_ebpf::host::world::{NEAR_MAC, SLOW, UNDERLAY, VLAN_INTERFACE, World};
 use mgre_user::datapath::load::{
     PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier, xdp,
 };
@@ -171,6 +171,7 @@ fn make_interfaces() -> Result<()> {
              link set near{index} up\nlink set far{index} up\n"
         );
     }
+    lines += &format!("link set near{UNDERLAY} address {NEAR_MAC}\n");
     ip.stdin.take().context("ip has no input")?.write_all(lines.as_bytes())?;
     ensure!(ip.wait()?.success(), "ip refuses to make interfaces");
     Ok(())
@@ -184,6 +185,7 @@ impl Kernel {
         sched_setaffinity(Pid::from_raw(0), &set)?;
         make_interfaces()?;
         let mut bench = Bench::load()?;
+        bench.loaded.tables.near_macs.get(0).context("a map of one")?.set(UNDERLAY, NEAR_MAC);
         for interface in interfaces() {
             bench.loaded.tables.devices.insert(interface, interface, None, 0)?;
             // A test run wants an interface that is ready for XDP.
