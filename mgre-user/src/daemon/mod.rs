@@ -7,7 +7,7 @@
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
-//! - `store`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
+//! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod check;
 mod engine;
@@ -27,6 +27,7 @@ mod observe;
 mod requests;
 mod resting;
 mod slow;
+mod snapshot;
 mod store;
 mod suppression;
 mod system;
