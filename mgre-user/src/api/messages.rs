@@ -94,6 +94,13 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply<Applied>,
     },
+    /// Take the configuration that the daemon was started with anew.
+    Reload {
+        /// What it says now.
+        document: Box<Document>,
+        /// Where the answer goes.
+        reply: Reply<Applied>,
+    },
     /// Forget learned addresses.
     Flush {
         /// Which.
@@ -146,7 +153,8 @@ impl Request {
         match self {
             Self::Change { changes, .. } => changes.iter().any(|change| matches!(change, Change::Replace(_))),
             Self::Peers { only, .. } => only.is_none(),
-            Self::Fdb { .. }
+            Self::Reload { .. }
+            | Self::Fdb { .. }
             | Self::Neighbors { .. }
             | Self::Stats(_)
             | Self::Config(_)
@@ -183,6 +191,14 @@ impl Handle {
     /// Why nothing was changed.
     pub async fn change(&self, changes: Vec<Change>, dry_run: bool) -> Result<Applied, Problem> {
         self.ask(|reply| Request::Change { changes, dry_run, reply }).await
+    }
+
+    /// Makes the wanted state equal to the daemon's configuration, in which interfaces and addresses may be missing.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn reload(&self, document: Document) -> Result<Applied, Problem> {
+        self.ask(|reply| Request::Reload { document: Box::new(document), reply }).await
     }
 
     /// Forgets learned addresses.

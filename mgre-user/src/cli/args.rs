@@ -79,6 +79,9 @@ pub enum Noun {
         /// Only say what would change
         #[arg(long)]
         dry_run: bool,
+        /// Remove everything if the file is empty
+        #[arg(long)]
+        allow_empty: bool,
     },
     /// Print the configuration as TOML
     Export,
@@ -145,6 +148,9 @@ pub enum Underlay {
         /// Only this address of it
         #[arg(long, value_name = "IP")]
         local: Option<IpAddr>,
+        /// Even if peers are reached by it, which are cut off then
+        #[arg(long)]
+        force: bool,
     },
     /// List underlays
     Show,

@@ -70,7 +70,9 @@ async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()
         Command::Status if json => print_json(&client.get::<Value>("/v1/status").await?),
         Command::Status => print(&show::status(&client.get("/v1/status").await?)),
         Command::Monitor => monitor(client, json).await,
-        Command::Apply { file, dry_run } => apply(client, json, &file, dry_run).await,
+        Command::Apply { file, dry_run, allow_empty } => {
+            apply(client, json, &file, [dry_run, allow_empty]).await
+        }
         Command::Export => {
             let document: Document = client.get("/v1/config").await?;
             if json { print_json(&document) } else { print(&document.to_toml()?) }
@@ -127,7 +129,12 @@ async fn monitor(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(client.lines("/v1/events", print_line).await?)
 }
 
-async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyhow::Result<()> {
+async fn apply(
+    client: &Client,
+    json: bool,
+    file: &Path,
+    [dry_run, allow_empty]: [bool; 2],
+) -> anyhow::Result<()> {
     let name = file.display();
     let text = if file == Path::new("-") {
         let mut text = String::new();
@@ -137,7 +144,7 @@ async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyho
     };
     let text = text.with_context(|| format!("cannot read {name}"))?;
     let document = Document::from_toml(&text).with_context(|| format!("{name}"))?;
-    let path = format!("/v1/apply?dry_run={dry_run}");
+    let path = format!("/v1/apply?dry_run={dry_run}&allow_empty={allow_empty}");
     let applied: Applied = client.send(Method::POST, &path, Some(&document)).await?;
     warn(&applied);
     if json {

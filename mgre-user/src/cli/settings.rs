@@ -71,6 +71,8 @@ pub enum Command {
         file: PathBuf,
         /// Only say what would change.
         dry_run: bool,
+        /// Remove everything if it is empty.
+        allow_empty: bool,
     },
     /// Print the configuration.
     Export,
@@ -92,7 +94,7 @@ impl From<Args> for Settings {
             Noun::Stats { drops } => Command::Stats { drops },
             Noun::Status => Command::Status,
             Noun::Monitor => Command::Monitor,
-            Noun::Apply { file, dry_run } => Command::Apply { file, dry_run },
+            Noun::Apply { file, dry_run, allow_empty } => Command::Apply { file, dry_run, allow_empty },
             Noun::Export => Command::Export,
             Noun::Detach => Command::Detach,
         };
@@ -140,9 +142,14 @@ fn underlay(verb: Underlay) -> Command {
             }
             change(Method::PUT, &["v1", "underlays", &interface], body)
         }
-        Underlay::Del { interface, local } => {
+        Underlay::Del { interface, local, force } => {
             let mut path = path(&["v1", "underlays", &interface]);
-            path.extend(local.map(|local| format!("?local={}", encode(&local.to_string()))));
+            let local = local.map(|local| format!("local={}", encode(&local.to_string())));
+            let options: Vec<String> =
+                local.into_iter().chain(force.then(|| "force=true".to_owned())).collect();
+            if !options.is_empty() {
+                path += &format!("?{}", options.join("&"));
+            }
             Command::Change { method: Method::DELETE, path, body: json!({}) }
         }
         Underlay::Show => Command::Underlays,

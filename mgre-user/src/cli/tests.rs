@@ -74,6 +74,13 @@ fn verbs_become_requests() {
             "/v1/underlays/eth0?local=2001%3Adb8%3A%3A1",
             json!({}),
         ),
+        ("underlay del eth0 --force", Method::DELETE, "/v1/underlays/eth0?force=true", json!({})),
+        (
+            "underlay del eth0 --local 192.0.2.1 --force",
+            Method::DELETE,
+            "/v1/underlays/eth0?local=192.0.2.1&force=true",
+            json!({}),
+        ),
         ("segment add lan", Method::PUT, "/v1/segments/lan", json!({})),
         (
             "segment add lan --key 0x10 --mtu 1400 --aging 60 --max-macs 9 --hub",
@@ -205,7 +212,8 @@ fn the_other_commands() {
         ("monitor", Command::Monitor),
         ("detach", Command::Detach),
         ("export", Command::Export),
-        ("apply - --dry-run", Command::Apply { file: "-".into(), dry_run: true }),
+        ("apply - --dry-run", Command::Apply { file: "-".into(), dry_run: true, allow_empty: false }),
+        ("apply x --allow-empty", Command::Apply { file: "x".into(), dry_run: false, allow_empty: true }),
     ];
     for (line, command) in cases {
         assert_eq!(client(line).3, command, "{line}");

@@ -4,7 +4,7 @@
 //! Whatever happens costs what it changes, not what there is. What takes a while in
 //! the kernel or on the disk runs beside the engine, which learns addresses meanwhile.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use mgre_common::target::Target;
 
 use super::Options;
 use super::index::Index;
+use super::interfaces::alias;
 use super::kernel::Kernel;
 use super::limits::Touched;
 use super::loops::Loops;
@@ -107,6 +108,8 @@ pub(super) struct Engine {
     pub(super) slow: Slow,
     /// Why there is no pair of interfaces for that.
     pub(super) no_pair: Option<String>,
+    /// Interfaces of the host that could not be made, by name, and why.
+    pub(super) unmade: BTreeMap<String, String>,
     /// What routers said of paths.
     pub(super) paths: PathMtus,
     /// Which ids may be given out.
@@ -147,6 +150,7 @@ impl Engine {
             .context("cannot wait for events")?;
         let mut index = Index::default();
         index.follow(&State::default(), &parts.state);
+        let observed = Observed { mark: alias(&parts.options.instance), ..Observed::default() };
         Ok(Self {
             ids: Ids { adjacency_capacity: parts.options.adjacencies, ..Ids::default() },
             options: parts.options,
@@ -160,7 +164,7 @@ impl Engine {
             observer: Observer::new(parts.netlink.clone()),
             netlink: parts.netlink,
             losses: Losses::default(),
-            observed: Observed::default(),
+            observed,
             compiled: Compiled::default(),
             plan: Plan::default(),
             datapath: parts.datapath,
@@ -183,6 +187,7 @@ impl Engine {
             forgotten: BTreeSet::new(),
             slow: parts.slow,
             no_pair: None,
+            unmade: BTreeMap::new(),
             paths: PathMtus::default(),
             resting: VecDeque::new(),
             stale: Stale::default(),
@@ -201,10 +206,7 @@ impl Engine {
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
         self.refresh(&Stale::links()).await?;
-        let state = self.state.clone();
-        if let Err(problem) = self.create_interfaces(&state).await {
-            tracing::warn!("{problem}");
-        }
+        self.restore_interfaces().await;
         self.refresh(&Stale::all()).await?;
         self.keep_pair().await;
         self.observed.own_xdp = Attachments::pinned(&self.options.pins())?
@@ -308,7 +310,7 @@ impl Engine {
         for request in requests {
             match request {
                 Request::Change { changes: asked, dry_run: false, reply } => {
-                    changes.push(Asked { changes: asked, reply });
+                    changes.push(Asked { changes: asked, waits: false, reply });
                     continue;
                 }
                 other => {
@@ -443,6 +445,13 @@ impl Engine {
         }
         if stale.links || !stale.some_links.is_empty() {
             self.keep_pair().await;
+            if self.restore_interfaces().await
+                && let Err(error) = self.refresh(&Stale::links()).await
+            {
+                tracing::warn!(%error, "cannot look at the kernel, trying again");
+                self.try_again();
+                return;
+            }
         }
         let before = self.compiled.clone();
         self.compiled = before.next(&self.state, &self.observed);
@@ -574,6 +583,7 @@ impl Engine {
         }
         self.names.ask_again(self.index.dns_names());
         self.keep_some(now);
+        self.restore_again(now);
         self.forget_paths();
         self.slow.try_again();
     }

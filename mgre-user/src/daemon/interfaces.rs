@@ -1,26 +1,26 @@
-//! The engine's part in interfaces: makes them, fits them, and makes ports promiscuous.
+//! The engine's part in interfaces: fits those that it made, and makes ports promiscuous.
 
 use std::collections::BTreeSet;
 
 use super::engine::Engine;
 use super::journal::Entry;
 use super::store::Saved;
-use super::transact::kernel;
-use crate::api::messages::Problem;
-use crate::model::{HostInterface, State};
+use crate::model::State;
 use crate::netlink::Link;
 
-/// The other end of a host's interface is named by this and the interface's index.
-const PEER_PREFIX: &str = "mgre";
+/// The mark on interfaces that an instance made.
+pub(super) fn alias(instance: &str) -> String {
+    format!("mgre:{instance}")
+}
 
 impl Engine {
     /// The mark on interfaces that this instance made.
     pub(super) fn alias(&self) -> String {
-        format!("mgre:{}", self.options.instance)
+        alias(&self.options.instance)
     }
 
     pub(super) fn is_ours(&self, link: &Link) -> bool {
-        link.alias.as_deref() == Some(&self.alias())
+        self.observed.is_made(link)
     }
 
     /// Which interfaces are to be promiscuous because of us: ports that were there
@@ -49,59 +49,12 @@ impl Engine {
         self.promiscuous = wanted;
     }
 
-    /// Makes the interfaces that a state wants and the kernel does not have.
-    pub(super) async fn create_interfaces(&mut self, next: &State) -> Result<Vec<u32>, Problem> {
-        let mut created = Vec::new();
-        for (name, port) in &next.ports {
-            let Some(host) = &port.created else { continue };
-            if self.observed.link(name).is_some() {
-                continue;
-            }
-            let segment = next.segments.get(&port.segment).ok_or_else(|| Problem::internal("no segment"))?;
-            let mtu = self.compiled.segment_mtu(next, &self.observed, segment);
-            match self.create_interface(name, host, mtu).await {
-                Ok(index) => created.push(index),
-                Err(problem) => {
-                    self.delete_interfaces(&created).await;
-                    return Err(problem);
-                }
-            }
-        }
-        Ok(created)
-    }
-
-    async fn create_interface(&self, name: &str, host: &HostInterface, mtu: u32) -> Result<u32, Problem> {
-        let peer = free_name(|peer| self.observed.link(peer).is_none());
-        let (link, _) =
-            self.netlink.create_veth(name, &peer, host.mac, mtu, &self.alias()).await.map_err(kernel)?;
-        for cidr in &host.addresses {
-            if let Err(error) = self.netlink.add_address(link.index, cidr.address, cidr.prefix).await {
-                self.delete_interfaces(&[link.index]).await;
-                return Err(Problem::internal(format!("{name}: {error}")));
-            }
-        }
-        Ok(link.index)
-    }
-
     pub(super) async fn delete_interfaces(&self, indices: &[u32]) {
         for index in indices {
             if let Err(error) = self.netlink.delete_link(*index).await {
                 tracing::warn!(%error, "cannot delete an interface");
             }
         }
-    }
-
-    /// Deletes interfaces that were made for ports that are gone.
-    pub(super) async fn clean_up(&mut self, old: &State) {
-        let gone = old.ports.iter().filter(|(name, port)| {
-            port.created.is_some() && self.state.ports.get(*name).is_none_or(|port| port.created.is_none())
-        });
-        let indices: Vec<u32> = gone
-            .filter_map(|(name, _)| self.observed.link(name))
-            .filter(|link| self.is_ours(link))
-            .map(|link| link.index)
-            .collect();
-        self.delete_interfaces(&indices).await;
     }
 
     /// Gives interfaces that were made the MTU that their segment has now, and
@@ -129,17 +82,5 @@ impl Engine {
                 tracing::warn!(%error, "cannot set the MTU of {name}");
             }
         }
-    }
-}
-
-/// A name for the end of a pair that nobody uses.
-fn free_name(is_free: impl Fn(&str) -> bool) -> String {
-    let mut number = 0_u32;
-    loop {
-        let name = format!("{PEER_PREFIX}{number}");
-        if is_free(&name) {
-            return name;
-        }
-        number += 1;
     }
 }

@@ -23,6 +23,10 @@ impl Engine {
                 let answer = if dry_run { self.try_out(changes).await } else { self.change(changes).await };
                 send(reply, answer);
             }
+            Request::Reload { document, reply } => {
+                let answer = self.configure(document).await;
+                send(reply, answer);
+            }
             Request::Flush { filter, reply } => {
                 let answer = self.flush(&filter);
                 send(reply, answer);
@@ -113,6 +117,9 @@ impl Engine {
 
     pub(super) fn port_state(&self, name: &str, port: &Port) -> (PortState, Option<String>) {
         let interface = port.interface(name);
+        if let Some(why) = self.unmade.get(name) {
+            return (PortState::Missing, Some(format!("cannot be made: {why}")));
+        }
         match (self.observed.link(interface), self.plan.ports.get(&port.id)) {
             (None, _) => (PortState::Missing, Some(format!("there is no interface named {interface}"))),
             (Some(_), None) => (PortState::Down, Some("not attached".to_owned())),

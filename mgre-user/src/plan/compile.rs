@@ -344,6 +344,10 @@ impl<'a> Frame<'a> {
         let Some(segment) = state.segments.get(&port.segment) else { return };
         let Some(link) = self.observed.link(port.interface(name)) else { return };
         let host = port.created.is_some();
+        if host && !self.observed.is_made(link) {
+            // Another interface came to have its name: what the host sends there is not for the segment.
+            return;
+        }
         if host {
             self.attach(link, Hook::HostPort, None);
         } else {

@@ -64,6 +64,8 @@ pub struct Observed {
     pub blocked: BTreeSet<u32>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
+    /// The alias of interfaces that this instance made for the host.
+    pub mark: String,
 }
 
 /// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
@@ -92,6 +94,11 @@ impl Observed {
     pub fn is_target(&self, ifindex: u32) -> bool {
         let long = self.links.get(&ifindex).is_some_and(|link| link.mtu > ONE_PAGE_MTU);
         self.features.get(&ifindex).is_some_and(|features| features.is_target(long))
+    }
+
+    /// Whether this instance made an interface for the host.
+    pub fn is_made(&self, link: &Link) -> bool {
+        link.alias.as_ref().is_some_and(|alias| *alias == self.mark)
     }
 
     /// An interface by name.
