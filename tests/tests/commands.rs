@@ -134,7 +134,7 @@ fn without_a_daemon_commands_say_so() -> Result<()> {
     let mut spokes = Layout { configure: false, ..Layout::new(1, Underlay::Switched) }.build()?;
     let daemon = &mut spokes.spoke_mut(1).daemon;
     daemon.stop()?;
-    for arguments in [&["status"][..], &["peer", "show"], &["segment", "add", "x"], &["detach"]] {
+    for arguments in [&["status"][..], &["peer", "show"], &["segment", "add", "x"]] {
         let outcome = daemon.outcome(arguments)?;
         assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
         assert!(

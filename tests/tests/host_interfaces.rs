@@ -199,3 +199,33 @@ fn an_interface_that_is_there_is_not_taken_for_one_to_make() -> Result<()> {
     assert!(traffic::reaches(&one.host, &spokes.spoke(2).host_ip())?);
     Ok(())
 }
+
+#[test]
+fn senders_behind_a_bridge_are_told_what_does_not_fit() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    one.daemon.mgre(&["port", "del", "lan0"])?;
+    one.daemon.mgre(&["port", "create", SEGMENT, "ov0"])?;
+    let mtu = |name: &str| Ok::<_, anyhow::Error>(link(&one.netns, name)?["mtu"].as_u64());
+    assert_eq!(mtu("ov0")?, Some(1458));
+    one.netns
+        .ip("link add br1 type bridge\nlink set br1 up\nlink set lan0 master br1\nlink set ov0 master br1")?;
+    wait::until("it takes what the bridge's members send", wait::SOON, || Ok(mtu("ov0")? == Some(1500)))?;
+    one.host.ip("link set eth0 mtu 1500")?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), wait::SOON)?;
+    // With DF: the first is lost, and after that its sender knows.
+    assert!(!traffic::fits(&one.host, &two.host_ip(), 1500)?);
+    wait::until("the sender was told", wait::SOON, || {
+        Ok(one.host.run(&["ip", "route", "get", &two.host_ip()])?.contains("mtu 1458"))
+    })?;
+    assert!(one.drops("too_big")? > 0);
+    assert!(traffic::fits(&one.host, &two.host_ip(), 1458)?);
+    // A member that may send more.
+    one.netns.ip("link set lan0 mtu 2000")?;
+    wait::until("it takes that too", wait::SOON, || Ok(mtu("ov0")? == Some(2000)))?;
+    one.netns.ip("link set ov0 nomaster")?;
+    wait::until("it has the segment's MTU again", wait::SOON, || Ok(mtu("ov0")? == Some(1458))).map(drop)
+}

@@ -3,6 +3,7 @@
 //! The engine is an actor: it owns state, netlink and datapath, and takes one
 //! [`Request`] after the other from a channel. A [`Handle`] is the other end.
 
+use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -11,7 +12,7 @@ pub use super::problem::Problem;
 pub use super::views::{
     AdjacencyView, FdbFlag, FdbView, HeldView, KernelView, NeighborFlag, NeighborView, PeerState, PeerView,
     PortState, PortView, SegmentView, SlowPathView, StatsRow, StatsView, StatusView, TrafficRow,
-    UnderlayView,
+    UnderlayState, UnderlayView,
 };
 use crate::model::{Change, Document};
 
@@ -120,6 +121,15 @@ pub enum Request {
         only: Option<String>,
         /// Where the answer goes.
         reply: Reply<Vec<PeerView>>,
+    },
+    /// The FDB entry of an address.
+    FdbEntry {
+        /// The segment.
+        segment: String,
+        /// The address.
+        mac: MacAddr,
+        /// Where the answer goes: a list with the entry, or without one.
+        reply: Reply<Vec<FdbView>>,
     },
     /// FDB entries.
     Fdb {
@@ -247,6 +257,14 @@ impl Handle {
     /// The filter names something that is not there.
     pub async fn fdb(&self, filter: FdbFilter) -> Result<Vec<FdbView>, Problem> {
         self.ask(|reply| Request::Fdb { filter, reply }).await
+    }
+
+    /// The FDB entry of an address, if there is one.
+    ///
+    /// # Errors
+    /// There is no such segment.
+    pub async fn fdb_entry(&self, segment: String, mac: MacAddr) -> Result<Vec<FdbView>, Problem> {
+        self.ask(|reply| Request::FdbEntry { segment, mac, reply }).await
     }
 
     /// Neighbours.

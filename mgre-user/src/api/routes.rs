@@ -308,8 +308,7 @@ async fn fdb_entry(
     Names((segment, text)): Names<(String, String)>,
 ) -> Answer<FdbView> {
     let mac = mac(&text)?;
-    let filter = FdbFilter { segment: Some(segment), peer: None };
-    one("entry", &text, app.engine.fdb(filter).await?, |view| view.mac == mac)
+    one("entry", &text, app.engine.fdb_entry(segment, mac).await?, |view| view.mac == mac)
 }
 
 async fn put_fdb(

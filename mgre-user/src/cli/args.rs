@@ -1,14 +1,17 @@
 //! The grammar: `mgre [OPTIONS] NOUN VERB ...`.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
-use crate::daemon::TcAttach;
+use crate::daemon::{BPFFS, STATE_DIR, TcAttach};
 use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos, check};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
@@ -37,6 +40,51 @@ pub struct Global {
     /// Print JSON
     #[arg(short, long, global = true)]
     pub json: bool,
+}
+
+impl Args {
+    /// Reads a command line, its program's name first.
+    ///
+    /// # Errors
+    /// Bad usage, help or version, as clap says them.
+    pub fn read<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error> {
+        let mut args = Self::try_parse_from(words)?;
+        if let Noun::Peer(verb) = &mut args.noun
+            && let Err(what) = verb.settle()
+        {
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, what));
+        }
+        Ok(args)
+    }
+}
+
+impl Peer {
+    /// `--segment` takes all the words that follow it. Names that come after it are taken back.
+    fn settle(&mut self) -> Result<(), &'static str> {
+        match self {
+            Self::Add { name, remote, segments, .. } => {
+                if name.is_none() && segments.len() > 2 {
+                    *remote = segments.pop();
+                    *name = segments.pop();
+                } else if name.is_some() && remote.is_none() {
+                    // A segment's name may be a DNS name, but hardly looks like one.
+                    let address = |word: &mut String| word.contains(['.', ':']);
+                    *remote = if segments.len() > 1 { segments.pop_if(address) } else { None };
+                }
+                let whole = name.is_some() && remote.is_some();
+                whole
+                    .then_some(())
+                    .ok_or("a name or a remote is missing: mgre peer add NAME REMOTE --segment SEGMENT...")
+            }
+            Self::Set { name, segments, .. } => {
+                if name.is_none() {
+                    *name = segments.as_mut().filter(|segments| segments.len() > 1).and_then(Vec::pop);
+                }
+                name.is_some().then_some(()).ok_or("the name is missing: mgre peer set NAME ...")
+            }
+            Self::Del { .. } | Self::Show => Ok(()),
+        }
+    }
 }
 
 /// What a command is about.
@@ -85,8 +133,15 @@ pub enum Noun {
     },
     /// Print the configuration as TOML
     Export,
-    /// Remove everything from the kernel and stop the daemon
-    Detach,
+    /// Remove everything from the kernel and stop the daemon; without a daemon, remove what it left
+    Detach {
+        /// Where the state is saved, if there is no daemon and it did not note that
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where the bpf file system is mounted, likewise
+        #[arg(long, value_name = "DIR")]
+        bpffs: Option<PathBuf>,
+    },
 }
 
 /// Options of the daemon.
@@ -99,10 +154,10 @@ pub struct Daemon {
     #[arg(long, default_value = "127.0.0.1:9747", value_name = "ADDR:PORT|off", value_parser = metrics)]
     pub metrics: Metrics,
     /// Where the state is saved
-    #[arg(long, default_value = "/var/lib/mgre", value_name = "DIR")]
+    #[arg(long, default_value = STATE_DIR, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Where the bpf file system is mounted
-    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    #[arg(long, default_value = BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
     /// FDB entries to have room for, at most 1048576; 34 bytes of memory each, or up to twice that
     #[arg(long, default_value_t = DEFAULT_FDB_ENTRIES, value_name = "N")]
@@ -132,6 +187,7 @@ pub enum Underlay {
     Add {
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// This host's address on it: the source of outer packets; one IPv4 and one IPv6 address at most
         #[arg(long = "local", value_name = "IP", required = true)]
@@ -144,6 +200,7 @@ pub enum Underlay {
     Del {
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// Only this address of it
         #[arg(long, value_name = "IP")]
@@ -162,6 +219,7 @@ pub enum Segment {
     /// Make a segment
     Add {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The GRE key; GRE without one if not given
         #[arg(long, value_name = "N", value_parser = key)]
@@ -177,6 +235,7 @@ pub enum Segment {
     #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local", "suppress_neighbors"]).required(true).multiple(true))]
     Set {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The GRE key, or "none" for GRE without one
         #[arg(long, value_name = "N|none", value_parser = key_or_none)]
@@ -191,6 +250,7 @@ pub enum Segment {
     /// Remove an empty segment
     Del {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List segments
@@ -233,9 +293,11 @@ pub enum Port {
     /// Make an existing interface, or a VLAN on it, a port
     Add {
         /// Its segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// Only frames with this 802.1Q tag, which they have on IFACE alone; the port is named IFACE.N
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
@@ -250,8 +312,10 @@ pub enum Port {
     /// Make an interface of this host in a segment
     Create {
         /// Its segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The new interface's name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// An address for it; may be given more than once
         #[arg(long = "address", value_name = "CIDR")]
@@ -267,6 +331,7 @@ pub enum Port {
     #[command(group = ArgGroup::new("change").args(["storm_limit"]).required(true).multiple(true))]
     Set {
         /// The interface, or IFACE.N
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Its settings
         #[command(flatten)]
@@ -275,6 +340,7 @@ pub enum Port {
     /// Remove a port, and its interface if the daemon made it
     Del {
         /// The interface, or IFACE.N
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List ports
@@ -293,11 +359,14 @@ pub struct PortSettings {
 #[derive(Debug, Subcommand)]
 pub enum Peer {
     /// Add a remote host
+    #[command(override_usage = "mgre peer add [OPTIONS] <NAME> <REMOTE> --segment <SEGMENT>...")]
     Add {
         /// A name for it
-        name: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: Option<String>,
         /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
-        remote: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        remote: Option<String>,
         /// The segments it is in
         #[arg(long = "segment", value_name = "SEGMENT", num_args = 1.., required = true)]
         segments: Vec<String>,
@@ -308,10 +377,11 @@ pub enum Peer {
     /// Change what is given
     #[command(group = ArgGroup::new("change")
         .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap", "storm_limit"])
-        .required(true).multiple(true))]
+        .required(true).multiple(true), override_usage = "mgre peer set [OPTIONS] <NAME>")]
     Set {
         /// Its name
-        name: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: Option<String>,
         /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
         #[arg(long)]
         remote: Option<String>,
@@ -325,6 +395,7 @@ pub enum Peer {
     /// Remove a peer
     Del {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List peers
@@ -372,6 +443,7 @@ pub enum Fdb {
     #[command(group = ArgGroup::new("target").args(["peer", "port"]).required(true))]
     Add {
         /// The segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The address
         mac: MacAddr,
@@ -385,6 +457,7 @@ pub enum Fdb {
     /// Remove a static entry
     Del {
         /// The segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The address
         mac: MacAddr,

@@ -9,8 +9,6 @@
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 pub mod args;
 pub mod run;
 pub mod settings;
@@ -22,7 +20,8 @@ mod tests;
 
 /// Runs the command line of this process. Exit code 0 is done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
-    let settings = settings::Settings::from(args::Args::parse());
+    let args = args::Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let settings = settings::Settings::from(args);
     match run::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough.

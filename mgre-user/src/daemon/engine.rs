@@ -28,6 +28,7 @@ use super::losses::Losses;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
+use super::states::Told;
 use super::store::Store;
 use super::suppression::Sparingly;
 use super::system;
@@ -110,6 +111,8 @@ pub(super) struct Engine {
     pub(super) no_pair: Option<String>,
     /// Interfaces of the host that could not be made, by name, and why.
     pub(super) unmade: BTreeMap<String, String>,
+    /// What was told of underlays and ports.
+    pub(super) told: Told,
     /// What routers said of paths.
     pub(super) paths: PathMtus,
     /// Which ids may be given out.
@@ -188,6 +191,7 @@ impl Engine {
             slow: parts.slow,
             no_pair: None,
             unmade: BTreeMap::new(),
+            told: Told::default(),
             paths: PathMtus::default(),
             resting: VecDeque::new(),
             stale: Stale::default(),
@@ -225,6 +229,7 @@ impl Engine {
         }
         self.follow()?;
         self.datapath.detach_unused()?;
+        self.tell_states();
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.names.ask_again(self.index.dns_names());
@@ -373,6 +378,7 @@ impl Engine {
             Change::Link { index } => drop(self.stale.some_links.insert(index)),
             Change::Addresses => {
                 self.observer.forget_addresses();
+                self.stale.addresses = true;
                 self.stale.routes = true;
             }
             Change::Routes => self.stale.routes = true,
@@ -426,7 +432,10 @@ impl Engine {
 
     /// Brings the picture up to date.
     pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
-        self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await
+        let links = self.observed.links.clone();
+        let result = self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await;
+        self.follow_renames(&links);
+        result
     }
 
     /// Brings picture and datapath up to date after changes in the kernel.
@@ -460,6 +469,9 @@ impl Engine {
             self.try_again();
         }
         self.mend_filters(&stale);
+        if stale.links || !stale.some_links.is_empty() || stale.addresses || stale.told {
+            self.tell_states();
+        }
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.keep_again(&links, forgotten).await;
@@ -491,7 +503,7 @@ impl Engine {
     }
 
     /// Looks at everything again, soon.
-    fn try_again(&mut self) {
+    pub(super) fn try_again(&mut self) {
         self.stale = Stale::all();
         self.gather_until = Some(tokio::time::Instant::now() + RETRY);
     }
@@ -558,7 +570,17 @@ impl Engine {
     pub(super) fn rest_ids(&mut self, old: &State, new: &State) {
         let now = self.datapath.now();
         let freed = freed(old, new);
-        freed.iter().for_each(|id| id.put_into(&mut self.ids));
+        for id in &freed {
+            id.put_into(&mut self.ids);
+            // What was counted for one segment is not the next one's.
+            if let Resting::Segment(id) = *id
+                && let Ok(id) = u16::try_from(id)
+            {
+                for counts in [&mut self.moves, &mut self.holds, &mut self.duplicates] {
+                    counts.remove(&id);
+                }
+            }
+        }
         self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 

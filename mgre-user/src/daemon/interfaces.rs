@@ -8,6 +8,9 @@ use super::store::Saved;
 use crate::model::State;
 use crate::netlink::Link;
 
+/// What is sent on Ethernet where nothing else was agreed on.
+const ETHERNET_MTU: u32 = 1500;
+
 /// The mark on interfaces that an instance made.
 pub(super) fn alias(instance: &str) -> String {
     format!("mgre:{instance}")
@@ -57,6 +60,19 @@ impl Engine {
         }
     }
 
+    /// What the other members of its bridge may send, for an interface that is enslaved to one. A bridge drops what is longer
+    /// than the MTU of the interface that it goes to, without a word; here the senders are told.
+    fn bridge_mtu(&self, link: &Link) -> u32 {
+        let members = |bridge: u32| {
+            let others = self.observed.links.values().filter(move |other| other.controller == Some(bridge));
+            others.filter(|other| other.index != link.index).map(|other| other.mtu).max()
+        };
+        let bridge = link.controller.filter(|index| {
+            self.observed.links.get(index).is_some_and(|link| link.kind.as_deref() == Some("bridge"))
+        });
+        bridge.map_or(0, |bridge| members(bridge).unwrap_or(0).max(ETHERNET_MTU))
+    }
+
     /// Gives interfaces that were made the MTU that their segment has now, and
     /// makes ports that came back promiscuous again.
     pub(super) async fn fit_interfaces(&mut self) {
@@ -75,7 +91,8 @@ impl Engine {
         for (name, port) in self.state.ports.iter().filter(|(_, port)| port.created.is_some()) {
             let Some(segment) = self.state.segments.get(&port.segment) else { continue };
             let Some(link) = self.observed.link(name).filter(|link| self.is_ours(link)) else { continue };
-            let mtu = self.compiled.segment_mtu(&self.state, &self.observed, segment);
+            let mtu =
+                self.compiled.segment_mtu(&self.state, &self.observed, segment).max(self.bridge_mtu(link));
             if link.mtu != mtu
                 && let Err(error) = self.netlink.set_mtu(link.index, mtu).await
             {

@@ -6,10 +6,13 @@
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
+//! - `states`: what underlays and ports are, and by which name;
 //! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
+//! - `clear`: what `detach` does without a daemon;
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod check;
+mod clear;
 mod engine;
 mod host;
 mod index;
@@ -29,6 +32,7 @@ mod requests;
 mod resting;
 mod slow;
 mod snapshot;
+mod states;
 mod store;
 mod suppression;
 mod system;
@@ -44,6 +48,8 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::clear::Places;
+pub use self::clear::{Clear, clear};
 use self::engine::{Engine, Parts};
 use self::kernel::Kernel;
 use self::store::Store;
@@ -59,6 +65,11 @@ use crate::netlink::Netlink;
 use crate::object::object;
 use crate::plan::TcHook;
 use crate::slow::Slow;
+
+/// Where the state is saved by itself.
+pub const STATE_DIR: &str = "/var/lib/mgre";
+/// Where the bpf file system is by itself.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// How to run the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +152,7 @@ pub async fn run(options: Options) -> Result<()> {
     system::check_kernel(&release)?;
     let lock = socket::InstanceLock::acquire(&options.run_dir, &options.instance)?;
     system::ensure_bpffs(&options.bpffs)?;
+    Places::note(&options)?;
     let metrics = match options.metrics {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
             format!("cannot serve metrics on {address} (--metrics off, or another address)")

@@ -192,21 +192,47 @@ impl Store {
     /// Puts the files aside: the next daemon starts empty, and nothing is lost.
     ///
     /// # Errors
-    /// One cannot be renamed.
+    /// One cannot be renamed. Then they are where they were.
     pub(super) fn retire(&mut self, whole: &Saved) -> Result<()> {
         if let Err(error) = self.close(whole) {
             tracing::warn!("{error:#}");
         }
+        self.put_aside().map(drop)
+    }
+
+    /// Makes everything saved again after all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn restore(&mut self, whole: &Saved) -> Result<()> {
+        self.snapshot(whole)
+    }
+
+    /// Puts aside what is there, as it is. Says whether anything was.
+    ///
+    /// # Errors
+    /// As [`Store::retire`].
+    pub(super) fn put_aside(&mut self) -> Result<bool> {
+        let mut moved: Vec<(&Path, PathBuf)> = Vec::new();
         for (path, aside) in [(&self.path, "detached.json"), (&self.journal, "detached.journal")] {
-            match fs::rename(path, path.with_extension(aside)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
+            let aside = path.with_extension(aside);
+            match fs::rename(path, &aside) {
+                Ok(()) => moved.push((path, aside)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    // One of an earlier time does not belong to the other file.
+                    fs::remove_file(&aside).ok();
+                }
+                Err(error) => {
+                    for (path, aside) in moved {
+                        fs::rename(aside, path).ok();
+                    }
                     return Err(error).with_context(|| format!("cannot rename {}", path.display()));
                 }
-                _ => {}
             }
         }
+        let any = !moved.is_empty();
         (self.snapshot, self.end, self.last) = (None, End::default(), None);
-        Ok(())
+        Ok(any)
     }
 
     /// Adds a unit to the journal. False if the journal is not as this store left it.

@@ -12,6 +12,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use imbl::ordmap::DiffItem;
 
 use super::check::{Missing, check, check_use, warnings};
+use super::clear::Places;
 use super::engine::Engine;
 use super::journal::Entry;
 use super::observe::Stale;
@@ -173,6 +174,7 @@ impl Engine {
         } else {
             if interfaces {
                 self.clean_up(&old).await;
+                self.tell_states();
             }
             self.names.ask_again(self.index.dns_names());
             self.take_outcomes(&before);
@@ -378,7 +380,37 @@ impl Engine {
     }
 
     /// Takes everything out of the kernel that this instance put there.
+    ///
+    /// # Errors
+    /// The saved state cannot be put aside, and nothing was done; or the kernel refuses, and everything is put back.
     pub(super) async fn detach(&mut self) -> Result<(), Problem> {
+        let saved = self.saved();
+        self.store()
+            .retire(&saved)
+            .map_err(|error| Problem::internal(format!("{error:#}: nothing was taken off")))?;
+        let kept = self.kept.clone();
+        let removed = self.remove_all().await;
+        if removed.is_err() {
+            self.put_back(&saved, kept);
+        } else {
+            Places::forget(&self.options.run_dir, &self.options.instance);
+        }
+        removed
+    }
+
+    /// Puts everything back after a detach that failed.
+    fn put_back(&mut self, saved: &Saved, kept: BTreeSet<(u32, IpAddr)>) {
+        if let Err(error) = self.store().restore(saved) {
+            tracing::error!("{error:#}");
+        }
+        // All of them are attached anew.
+        self.plan.attachments.clear();
+        self.forgotten.clone_from(&kept);
+        self.kept = kept;
+        self.try_again();
+    }
+
+    async fn remove_all(&mut self) -> Result<(), Problem> {
         self.slow.follow(&Plan::default(), None);
         self.datapath.detach_all().map_err(|error| Problem::internal(format!("{error:#}")))?;
         self.release_neighbors().await;
@@ -391,8 +423,7 @@ impl Engine {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }
         }
-        let saved = self.saved();
-        self.store().retire(&saved).map_err(|error| Problem::internal(format!("{error:#}")))
+        Ok(())
     }
 
     /// What is to be saved now.
