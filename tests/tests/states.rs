@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use mgre_tests::{
+    metrics::Metrics,
     monitor::Monitor,
     skip::skipped,
     spoke::Spoke,
@@ -93,8 +94,15 @@ fn an_underlay_that_loses_its_address_or_link_is_said_to_be_down() -> Result<()>
     spokes.core.ip("link set s1 down")?;
     wait_event(&monitor, "underlay", "wan0", "down")?;
     assert_eq!(underlay(one)?["problem"], "no carrier");
+    let up = || {
+        Ok::<_, anyhow::Error>(
+            Metrics::over_socket(&one.daemon.socket())?.get("mgre_underlay_up", &[("interface", "wan0")]),
+        )
+    };
+    assert_eq!(up()?, Some(0.0));
     spokes.core.ip("link set s1 up")?;
     wait_event(&monitor, "underlay", "wan0", "up")?;
+    assert_eq!(up()?, Some(1.0));
     one.netns.ip("link del wan0")?;
     wait_event(&monitor, "underlay", "wan0", "missing")
 }

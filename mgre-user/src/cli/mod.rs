@@ -1,6 +1,7 @@
 //! The command line: a client of the API and nothing else, except for `daemon`.
 //!
 //! - [`args`]: the grammar;
+//! - `values`: its values;
 //! - [`settings`]: what was typed, turned into what is to be done;
 //! - [`run`]: doing it;
 //! - [`show`]: answers as text;
@@ -14,6 +15,7 @@ pub mod run;
 pub mod settings;
 pub mod show;
 pub mod table;
+mod values;
 
 #[cfg(test)]
 mod tests;

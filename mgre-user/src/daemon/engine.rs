@@ -469,7 +469,8 @@ impl Engine {
             self.try_again();
         }
         self.mend_filters(&stale);
-        if stale.links || !stale.some_links.is_empty() || stale.addresses || stale.told {
+        let ports_stay = before.plan.ports.ptr_eq(&self.compiled.plan.ports);
+        if stale.links || !stale.some_links.is_empty() || stale.addresses || !ports_stay {
             self.tell_states();
         }
         self.take_outcomes(&before);
