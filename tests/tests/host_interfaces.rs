@@ -152,7 +152,8 @@ fn what_is_applied_to_an_interface_of_the_host_is_done() -> Result<()> {
             && !has_address(&one.netns, "ov0", "10.77.0.204/24")?
     );
 
-    // Without a MAC it has the one that it would be made with. The first address takes the others of its network with it.
+    // Without a MAC it has the one that it would be made with. The first address takes the others of its network with
+    // it.
     fs::write(&file, other.replace("\"10.77.0.202/24\", ", ""))?;
     one.daemon.mgre(&["apply", &path])?;
     assert_eq!(mac(&one.netns, "ov0")?, derived);

@@ -75,8 +75,8 @@ impl Places {
     }
 }
 
-/// Removes from the kernel what an instance's daemon left there, and puts its saved state aside. False if there is nothing, or
-/// this process may not.
+/// Removes from the kernel what an instance's daemon left there, and puts its saved state aside. False if there is
+/// nothing, or this process may not.
 ///
 /// # Errors
 /// A daemon runs, or something cannot be removed.

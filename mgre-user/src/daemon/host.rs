@@ -49,8 +49,8 @@ impl Engine {
         Ok(created)
     }
 
-    /// Makes the interfaces that are wanted and missing: after a reboot, and where somebody deleted one. Each that cannot be
-    /// made is named, tried again, and holds nothing else up. Says whether there are new ones.
+    /// Makes the interfaces that are wanted and missing: after a reboot, and where somebody deleted one. Each that
+    /// cannot be made is named, tried again, and holds nothing else up. Says whether there are new ones.
     pub(super) async fn restore_interfaces(&mut self) -> bool {
         let state = self.state.clone();
         let (mut made, mut failed) = (false, BTreeMap::new());
@@ -117,8 +117,8 @@ impl Engine {
         Ok(link.index)
     }
 
-    /// The MAC of an interface: what was asked for, or else the same each time it is made. None where nothing says which
-    /// machine this is: then the kernel draws one.
+    /// The MAC of an interface: what was asked for, or else the same each time it is made. None where nothing says
+    /// which machine this is: then the kernel draws one.
     fn host_mac(&self, name: &str, host: &HostInterface) -> Option<MacAddr> {
         host.mac.or_else(|| {
             let Some(machine) = machine_id() else {

@@ -8,9 +8,9 @@
 //! changed, removed or moved with others after it; the second is the length of the JSON. The generation is that of the
 //! snapshot that the journal goes on from.
 //!
-//! A unit is on the disk whole before anybody is told so, and nothing is written after one that is not: so only the last
-//! one can be torn. One that is torn is short, or ends in blocks that were never written; one that has all its bytes was
-//! answered for, and if they are wrong, it is damaged.
+//! A unit is on the disk whole before anybody is told so, and nothing is written after one that is not: so only the
+//! last one can be torn. One that is torn is short, or ends in blocks that were never written; one that has all its
+//! bytes was answered for, and if they are wrong, it is damaged.
 
 use std::collections::BTreeSet;
 

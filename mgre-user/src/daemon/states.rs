@@ -1,4 +1,5 @@
-//! The engine's part in what interfaces are: follows those that get another name, and says what underlays and ports are.
+//! The engine's part in what interfaces are: follows those that get another name, and says what underlays and ports
+//! are.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,8 +35,8 @@ impl Engine {
                 self.observed.renamed.remove(&wanted);
             } else if self.is_wanted(&wanted) {
                 tracing::warn!(
-                    "{wanted} is named {} now: it is followed until this daemon ends; give it its name again, or set it \
-                     up by the new one",
+                    "{wanted} is named {} now: it is followed until this daemon ends; give it its name again, or set \
+                     it up by the new one",
                     new.name
                 );
                 self.observed.renamed.insert(wanted, new.index);

@@ -383,8 +383,8 @@ impl Drop for Attachments {
     }
 }
 
-/// Takes off what daemons of an instance left, of whatever version. Says whether there was anything. `base` is the directory
-/// of all pins.
+/// Takes off what daemons of an instance left, of whatever version. Says whether there was anything. `base` is the
+/// directory of all pins.
 ///
 /// # Errors
 /// A pin, a filter or a directory cannot be removed.

@@ -192,7 +192,7 @@ fn source(state: &State, observed: &Observed, ifindex: u32, remote: IpAddr) -> O
 
 /// That this host has not got an underlay's address.
 pub fn missing_local(local: IpAddr) -> String {
-    format!("{local} is no address of this host any more: ip address add it")
+    format!("{local} is not an address of this host: ip address add it")
 }
 
 /// That the underlay by which a remote is reached has no endpoint for it.
