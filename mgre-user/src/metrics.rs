@@ -78,6 +78,8 @@ pub struct Numbers<'a> {
     pub segments: Vec<SegmentNumbers>,
     /// Every underlay and port that a program is attached to.
     pub interfaces: Vec<InterfaceNumbers>,
+    /// Every underlay by its interface, and whether all its addresses can be used.
+    pub underlays: Vec<(String, bool)>,
     /// Drops that belong to no peer and no port, summed over shards.
     pub drops: Drops,
     /// How many FDB entries there is room for.
@@ -349,6 +351,11 @@ fn instance(out: &mut Text, numbers: &Numbers<'_>) {
             ("mode", &interface.mode),
         ]);
         out.whole("mgre_interface_mode", &labels, 1);
+    }
+    let help = "Whether the underlay's interface is there, up and attached, and has its addresses.";
+    out.family("mgre_underlay_up", Kind::Gauge, help);
+    for (interface, up) in &numbers.underlays {
+        out.whole("mgre_underlay_up", &Labels::new(&[("interface", interface)]), (*up).into());
     }
     out.family("mgre_build_info", Kind::Gauge, "The daemon's version.");
     out.whole("mgre_build_info", &Labels::new(&[("version", numbers.version)]), 1);

@@ -52,7 +52,7 @@ fn a_peer_may_get_another_endpoint() -> Result<()> {
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     // Spoke 2 gets another address.
     two.netns.ip("addr add 10.0.0.22/24 dev wan0")?;
-    two.daemon.mgre(&["underlay", "del", "wan0"])?;
+    two.daemon.mgre(&["underlay", "del", "wan0", "--force"])?;
     assert_eq!(two.peer("spoke1")?["state"], "down");
     assert!(two.peer("spoke1")?["reason"].as_str().is_some_and(|reason| reason.contains("underlay")));
     assert!(traffic::cut_off(&one.host, &two.host_ip())?);

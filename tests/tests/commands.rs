@@ -22,6 +22,8 @@ const REFUSED: &[Refusal] = &[
     (&["underlay", "add", "lan0", "--local", "10.0.0.1"], &["lan0", "port"]),
     (&["underlay", "add", "lo", "--local", "10.0.0.1"], &["lo", "not an Ethernet interface"]),
     (&["underlay", "del", "lan0"], &["no underlay", "lan0"]),
+    (&["underlay", "del", "wan0"], &["spoke2", "wan0", "--force"]),
+    (&["underlay", "del", "wan0", "--local", "10.0.0.1"], &["spoke2", "10.0.0.1", "--force"]),
     (&["port", "add", SEGMENT, "lan9"], &["no interface", "lan9"]),
     (&["port", "add", SEGMENT, "lan0"], &["lan0", "already a port"]),
     (&["port", "add", SEGMENT, "wan0"], &["wan0", "underlay"]),
@@ -132,7 +134,7 @@ fn without_a_daemon_commands_say_so() -> Result<()> {
     let mut spokes = Layout { configure: false, ..Layout::new(1, Underlay::Switched) }.build()?;
     let daemon = &mut spokes.spoke_mut(1).daemon;
     daemon.stop()?;
-    for arguments in [&["status"][..], &["peer", "show"], &["segment", "add", "x"], &["detach"]] {
+    for arguments in [&["status"][..], &["peer", "show"], &["segment", "add", "x"]] {
         let outcome = daemon.outcome(arguments)?;
         assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
         assert!(

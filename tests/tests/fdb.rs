@@ -5,6 +5,7 @@ use std::{thread::sleep, time::Duration};
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::{self, Capture},
+    metrics::Metrics,
     packet::{BROADCAST, Mac, UNKNOWN, mac_text, marked},
     skip::skipped,
     topology::{SEGMENT, Spokes, Underlay},
@@ -166,5 +167,37 @@ fn a_frame_is_not_sent_back_where_it_came_from() -> Result<()> {
     sleep(Duration::from_millis(100));
     assert_eq!(at_one.count(|seen| !seen.outgoing && seen.bytes == frame), 0);
     assert_eq!(at_two.count(|seen| seen.bytes == frame), 0);
+    Ok(())
+}
+
+#[test]
+fn a_new_segment_counts_from_zero() -> Result<()> {
+    const MOVING: Mac = [0x02, 0, 0, 0, 0xcc, 1];
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(1, Underlay::Switched)?;
+    let one = spokes.spoke(1);
+    let other = one.add_host("lan1", [0x02, 0, 0, 0, 1, 0x11])?;
+    one.daemon.mgre(&["port", "add", SEGMENT, "lan1"])?;
+    let moves = |segment: &str| -> Result<f64> {
+        Ok(Metrics::over_socket(&one.daemon.socket())?
+            .get("mgre_fdb_moves_total", &[("segment", segment)])
+            .unwrap_or(-1.0))
+    };
+    for (host, port) in [(&one.host, "lan0"), (&other, "lan1")] {
+        wait::until("it is learned there", wait::SOON, || {
+            capture::send(host, "eth0", &[marked(BROADCAST, MOVING, "here")])?;
+            Ok(one.fdb(MOVING)?.is_some_and(|entry| entry["port"] == port))
+        })?;
+    }
+    assert!(moves(SEGMENT)? >= 1.0);
+    for words in [&["port", "del", "lan0"][..], &["port", "del", "lan1"], &["segment", "del", SEGMENT]] {
+        one.daemon.mgre(words)?;
+    }
+    // Until its id may be given out again.
+    sleep(Duration::from_secs(5));
+    one.daemon.mgre(&["segment", "add", "fresh", "--key", "7"])?;
+    assert_eq!(moves("fresh")?, 0.0);
     Ok(())
 }

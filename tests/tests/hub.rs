@@ -115,7 +115,7 @@ fn xdp_takes_known_unicast_from_spoke_to_spoke() -> Result<()> {
         spoke.host.run(&["ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off"])?;
         spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
     }
-    hub.daemon.mgre(&["underlay", "del", "wan0"])?;
+    hub.daemon.mgre(&["underlay", "del", "wan0", "--force"])?;
     hub.daemon.mgre(&["underlay", "add", "wan0", "--local", "10.0.0.1", "--mode", "native"])?;
     hub.wait_up()?;
     wait::until("frames take the short way through the hub", wait::SOON, || {

@@ -288,7 +288,7 @@ fn families_come_and_go() -> Result<()> {
     assert_eq!((refused.code, refused.stderr.lines().count()), (Some(1), 1), "{refused:?}");
     assert!(refused.stderr.contains("link-local"), "{refused:?}");
     let local = spokes.layout.locals(1)[1].to_string();
-    one.daemon.mgre(&["underlay", "del", "wan0", "--local", &local])?;
+    one.daemon.mgre(&["underlay", "del", "wan0", "--local", &local, "--force"])?;
     assert_eq!(one.peer("spoke2")?["state"], "down", "no underlay of its family");
     assert_eq!(one.daemon.list(&["underlay", "show"])?.len(), 1);
     assert!(traffic::cut_off(&one.host, &two.host_ip())?);
@@ -311,7 +311,7 @@ fn known_unicast_takes_the_short_way() -> Result<()> {
         spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
         let local = spokes.layout.endpoint(spoke.number).to_string();
         for arguments in [
-            &["underlay", "del", "wan0"] as &[&str],
+            &["underlay", "del", "wan0", "--force"] as &[&str],
             &["underlay", "add", "wan0", "--local", &local, "--mode", "native"],
             &["port", "del", "lan0"],
             &["port", "add", SEGMENT, "lan0", "--mode", "native"],

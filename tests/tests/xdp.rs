@@ -40,7 +40,7 @@ fn with_mode_and_mtu(mode: &str, mtu: Option<u32>) -> Result<Spokes> {
         spokes.core.run(&["ethtool", "-K", &format!("s{}", spoke.number), "tx", "off", "gro", "on"])?;
         let local = local(spoke);
         for arguments in [
-            &["underlay", "del", "wan0"] as &[&str],
+            &["underlay", "del", "wan0", "--force"] as &[&str],
             &["underlay", "add", "wan0", "--local", &local, "--mode", mode],
             &["port", "del", "lan0"],
             &["port", "add", SEGMENT, "lan0", "--mode", mode],
@@ -210,7 +210,7 @@ fn an_interface_that_refuses_is_refused_by_an_operator_and_done_without_at_a_sta
     };
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
     let peers = local(one);
-    one.daemon.mgre(&["underlay", "del", "wan0"])?;
+    one.daemon.mgre(&["underlay", "del", "wan0", "--force"])?;
     far_end(&spokes, 9000)?;
     let before = one.daemon.mgre(&["export"])?;
     let refused = one.daemon.outcome(&["underlay", "add", "wan0", "--local", &peers, "--mode", "native"])?;

@@ -28,7 +28,7 @@ const LINE_MAX: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("the daemon of instance {instance:?} is not running (no socket at {}): start it with `mgre daemon`", .path.display())]
+    #[error("the daemon of instance {instance:?} is not running (no socket at {}): start it with `mgre {}daemon`", .path.display(), instance_option(.instance))]
     NotRunning {
         /// The instance.
         instance: String,
@@ -63,6 +63,11 @@ pub enum ClientError {
     /// The answer makes no sense.
     #[error("the daemon's answer cannot be read ({0}); is it of another version?")]
     Answer(#[from] serde_json::Error),
+}
+
+/// What says which instance is meant, where it must be said.
+fn instance_option(instance: &str) -> String {
+    if instance == "default" { String::new() } else { format!("-i {instance} ") }
 }
 
 /// Talks to the daemon of one instance.

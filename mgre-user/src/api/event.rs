@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::views::{PeerState, PortState};
+use super::views::{PeerState, PortState, UnderlayState};
 use crate::model::types::mac_text;
 
 /// One event and when it happened: one line of the stream.
@@ -205,6 +205,17 @@ pub enum EventKind {
         /// What it is now.
         state: PortState,
         /// Why, if it is not up.
+        reason: Option<String>,
+    },
+    /// An underlay went up or down, came or went, or lost its address.
+    UnderlayState {
+        /// Its interface.
+        underlay: String,
+        /// Our address on it.
+        local: IpAddr,
+        /// What it is now.
+        state: UnderlayState,
+        /// Why, if it is not up, or what else there is to know.
         reason: Option<String>,
     },
     /// The configuration changed.

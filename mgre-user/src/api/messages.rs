@@ -3,6 +3,7 @@
 //! The engine is an actor: it owns state, netlink and datapath, and takes one
 //! [`Request`] after the other from a channel. A [`Handle`] is the other end.
 
+use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -11,7 +12,7 @@ pub use super::problem::Problem;
 pub use super::views::{
     AdjacencyView, FdbFlag, FdbView, HeldView, KernelView, NeighborFlag, NeighborView, PeerState, PeerView,
     PortState, PortView, SegmentView, SlowPathView, StatsRow, StatsView, StatusView, TrafficRow,
-    UnderlayView,
+    UnderlayState, UnderlayView,
 };
 use crate::model::{Change, Document};
 
@@ -94,6 +95,13 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply<Applied>,
     },
+    /// Take the configuration that the daemon was started with anew.
+    Reload {
+        /// What it says now.
+        document: Box<Document>,
+        /// Where the answer goes.
+        reply: Reply<Applied>,
+    },
     /// Forget learned addresses.
     Flush {
         /// Which.
@@ -113,6 +121,15 @@ pub enum Request {
         only: Option<String>,
         /// Where the answer goes.
         reply: Reply<Vec<PeerView>>,
+    },
+    /// The FDB entry of an address.
+    FdbEntry {
+        /// The segment.
+        segment: String,
+        /// The address.
+        mac: MacAddr,
+        /// Where the answer goes: a list with the entry, or without one.
+        reply: Reply<Vec<FdbView>>,
     },
     /// FDB entries.
     Fdb {
@@ -146,7 +163,8 @@ impl Request {
         match self {
             Self::Change { changes, .. } => changes.iter().any(|change| matches!(change, Change::Replace(_))),
             Self::Peers { only, .. } => only.is_none(),
-            Self::Fdb { .. }
+            Self::Reload { .. }
+            | Self::Fdb { .. }
             | Self::Neighbors { .. }
             | Self::Stats(_)
             | Self::Config(_)
@@ -183,6 +201,14 @@ impl Handle {
     /// Why nothing was changed.
     pub async fn change(&self, changes: Vec<Change>, dry_run: bool) -> Result<Applied, Problem> {
         self.ask(|reply| Request::Change { changes, dry_run, reply }).await
+    }
+
+    /// Makes the wanted state equal to the daemon's configuration, in which interfaces and addresses may be missing.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn reload(&self, document: Document) -> Result<Applied, Problem> {
+        self.ask(|reply| Request::Reload { document: Box::new(document), reply }).await
     }
 
     /// Forgets learned addresses.
@@ -231,6 +257,14 @@ impl Handle {
     /// The filter names something that is not there.
     pub async fn fdb(&self, filter: FdbFilter) -> Result<Vec<FdbView>, Problem> {
         self.ask(|reply| Request::Fdb { filter, reply }).await
+    }
+
+    /// The FDB entry of an address, if there is one.
+    ///
+    /// # Errors
+    /// There is no such segment.
+    pub async fn fdb_entry(&self, segment: String, mac: MacAddr) -> Result<Vec<FdbView>, Problem> {
+        self.ask(|reply| Request::FdbEntry { segment, mac, reply }).await
     }
 
     /// Neighbours.

@@ -122,11 +122,20 @@ struct UnderlayBody {
     mode: Option<Mode>,
 }
 
-/// Which of an underlay's endpoints; its first, or all of them, if not said.
+/// Which of an underlay's endpoints; its first, if not said.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UnderlayOptions {
     local: Option<std::net::IpAddr>,
+}
+
+/// Which of an underlay's endpoints; all of them, if not said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeleteUnderlayOptions {
+    local: Option<std::net::IpAddr>,
+    #[serde(default)]
+    force: bool,
 }
 
 async fn underlays(State(app): State<App>) -> Answer<Vec<UnderlayView>> {
@@ -153,9 +162,9 @@ async fn put_underlay(
 async fn delete_underlay(
     State(app): State<App>,
     Names(interface): Names<String>,
-    Options(UnderlayOptions { local }): Options<UnderlayOptions>,
+    Options(DeleteUnderlayOptions { local, force }): Options<DeleteUnderlayOptions>,
 ) -> Answer<Applied> {
-    change(&app, Change::DelUnderlay { interface, local }).await
+    change(&app, Change::DelUnderlay { interface, local, force }).await
 }
 
 // Segments.
@@ -299,8 +308,7 @@ async fn fdb_entry(
     Names((segment, text)): Names<(String, String)>,
 ) -> Answer<FdbView> {
     let mac = mac(&text)?;
-    let filter = FdbFilter { segment: Some(segment), peer: None };
-    one("entry", &text, app.engine.fdb(filter).await?, |view| view.mac == mac)
+    one("entry", &text, app.engine.fdb_entry(segment, mac).await?, |view| view.mac == mac)
 }
 
 async fn put_fdb(
@@ -346,15 +354,24 @@ async fn config(State(app): State<App>) -> Answer<Document> {
 struct ApplyOptions {
     #[serde(default)]
     dry_run: bool,
+    #[serde(default)]
+    allow_empty: bool,
 }
+
+/// What to do about a document with nothing in it.
+const REMOVE_ALL: &str = "to remove everything, say so (mgre apply --allow-empty, or ?allow_empty=true)";
 
 /// Takes a document as JSON, or as TOML if the request says so.
 async fn apply(
     State(app): State<App>,
-    Options(ApplyOptions { dry_run }): Options<ApplyOptions>,
+    Options(ApplyOptions { dry_run, allow_empty }): Options<ApplyOptions>,
     headers: HeaderMap,
     Body(bytes): Body,
 ) -> Answer<Applied> {
+    // A body that was lost on the way would remove everything, as would a file that was not written whole.
+    if bytes.trim_ascii().is_empty() && !allow_empty {
+        return Err(Problem::bad_request(format!("there is no document in the body: {REMOVE_ALL}")));
+    }
     let document = if check_kind(&headers, true)? {
         let text = std::str::from_utf8(&bytes).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
         Document::from_toml(text).map_err(|error| Problem::bad_request(error.to_string()))?
@@ -362,7 +379,14 @@ async fn apply(
         json::<Document>(&bytes)?
     };
     document.check().map_err(|error| Problem::invalid(error.to_string()))?;
-    app.engine.change(document.into_changes(), dry_run).await.map(JsonResponse)
+    let refused = document.is_empty() && !allow_empty;
+    let why = || format!("the document is empty: {REMOVE_ALL}");
+    if refused && !dry_run {
+        return Err(Problem::conflict(why()));
+    }
+    let mut applied = app.engine.change(document.into_changes(), dry_run).await?;
+    applied.warnings.extend(refused.then(why));
+    Ok(JsonResponse(applied))
 }
 
 async fn detach(State(app): State<App>) -> Result<StatusCode, Problem> {

@@ -21,6 +21,25 @@ pub struct UnderlayView {
     pub hook: Option<String>,
     /// Why this hook, or why none.
     pub reason: Option<String>,
+    /// Whether it works.
+    #[serde(default)]
+    pub state: UnderlayState,
+    /// Why not, or what else there is to know.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// Whether an underlay works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnderlayState {
+    /// It does.
+    #[default]
+    Up,
+    /// Its interface is down or cannot be attached to, or has not got the address.
+    Down,
+    /// There is no such interface.
+    Missing,
 }
 
 /// A segment.

@@ -1,15 +1,19 @@
 //! The grammar: `mgre [OPTIONS] NOUN VERB ...`.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use mgre_common::fdb::MAX_ENTRIES;
 use mgre_common::table::{DEFAULT_ADJACENCIES, DEFAULT_FDB_ENTRIES};
 use mgre_common::wire::MacAddr;
 
-use crate::daemon::TcAttach;
-use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos, check};
+use super::values::{instance, key, key_or_none, metrics, on_or_off, tos, vsid};
+use crate::daemon::{BPFFS, STATE_DIR, TcAttach};
+use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
 #[derive(Debug, Parser)]
@@ -37,6 +41,51 @@ pub struct Global {
     /// Print JSON
     #[arg(short, long, global = true)]
     pub json: bool,
+}
+
+impl Args {
+    /// Reads a command line, its program's name first.
+    ///
+    /// # Errors
+    /// Bad usage, help or version, as clap says them.
+    pub fn read<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error> {
+        let mut args = Self::try_parse_from(words)?;
+        if let Noun::Peer(verb) = &mut args.noun
+            && let Err(what) = verb.settle()
+        {
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, what));
+        }
+        Ok(args)
+    }
+}
+
+impl Peer {
+    /// `--segment` takes all the words that follow it. Names that come after it are taken back.
+    fn settle(&mut self) -> Result<(), &'static str> {
+        match self {
+            Self::Add { name, remote, segments, .. } => {
+                if name.is_none() && segments.len() > 2 {
+                    *remote = segments.pop();
+                    *name = segments.pop();
+                } else if name.is_some() && remote.is_none() {
+                    // A segment's name may be a DNS name, but hardly looks like one.
+                    let address = |word: &mut String| word.contains(['.', ':']);
+                    *remote = if segments.len() > 1 { segments.pop_if(address) } else { None };
+                }
+                let whole = name.is_some() && remote.is_some();
+                whole
+                    .then_some(())
+                    .ok_or("a name or a remote is missing: mgre peer add NAME REMOTE --segment SEGMENT...")
+            }
+            Self::Set { name, segments, .. } => {
+                if name.is_none() {
+                    *name = segments.as_mut().filter(|segments| segments.len() > 1).and_then(Vec::pop);
+                }
+                name.is_some().then_some(()).ok_or("the name is missing: mgre peer set NAME ...")
+            }
+            Self::Del { .. } | Self::Show => Ok(()),
+        }
+    }
 }
 
 /// What a command is about.
@@ -79,11 +128,21 @@ pub enum Noun {
         /// Only say what would change
         #[arg(long)]
         dry_run: bool,
+        /// Remove everything if the file is empty
+        #[arg(long)]
+        allow_empty: bool,
     },
     /// Print the configuration as TOML
     Export,
-    /// Remove everything from the kernel and stop the daemon
-    Detach,
+    /// Remove everything from the kernel and stop the daemon; without a daemon, remove what it left
+    Detach {
+        /// Where the state is saved, if there is no daemon and it did not note that
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where the bpf file system is mounted, likewise
+        #[arg(long, value_name = "DIR")]
+        bpffs: Option<PathBuf>,
+    },
 }
 
 /// Options of the daemon.
@@ -96,10 +155,10 @@ pub struct Daemon {
     #[arg(long, default_value = "127.0.0.1:9747", value_name = "ADDR:PORT|off", value_parser = metrics)]
     pub metrics: Metrics,
     /// Where the state is saved
-    #[arg(long, default_value = "/var/lib/mgre", value_name = "DIR")]
+    #[arg(long, default_value = STATE_DIR, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Where the bpf file system is mounted
-    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    #[arg(long, default_value = BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
     /// FDB entries to have room for, at most 1048576; 34 bytes of memory each, or up to twice that
     #[arg(long, default_value_t = DEFAULT_FDB_ENTRIES, value_name = "N")]
@@ -129,6 +188,7 @@ pub enum Underlay {
     Add {
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// This host's address on it: the source of outer packets; one IPv4 and one IPv6 address at most
         #[arg(long = "local", value_name = "IP", required = true)]
@@ -141,10 +201,14 @@ pub enum Underlay {
     Del {
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// Only this address of it
         #[arg(long, value_name = "IP")]
         local: Option<IpAddr>,
+        /// Even if peers are reached by it, which are cut off then
+        #[arg(long)]
+        force: bool,
     },
     /// List underlays
     Show,
@@ -156,6 +220,7 @@ pub enum Segment {
     /// Make a segment
     Add {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The GRE key; GRE without one if not given
         #[arg(long, value_name = "N", value_parser = key)]
@@ -171,6 +236,7 @@ pub enum Segment {
     #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local", "suppress_neighbors"]).required(true).multiple(true))]
     Set {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The GRE key, or "none" for GRE without one
         #[arg(long, value_name = "N|none", value_parser = key_or_none)]
@@ -185,6 +251,7 @@ pub enum Segment {
     /// Remove an empty segment
     Del {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List segments
@@ -227,9 +294,11 @@ pub enum Port {
     /// Make an existing interface, or a VLAN on it, a port
     Add {
         /// Its segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The interface
         #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         interface: String,
         /// Only frames with this 802.1Q tag, which they have on IFACE alone; the port is named IFACE.N
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
@@ -244,8 +313,10 @@ pub enum Port {
     /// Make an interface of this host in a segment
     Create {
         /// Its segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The new interface's name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// An address for it; may be given more than once
         #[arg(long = "address", value_name = "CIDR")]
@@ -261,6 +332,7 @@ pub enum Port {
     #[command(group = ArgGroup::new("change").args(["storm_limit"]).required(true).multiple(true))]
     Set {
         /// The interface, or IFACE.N
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Its settings
         #[command(flatten)]
@@ -269,6 +341,7 @@ pub enum Port {
     /// Remove a port, and its interface if the daemon made it
     Del {
         /// The interface, or IFACE.N
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List ports
@@ -287,11 +360,14 @@ pub struct PortSettings {
 #[derive(Debug, Subcommand)]
 pub enum Peer {
     /// Add a remote host
+    #[command(override_usage = "mgre peer add [OPTIONS] <NAME> <REMOTE> --segment <SEGMENT>...")]
     Add {
         /// A name for it
-        name: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: Option<String>,
         /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
-        remote: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        remote: Option<String>,
         /// The segments it is in
         #[arg(long = "segment", value_name = "SEGMENT", num_args = 1.., required = true)]
         segments: Vec<String>,
@@ -302,10 +378,11 @@ pub enum Peer {
     /// Change what is given
     #[command(group = ArgGroup::new("change")
         .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap", "storm_limit"])
-        .required(true).multiple(true))]
+        .required(true).multiple(true), override_usage = "mgre peer set [OPTIONS] <NAME>")]
     Set {
         /// Its name
-        name: String,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: Option<String>,
         /// Its endpoint: an IPv4 or IPv6 address, or a DNS name
         #[arg(long)]
         remote: Option<String>,
@@ -319,6 +396,7 @@ pub enum Peer {
     /// Remove a peer
     Del {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List peers
@@ -366,6 +444,7 @@ pub enum Fdb {
     #[command(group = ArgGroup::new("target").args(["peer", "port"]).required(true))]
     Add {
         /// The segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The address
         mac: MacAddr,
@@ -379,6 +458,7 @@ pub enum Fdb {
     /// Remove a static entry
     Del {
         /// The segment
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         segment: String,
         /// The address
         mac: MacAddr,
@@ -407,57 +487,4 @@ pub enum Neigh {
         #[arg(long)]
         segment: Option<String>,
     },
-}
-
-/// A number as C writes it: decimal, or hexadecimal after `0x`.
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) if digits.starts_with('+') => None,
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-fn key(text: &str) -> Result<Key, &'static str> {
-    number(text).map(|key| Key(Some(key))).ok_or("a GRE key is a number from 0 to 4294967295")
-}
-
-fn key_or_none(text: &str) -> Result<Key, &'static str> {
-    if text == "none" { Ok(Key(None)) } else { key(text) }
-}
-
-fn vsid(text: &str) -> Result<Key, String> {
-    let vsid = number(text).ok_or("a VSID is a number from 4096 to 16777214")?;
-    check::vsid(vsid).map_err(|error| error.to_string())?;
-    Ok(Key(Some(vsid)))
-}
-
-fn on_or_off(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err("it is on or off"),
-    }
-}
-
-fn tos(text: &str) -> Result<Tos, String> {
-    let fixed = || number(text).and_then(|number| u8::try_from(number).ok()).map(Tos::Fixed);
-    let inherit = (text == "inherit").then_some(Tos::Inherit);
-    let tos = inherit.or_else(fixed).ok_or("a TOS is a number from 0 to 255, or inherit")?;
-    check::tos(tos).map_err(|error| error.to_string())?;
-    Ok(tos)
-}
-
-fn metrics(text: &str) -> Result<Metrics, &'static str> {
-    if text == "off" {
-        return Ok(Metrics(None));
-    }
-    text.parse()
-        .map(|address| Metrics(Some(address)))
-        .map_err(|_| "give ADDR:PORT, such as 127.0.0.1:9747, or off")
-}
-
-fn instance(text: &str) -> Result<String, String> {
-    check::name("an instance", text).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
 }

@@ -13,9 +13,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::settings::{Command, Settings};
 use super::show;
-use crate::api::client::{Client, encode};
+use crate::api::client::{Client, ClientError, encode};
 use crate::api::messages::{Applied, Event, FdbFilter, Flushed, StatsView};
-use crate::daemon;
+use crate::daemon::{self, Clear};
 use crate::model::Document;
 
 /// Does what was asked.
@@ -30,10 +30,32 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         }
         Settings::Client { instance, run_dir, json, command } => {
             let client = Client::new(&run_dir, &instance);
+            let left = left_behind(&command, &instance, &run_dir);
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(ask(&client, json, command))
+            let answer = runtime.block_on(ask(&client, json, command));
+            match (answer, left) {
+                (Err(error), Some(left)) if is_not_running(&error) => {
+                    if daemon::clear(&left)? {
+                        Ok(())
+                    } else {
+                        Err(error)
+                    }
+                }
+                (answer, _) => answer,
+            }
         }
     }
+}
+
+/// What `detach` is to remove if there is no daemon.
+fn left_behind(command: &Command, instance: &str, run_dir: &Path) -> Option<Clear> {
+    let Command::Detach { state_dir, bpffs } = command else { return None };
+    let (instance, run_dir) = (instance.to_owned(), run_dir.to_owned());
+    Some(Clear { instance, run_dir, state_dir: state_dir.clone(), bpffs: bpffs.clone() })
+}
+
+fn is_not_running(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. }))
 }
 
 /// The daemon logs to stderr; MGRE_LOG says how much.
@@ -70,12 +92,14 @@ async fn ask(client: &Client, json: bool, command: Command) -> anyhow::Result<()
         Command::Status if json => print_json(&client.get::<Value>("/v1/status").await?),
         Command::Status => print(&show::status(&client.get("/v1/status").await?)),
         Command::Monitor => monitor(client, json).await,
-        Command::Apply { file, dry_run } => apply(client, json, &file, dry_run).await,
+        Command::Apply { file, dry_run, allow_empty } => {
+            apply(client, json, &file, [dry_run, allow_empty]).await
+        }
         Command::Export => {
             let document: Document = client.get("/v1/config").await?;
             if json { print_json(&document) } else { print(&document.to_toml()?) }
         }
-        Command::Detach => Ok(client.send(Method::POST, "/v1/detach", None::<&()>).await?),
+        Command::Detach { .. } => Ok(client.send(Method::POST, "/v1/detach", None::<&()>).await?),
     }
 }
 
@@ -127,7 +151,12 @@ async fn monitor(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(client.lines("/v1/events", print_line).await?)
 }
 
-async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyhow::Result<()> {
+async fn apply(
+    client: &Client,
+    json: bool,
+    file: &Path,
+    [dry_run, allow_empty]: [bool; 2],
+) -> anyhow::Result<()> {
     let name = file.display();
     let text = if file == Path::new("-") {
         let mut text = String::new();
@@ -137,7 +166,7 @@ async fn apply(client: &Client, json: bool, file: &Path, dry_run: bool) -> anyho
     };
     let text = text.with_context(|| format!("cannot read {name}"))?;
     let document = Document::from_toml(&text).with_context(|| format!("{name}"))?;
-    let path = format!("/v1/apply?dry_run={dry_run}");
+    let path = format!("/v1/apply?dry_run={dry_run}&allow_empty={allow_empty}");
     let applied: Applied = client.send(Method::POST, &path, Some(&document)).await?;
     warn(&applied);
     if json {

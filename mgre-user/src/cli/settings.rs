@@ -71,11 +71,18 @@ pub enum Command {
         file: PathBuf,
         /// Only say what would change.
         dry_run: bool,
+        /// Remove everything if it is empty.
+        allow_empty: bool,
     },
     /// Print the configuration.
     Export,
     /// Remove everything from the kernel.
-    Detach,
+    Detach {
+        /// Where the state is saved, if there is no daemon.
+        state_dir: Option<PathBuf>,
+        /// Where the bpf file system is mounted.
+        bpffs: Option<PathBuf>,
+    },
 }
 
 impl From<Args> for Settings {
@@ -92,9 +99,9 @@ impl From<Args> for Settings {
             Noun::Stats { drops } => Command::Stats { drops },
             Noun::Status => Command::Status,
             Noun::Monitor => Command::Monitor,
-            Noun::Apply { file, dry_run } => Command::Apply { file, dry_run },
+            Noun::Apply { file, dry_run, allow_empty } => Command::Apply { file, dry_run, allow_empty },
             Noun::Export => Command::Export,
-            Noun::Detach => Command::Detach,
+            Noun::Detach { state_dir, bpffs } => Command::Detach { state_dir, bpffs },
         };
         Self::Client { instance, run_dir, json, command }
     }
@@ -140,9 +147,14 @@ fn underlay(verb: Underlay) -> Command {
             }
             change(Method::PUT, &["v1", "underlays", &interface], body)
         }
-        Underlay::Del { interface, local } => {
+        Underlay::Del { interface, local, force } => {
             let mut path = path(&["v1", "underlays", &interface]);
-            path.extend(local.map(|local| format!("?local={}", encode(&local.to_string()))));
+            let local = local.map(|local| format!("local={}", encode(&local.to_string())));
+            let options: Vec<String> =
+                local.into_iter().chain(force.then(|| "force=true".to_owned())).collect();
+            if !options.is_empty() {
+                path += &format!("?{}", options.join("&"));
+            }
             Command::Change { method: Method::DELETE, path, body: json!({}) }
         }
         Underlay::Show => Command::Underlays,
@@ -207,7 +219,7 @@ fn add_storm_limit(body: &mut Value, settings: &args::PortSettings) {
 fn peer(verb: Peer) -> Command {
     let (method, name, remote, segments, settings) = match verb {
         Peer::Add { name, remote, segments, settings } => {
-            (Method::PUT, name, Some(remote), Some(segments), settings)
+            (Method::PUT, name, remote, Some(segments), settings)
         }
         Peer::Set { name, remote, segments, settings } => (Method::PATCH, name, remote, segments, settings),
         Peer::Del { name } => return delete(&["v1", "peers", &name]),
@@ -216,7 +228,8 @@ fn peer(verb: Peer) -> Command {
     let args::PeerSettings { ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit } = settings;
     let settings =
         PeerSettings { remote, segments, ttl, tos, df, mtu, max_macs, csum, seq, encap, storm_limit };
-    change(method, &["v1", "peers", &name], settings)
+    // Args::read sees to it that there is one.
+    change(method, &["v1", "peers", &name.unwrap_or_default()], settings)
 }
 
 fn fdb(verb: Fdb) -> Command {

@@ -7,21 +7,22 @@ use mgre_common::reason::DropReason;
 use super::table::{Table, optional};
 use crate::api::messages::{
     Event, EventKind, FdbView, HeldView, NeighborView, PeerState, PeerView, PortState, PortView, SegmentView,
-    SlowPathView, StatsRow, StatusView, TrafficRow, UnderlayView,
+    SlowPathView, StatsRow, StatusView, TrafficRow, UnderlayState, UnderlayView,
 };
 use crate::model::state::default;
 use crate::model::{Df, Encap, LinkLocal, StormLimit, Tos};
 
 /// `underlay show`.
 pub fn underlays(views: &[UnderlayView]) -> String {
-    let mut table = Table::new(["INTERFACE", "LOCAL", "MODE", "HOOK", "REASON"]);
+    let mut table = Table::new(["INTERFACE", "LOCAL", "STATE", "MODE", "HOOK", "REASON"]);
     for view in views {
         table.row([
             view.interface.clone(),
             view.local.to_string(),
+            underlay_state(view.state).to_owned(),
             view.mode.to_string(),
             optional(view.hook.as_ref()),
-            optional(view.reason.as_ref()),
+            optional(view.problem.as_ref().or(view.reason.as_ref())),
         ]);
     }
     table.to_string()
@@ -75,6 +76,14 @@ fn segment_options(view: &SegmentView) -> String {
 
 fn yes(is: bool) -> String {
     if is { "yes" } else { "no" }.to_owned()
+}
+
+fn underlay_state(state: UnderlayState) -> &'static str {
+    match state {
+        UnderlayState::Up => "up",
+        UnderlayState::Down => "down",
+        UnderlayState::Missing => "missing",
+    }
 }
 
 fn port_state(state: PortState) -> &'static str {
@@ -339,6 +348,9 @@ pub fn event(event: &Event) -> String {
         }
         EventKind::PortState { port, state, reason } => {
             format!("port {port} {}{}", port_state(*state), because(reason.as_deref()))
+        }
+        EventKind::UnderlayState { underlay, local, state, reason } => {
+            format!("underlay {underlay} {local} {}{}", underlay_state(*state), because(reason.as_deref()))
         }
         EventKind::ConfigChanged { changed } => format!("config {}", changed.join(", ")),
         EventKind::Lost { count } => format!("lost {count} events"),

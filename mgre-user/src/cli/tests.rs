@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::api::messages::{FdbFilter, NeighborFilter};
 use crate::daemon::TcAttach;
 
 fn parse(line: &str) -> Result<Settings, clap::Error> {
-    Args::try_parse_from(std::iter::once("mgre").chain(line.split(' '))).map(Settings::from)
+    Args::read(std::iter::once("mgre").chain(line.split(' '))).map(Settings::from)
 }
 
 fn client(line: &str) -> (String, PathBuf, bool, Command) {
@@ -72,6 +72,13 @@ fn verbs_become_requests() {
             "underlay del eth0 --local 2001:db8::1",
             Method::DELETE,
             "/v1/underlays/eth0?local=2001%3Adb8%3A%3A1",
+            json!({}),
+        ),
+        ("underlay del eth0 --force", Method::DELETE, "/v1/underlays/eth0?force=true", json!({})),
+        (
+            "underlay del eth0 --local 192.0.2.1 --force",
+            Method::DELETE,
+            "/v1/underlays/eth0?local=192.0.2.1&force=true",
             json!({}),
         ),
         ("segment add lan", Method::PUT, "/v1/segments/lan", json!({})),
@@ -203,9 +210,10 @@ fn the_other_commands() {
         ("stats --drops", Command::Stats { drops: true }),
         ("status", Command::Status),
         ("monitor", Command::Monitor),
-        ("detach", Command::Detach),
+        ("detach", Command::Detach { state_dir: None, bpffs: None }),
         ("export", Command::Export),
-        ("apply - --dry-run", Command::Apply { file: "-".into(), dry_run: true }),
+        ("apply - --dry-run", Command::Apply { file: "-".into(), dry_run: true, allow_empty: false }),
+        ("apply x --allow-empty", Command::Apply { file: "x".into(), dry_run: false, allow_empty: true }),
     ];
     for (line, command) in cases {
         assert_eq!(client(line).3, command, "{line}");
@@ -233,10 +241,36 @@ fn options_of_the_daemon() {
 }
 
 #[test]
+fn names_may_stand_behind_the_segments() {
+    let added = change("peer add b 192.0.2.2 --segment lan other");
+    assert_eq!(added.1, "/v1/peers/b");
+    assert_eq!(added.2, json!({"remote": "192.0.2.2", "segments": ["lan", "other"]}));
+    for line in [
+        "peer add --segment lan other b 192.0.2.2",
+        "peer add b --segment lan other 192.0.2.2",
+        "peer add --segment lan --segment other b 192.0.2.2",
+    ] {
+        assert_eq!(change(line), added, "{line}");
+    }
+    assert_eq!(change("peer add --segment lan b hub").2, json!({"remote": "hub", "segments": ["lan"]}));
+    assert_eq!(change("peer set --segment lan other b"), change("peer set b --segment lan other"));
+}
+
+#[test]
 fn bad_usage_is_refused() {
     for line in [
         "peer",
         "peer add b",
+        "peer add --segment lan",
+        "peer add --segment lan b",
+        "peer add b --segment lan",
+        "peer add b --segment lan other",
+        "peer add b --segment 192.0.2.2",
+        "peer set --segment lan",
+        "peer del ",
+        "segment add ",
+        "port add lan ",
+        "underlay del ",
         "peer add b 192.0.2.2",
         "peer set b",
         "segment set lan",

@@ -6,9 +6,32 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use crate::api::messages::Problem;
-use crate::model::{Mode, State};
+use crate::model::{Change, Mode, State};
 use crate::netlink::{Address, Link};
-use crate::plan::{Compiled, Observed};
+use crate::plan::{Compiled, Observed, PeerOutcome};
+
+/// How many names a refusal lists.
+const NAMES: usize = 8;
+
+/// What becomes of a state that asks for what the host has not got.
+pub(super) enum Missing<'a> {
+    /// It is refused.
+    Refused,
+    /// It is waited for, and said.
+    Awaited(&'a mut Vec<String>),
+}
+
+impl Missing<'_> {
+    fn note(&mut self, problem: Problem) -> Result<(), Problem> {
+        match self {
+            Self::Refused => Err(problem),
+            Self::Awaited(lines) => {
+                lines.push(format!("{}; waiting for it", problem.detail));
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Checks what is new in a state.
 ///
@@ -19,24 +42,40 @@ pub(super) fn check(
     new: &State,
     observed: &Observed,
     addresses: &[Address],
-    ours: impl Fn(&Link) -> bool,
+    mut missing: Missing,
 ) -> Result<(), Problem> {
     for (name, underlay) in come(&old.underlays, &new.underlays) {
-        usable(name, underlay.mode, observed)?;
+        match observed.link(name) {
+            Some(link) => usable(link, name, underlay.mode, observed)?,
+            None => missing.note(no_interface(name))?,
+        }
         let known = |local: IpAddr| addresses.iter().any(|address| address.address == local);
         let before = old.underlays.get(name);
-        let mut added =
+        let added =
             underlay.locals.iter().filter(|local| !before.is_some_and(|old| old.locals.contains(*local)));
-        if let Some(local) = added.find(|local| !known(*local)) {
-            return Err(Problem::invalid(format!(
+        for local in added.filter(|local| !known(*local)) {
+            missing.note(Problem::invalid(format!(
                 "{local} is not an address of this host: ip address add it first"
-            )));
+            )))?;
         }
     }
-    for (name, port) in come(&old.ports, &new.ports).filter(|(name, _)| !old.ports.contains_key(*name)) {
-        if port.created.is_none() {
+    for (name, port) in come(&old.ports, &new.ports) {
+        let made = port.created.is_some();
+        if old.ports.get(name).is_some_and(|old| old.created.is_some() == made) {
+            continue;
+        }
+        if !made {
             let interface = port.interface(name);
-            let link = usable(interface, port.mode, observed)?;
+            let Some(link) = observed.link(interface) else {
+                missing.note(no_interface(interface))?;
+                continue;
+            };
+            usable(link, interface, port.mode, observed)?;
+            if observed.is_made(link) {
+                return Err(Problem::conflict(format!(
+                    "{interface} was made by mgre, which would delete it: remove the port first (mgre port del {name})"
+                )));
+            }
             if let Some(controller) = link.controller {
                 let owner = observed.links.get(&controller).map_or("another interface", |link| &link.name);
                 return Err(Problem::conflict(format!(
@@ -48,7 +87,7 @@ pub(super) fn check(
                     "there is an interface named {name}: make that a port, or delete it first (ip link del {name})"
                 )));
             }
-        } else if observed.link(name).is_some_and(|link| !ours(link)) {
+        } else if observed.link(name).is_some_and(|link| !observed.is_made(link)) {
             return Err(Problem::conflict(format!("there is an interface named {name} already")));
         }
     }
@@ -70,6 +109,48 @@ pub(super) fn check(
     Ok(())
 }
 
+/// Checks that no underlay goes by which peers are reached, but where that was asked for.
+///
+/// # Errors
+/// One would.
+pub(super) fn check_use(
+    changes: &[Change],
+    state: &State,
+    observed: &Observed,
+    compiled: &Compiled,
+) -> Result<(), Problem> {
+    for change in changes {
+        let Change::DelUnderlay { interface, local, force: false } = change else { continue };
+        let Some(underlay) = state.underlays.get(interface) else { continue };
+        if local.is_some_and(|local| !underlay.locals.contains(local)) {
+            continue;
+        }
+        let ifindex = observed.link(interface).map(|link| link.index);
+        let last = state.underlays.len() == 1;
+        let uses = |outcome: &PeerOutcome| match outcome.endpoint {
+            Some(remote) if local.is_none_or(|local| local.is_ipv4() == remote.is_ipv4()) => {
+                let route = observed.routes.get(&remote).copied().flatten();
+                last || route.is_some_and(|route| Some(route.ifindex) == ifindex)
+            }
+            Some(_) => false,
+            None => last && local.is_none(),
+        };
+        let users: Vec<&str> =
+            compiled.peers.iter().filter(|(_, outcome)| uses(outcome)).map(|(name, _)| &**name).collect();
+        let who = match *users {
+            [] => continue,
+            [peer] => format!("peer {peer} is"),
+            ref few if few.len() <= NAMES => format!("peers {} are", few.join(", ")),
+            ref many => format!("{} peers are", many.len()),
+        };
+        let what = local.map_or_else(|| interface.clone(), |local| format!("{local} of {interface}"));
+        return Err(Problem::conflict(format!(
+            "{who} reached by {what}: remove them first, or cut them off with --force (?force=true)"
+        )));
+    }
+    Ok(())
+}
+
 /// What is new or different.
 fn come<'a, K: Ord, V: PartialEq>(
     old: &'a OrdMap<K, V>,
@@ -81,11 +162,12 @@ fn come<'a, K: Ord, V: PartialEq>(
     })
 }
 
-/// The interface with this name, if programs can be attached to it.
-fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link, Problem> {
-    let link = observed
-        .link(name)
-        .ok_or_else(|| Problem::not_found(format!("there is no interface named {name}")))?;
+fn no_interface(name: &str) -> Problem {
+    Problem::not_found(format!("there is no interface named {name}"))
+}
+
+/// Checks that programs can be attached to an interface.
+fn usable(link: &Link, name: &str, mode: Mode, observed: &Observed) -> Result<(), Problem> {
     if link.loopback || !link.ethernet {
         return Err(Problem::invalid(format!("{name} is not an Ethernet interface")));
     }
@@ -107,7 +189,7 @@ fn usable<'a>(name: &str, mode: Mode, observed: &'a Observed) -> Result<&'a Link
             "the driver of {name} does not run XDP programs: use --mode auto, generic or tc"
         )));
     }
-    Ok(link)
+    Ok(())
 }
 
 /// What an operator should know about a state that was just put in force.
@@ -163,7 +245,7 @@ fn is_link_local(address: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::model::PortSettings;
-    use crate::model::{Change, Ids, SegmentSettings};
+    use crate::model::{Ids, SegmentSettings};
 
     fn link(index: u32, name: &str) -> Link {
         Link { index, name: name.to_owned(), ethernet: true, mtu: 1500, ..Link::default() }
@@ -181,7 +263,16 @@ mod tests {
     fn refusal(state: &State, change: Change) -> Option<String> {
         let (observed, addresses) = host();
         let next = state.apply(change, &Ids::default()).expect("a state");
-        check(state, &next, &observed, &addresses, |_| false).err().map(|problem| problem.detail)
+        check(state, &next, &observed, &addresses, Missing::Refused).err().map(|problem| problem.detail)
+    }
+
+    /// What is waited for.
+    fn awaited(state: &State, change: Change) -> Vec<String> {
+        let (observed, addresses) = host();
+        let next = state.apply(change, &Ids::default()).expect("a state");
+        let mut lines = Vec::new();
+        check(state, &next, &observed, &addresses, Missing::Awaited(&mut lines)).expect("it can be");
+        lines
     }
 
     fn underlay(local: &str) -> Change {
@@ -199,6 +290,9 @@ mod tests {
             let why = format!("{missing} is not an address of this host: ip address add it first");
             assert_eq!(refusal(&empty, underlay(missing)), Some(why));
         }
+        let waiting = "192.0.2.9 is not an address of this host: ip address add it first; waiting for it";
+        assert_eq!(awaited(&empty, underlay("192.0.2.9")), [waiting]);
+        assert!(awaited(&empty, underlay("192.0.2.1")).is_empty());
         // One that was fine once is not asked about again.
         let gone = empty.apply(underlay("192.0.2.9"), &Ids::default()).expect("a state");
         assert_eq!(refusal(&gone, underlay("2001:db8::1")), None);

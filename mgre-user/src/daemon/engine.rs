@@ -4,7 +4,7 @@
 //! Whatever happens costs what it changes, not what there is. What takes a while in
 //! the kernel or on the disk runs beside the engine, which learns addresses meanwhile.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use mgre_common::target::Target;
 
 use super::Options;
 use super::index::Index;
+use super::interfaces::alias;
 use super::kernel::Kernel;
 use super::limits::Touched;
 use super::loops::Loops;
@@ -27,6 +28,7 @@ use super::losses::Losses;
 use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
+use super::states::Told;
 use super::store::Store;
 use super::suppression::Sparingly;
 use super::system;
@@ -107,6 +109,10 @@ pub(super) struct Engine {
     pub(super) slow: Slow,
     /// Why there is no pair of interfaces for that.
     pub(super) no_pair: Option<String>,
+    /// Interfaces of the host that could not be made, by name, and why.
+    pub(super) unmade: BTreeMap<String, String>,
+    /// What was told of underlays and ports.
+    pub(super) told: Told,
     /// What routers said of paths.
     pub(super) paths: PathMtus,
     /// Which ids may be given out.
@@ -147,6 +153,7 @@ impl Engine {
             .context("cannot wait for events")?;
         let mut index = Index::default();
         index.follow(&State::default(), &parts.state);
+        let observed = Observed { mark: alias(&parts.options.instance), ..Observed::default() };
         Ok(Self {
             ids: Ids { adjacency_capacity: parts.options.adjacencies, ..Ids::default() },
             options: parts.options,
@@ -160,7 +167,7 @@ impl Engine {
             observer: Observer::new(parts.netlink.clone()),
             netlink: parts.netlink,
             losses: Losses::default(),
-            observed: Observed::default(),
+            observed,
             compiled: Compiled::default(),
             plan: Plan::default(),
             datapath: parts.datapath,
@@ -183,6 +190,8 @@ impl Engine {
             forgotten: BTreeSet::new(),
             slow: parts.slow,
             no_pair: None,
+            unmade: BTreeMap::new(),
+            told: Told::default(),
             paths: PathMtus::default(),
             resting: VecDeque::new(),
             stale: Stale::default(),
@@ -201,10 +210,7 @@ impl Engine {
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
         self.refresh(&Stale::links()).await?;
-        let state = self.state.clone();
-        if let Err(problem) = self.create_interfaces(&state).await {
-            tracing::warn!("{problem}");
-        }
+        self.restore_interfaces().await;
         self.refresh(&Stale::all()).await?;
         self.keep_pair().await;
         self.observed.own_xdp = Attachments::pinned(&self.options.pins())?
@@ -223,6 +229,7 @@ impl Engine {
         }
         self.follow()?;
         self.datapath.detach_unused()?;
+        self.tell_states();
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.names.ask_again(self.index.dns_names());
@@ -308,7 +315,7 @@ impl Engine {
         for request in requests {
             match request {
                 Request::Change { changes: asked, dry_run: false, reply } => {
-                    changes.push(Asked { changes: asked, reply });
+                    changes.push(Asked { changes: asked, waits: false, reply });
                     continue;
                 }
                 other => {
@@ -371,6 +378,7 @@ impl Engine {
             Change::Link { index } => drop(self.stale.some_links.insert(index)),
             Change::Addresses => {
                 self.observer.forget_addresses();
+                self.stale.addresses = true;
                 self.stale.routes = true;
             }
             Change::Routes => self.stale.routes = true,
@@ -424,7 +432,10 @@ impl Engine {
 
     /// Brings the picture up to date.
     pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
-        self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await
+        let links = self.observed.links.clone();
+        let result = self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await;
+        self.follow_renames(&links);
+        result
     }
 
     /// Brings picture and datapath up to date after changes in the kernel.
@@ -443,6 +454,13 @@ impl Engine {
         }
         if stale.links || !stale.some_links.is_empty() {
             self.keep_pair().await;
+            if self.restore_interfaces().await
+                && let Err(error) = self.refresh(&Stale::links()).await
+            {
+                tracing::warn!(%error, "cannot look at the kernel, trying again");
+                self.try_again();
+                return;
+            }
         }
         let before = self.compiled.clone();
         self.compiled = before.next(&self.state, &self.observed);
@@ -451,6 +469,10 @@ impl Engine {
             self.try_again();
         }
         self.mend_filters(&stale);
+        let ports_stay = before.plan.ports.ptr_eq(&self.compiled.plan.ports);
+        if stale.links || !stale.some_links.is_empty() || stale.addresses || !ports_stay {
+            self.tell_states();
+        }
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
         self.keep_again(&links, forgotten).await;
@@ -482,7 +504,7 @@ impl Engine {
     }
 
     /// Looks at everything again, soon.
-    fn try_again(&mut self) {
+    pub(super) fn try_again(&mut self) {
         self.stale = Stale::all();
         self.gather_until = Some(tokio::time::Instant::now() + RETRY);
     }
@@ -549,7 +571,17 @@ impl Engine {
     pub(super) fn rest_ids(&mut self, old: &State, new: &State) {
         let now = self.datapath.now();
         let freed = freed(old, new);
-        freed.iter().for_each(|id| id.put_into(&mut self.ids));
+        for id in &freed {
+            id.put_into(&mut self.ids);
+            // What was counted for one segment is not the next one's.
+            if let Resting::Segment(id) = *id
+                && let Ok(id) = u16::try_from(id)
+            {
+                for counts in [&mut self.moves, &mut self.holds, &mut self.duplicates] {
+                    counts.remove(&id);
+                }
+            }
+        }
         self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 
@@ -574,6 +606,7 @@ impl Engine {
         }
         self.names.ask_again(self.index.dns_names());
         self.keep_some(now);
+        self.restore_again(now);
         self.forget_paths();
         self.slow.try_again();
     }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use mgre_common::fdb::FdbKey;
 use mgre_common::target::Target;
+use mgre_common::wire::MacAddr;
 
 use super::engine::Engine;
 use crate::api::messages::{FdbFilter, FdbFlag, FdbView, Place, Problem};
@@ -25,7 +26,17 @@ pub(super) struct Listing {
 impl Engine {
     /// The entries that a filter picks.
     pub(super) fn list_fdb(&self, filter: &FdbFilter) -> Result<Listing, Problem> {
-        let entries: Vec<Entry> = self.datapath.fdb.iter().filter(self.picked(filter)?).collect();
+        let picked = self.picked(filter)?;
+        Ok(self.listing(self.datapath.fdb.iter().filter(picked).collect()))
+    }
+
+    /// The entry of an address, if there is one.
+    pub(super) fn list_fdb_entry(&self, segment: &str, mac: MacAddr) -> Result<Vec<FdbView>, Problem> {
+        let key = FdbKey::new(self.segment_id(segment)?, mac);
+        Ok(self.listing(self.datapath.fdb.find(key).into_iter().collect()).views())
+    }
+
+    fn listing(&self, entries: Vec<Entry>) -> Listing {
         let mut segments = HashMap::new();
         let mut places = HashMap::new();
         for segment in self.state.segments.values().map(|segment| segment.id) {
@@ -41,7 +52,7 @@ impl Engine {
             }
         }
         let local = self.plan.fixed.iter().filter(|(_, fixed)| fixed.local).map(|(key, _)| *key).collect();
-        Ok(Listing { entries, segments, places, local, now: self.datapath.now() })
+        Listing { entries, segments, places, local, now: self.datapath.now() }
     }
 }
 

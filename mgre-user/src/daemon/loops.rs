@@ -16,7 +16,6 @@ use mgre_common::template::Key;
 use mgre_common::wire::{MacAddr, PROBE_GROUPS};
 
 use super::engine::Engine;
-use crate::api::messages::{EventKind, PortState};
 use crate::slow::send_frame;
 
 /// How long a port is blocked the first time.
@@ -171,11 +170,6 @@ impl Engine {
         self.observed.blocked.insert(id);
         self.stale.told = true;
         self.catch_up_soon();
-        self.emit(EventKind::PortState {
-            port: name,
-            state: PortState::Blocked,
-            reason: self.why_blocked(id),
-        });
     }
 
     /// Tries ports again that were blocked for long enough.
@@ -189,9 +183,7 @@ impl Engine {
             self.stale.told = true;
             self.catch_up_soon();
             if let Some((name, _)) = self.state.port_by_id(id) {
-                let port = name.to_owned();
-                tracing::info!("port {port} is tried again");
-                self.emit(EventKind::PortState { port, state: PortState::Up, reason: None });
+                tracing::info!("port {name} is tried again");
             }
         }
     }

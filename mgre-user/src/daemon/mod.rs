@@ -2,15 +2,19 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
-//! - `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
+//! - `host`, `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
+//! - `states`: what underlays and ports are, and by which name;
 //! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
-//! - `store`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
+//! - `clear`: what `detach` does without a daemon;
+//! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod check;
+mod clear;
 mod engine;
+mod host;
 mod index;
 mod interfaces;
 mod journal;
@@ -27,6 +31,8 @@ mod observe;
 mod requests;
 mod resting;
 mod slow;
+mod snapshot;
+mod states;
 mod store;
 mod suppression;
 mod system;
@@ -38,24 +44,32 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use mgre_common::SCHEMA_VERSION;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::clear::Places;
+pub use self::clear::{Clear, clear};
 use self::engine::{Engine, Parts};
 use self::kernel::Kernel;
 use self::store::Store;
-use crate::api::messages::Handle;
+use crate::api::messages::{Applied, Handle};
 use crate::api::{server, socket};
 use crate::datapath::Datapath;
 use crate::datapath::attach::Placement;
 use crate::datapath::link::kernel_has_tcx;
 use crate::datapath::load::{Capacity, load};
 use crate::datapath::refusal::explain;
-use crate::model::{Change, Document};
+use crate::model::Document;
 use crate::netlink::Netlink;
 use crate::object::object;
 use crate::plan::TcHook;
 use crate::slow::Slow;
+
+/// Where the state is saved by itself.
+pub const STATE_DIR: &str = "/var/lib/mgre";
+/// Where the bpf file system is by itself.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// How to run the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,12 +144,15 @@ impl Options {
 pub async fn run(options: Options) -> Result<()> {
     system::give_memory_back();
     system::raise_descriptor_limit();
+    // From here on it ends nothing.
+    let hangup = signal(SignalKind::hangup())?;
     let object = object()?;
     system::check_privileges()?;
     let release = system::kernel_release()?;
     system::check_kernel(&release)?;
     let lock = socket::InstanceLock::acquire(&options.run_dir, &options.instance)?;
     system::ensure_bpffs(&options.bpffs)?;
+    Places::note(&options)?;
     let metrics = match options.metrics {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
             format!("cannot serve metrics on {address} (--metrics off, or another address)")
@@ -186,17 +203,11 @@ pub async fn run(options: Options) -> Result<()> {
     let monitor = engine.open_monitor()?;
     engine.start().await?;
     if let Some(document) = config {
-        let replace = Change::Replace(Box::new(document));
-        let applied = engine.change(vec![replace]).await.context("the configuration cannot be applied")?;
-        for line in applied.changed {
-            tracing::info!("{line}");
-        }
-        for line in applied.warnings {
-            tracing::warn!("{line}");
-        }
+        report(engine.configure(Box::new(document)).await.context("the configuration cannot be applied")?);
     }
 
     let socket = socket::Socket::bind(&options.run_dir, &options.instance, lock)?;
+    let reloads = tokio::spawn(reload(hangup, options.config, handle.clone()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = server::serve(socket, metrics, handle, async {
         stopped.await.ok();
@@ -216,7 +227,43 @@ pub async fn run(options: Options) -> Result<()> {
         result
     };
     let (result, ()) = tokio::join!(work, server);
+    reloads.abort();
     result
+}
+
+/// Takes the configuration anew at each SIGHUP. One that cannot be applied changes nothing.
+async fn reload(mut hangup: Signal, config: Option<PathBuf>, engine: Handle) {
+    while hangup.recv().await.is_some() {
+        let Some(path) = &config else {
+            tracing::info!("SIGHUP: no configuration (--config) to read again");
+            continue;
+        };
+        tell(&[NotifyState::Reloading]);
+        let applied = match read_config(path) {
+            Ok(document) => engine.reload(document).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        match applied {
+            Ok(applied) => {
+                tracing::info!("SIGHUP: {} is in force", path.display());
+                report(applied);
+            }
+            Err(error) => tracing::error!("SIGHUP: nothing was changed: {error:#}"),
+        }
+        tell(&[NotifyState::Ready]);
+    }
+}
+
+/// Logs what a configuration changed.
+fn report(applied: Applied) {
+    applied.changed.iter().for_each(|line| tracing::info!("{line}"));
+    applied.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+}
+
+fn tell(state: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
 }
 
 /// Says that requests are served.
@@ -224,7 +271,7 @@ fn announce() -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "ready")?;
     out.flush()?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell the service manager")?;
+    sd_notify::notify(&[NotifyState::Ready]).context("cannot tell the service manager")?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use mgre_common::reason::{Direction, DropReason};
 use mgre_common::target::Target;
 
 use super::engine::Engine;
-use crate::api::messages::{AdjacencyView, Later, PortState, StatsRow, StatsView, TrafficRow};
+use crate::api::messages::{AdjacencyView, Later, PortState, StatsRow, StatsView, TrafficRow, UnderlayState};
 use crate::datapath::counters::Counters;
 use crate::metrics::{
     AdjacencyNumbers, InterfaceNumbers, Numbers, PeerNumbers, PortNumbers, SegmentNumbers, TrafficSum, render,
@@ -107,6 +107,7 @@ impl Engine {
             ports: ports.collect(),
             segments: self.segment_numbers(),
             interfaces: self.interface_numbers(),
+            underlays: self.underlay_numbers(),
             drops: counters.drops(Target::NONE),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
             fdb_events: self.learn_events,
@@ -158,6 +159,14 @@ impl Engine {
             }
         };
         self.state.segments.iter().map(numbers).collect()
+    }
+
+    fn underlay_numbers(&self) -> Vec<(String, bool)> {
+        let up = |name, local| self.underlay_state(name, local).0 == UnderlayState::Up;
+        let underlays = self.state.underlays.iter();
+        underlays
+            .map(|(name, underlay)| (name.clone(), underlay.locals.iter().all(|local| up(name, local))))
+            .collect()
     }
 
     fn interface_numbers(&self) -> Vec<InterfaceNumbers> {

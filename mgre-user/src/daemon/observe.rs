@@ -16,6 +16,8 @@ use crate::plan::{Compiled, Endpoints, Observed};
 pub(super) struct Stale {
     /// All interfaces.
     pub(super) links: bool,
+    /// This host's addresses.
+    pub(super) addresses: bool,
     /// These interfaces.
     pub(super) some_links: BTreeSet<u32>,
     /// Routes to all peers.
@@ -35,7 +37,14 @@ pub(super) struct Stale {
 impl Stale {
     /// Everything.
     pub(super) fn all() -> Self {
-        Self { links: true, routes: true, neighbors: true, all_filters: true, ..Self::default() }
+        Self {
+            links: true,
+            addresses: true,
+            routes: true,
+            neighbors: true,
+            all_filters: true,
+            ..Self::default()
+        }
     }
 
     /// All interfaces.
@@ -85,12 +94,18 @@ impl Observer {
     /// # Errors
     /// The kernel does not answer.
     pub(super) async fn refresh(
-        &self,
+        &mut self,
         state: &State,
         observed: &mut Observed,
         stale: &Stale,
         compiled: &Compiled,
     ) -> Result<()> {
+        if stale.addresses {
+            let addresses = self.addresses().await?.iter().map(|address| address.address).collect();
+            if observed.addresses.as_ref() != Some(&addresses) {
+                observed.addresses = Some(addresses);
+            }
+        }
         let netlink = &self.netlink;
         if stale.links {
             let links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();

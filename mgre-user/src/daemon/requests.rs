@@ -8,8 +8,7 @@ use tokio::task::spawn_blocking;
 use super::engine::Engine;
 use super::neighbors::peer_state;
 use crate::api::messages::{
-    FdbFilter, Flushed, PeerView, PortState, PortView, Problem, Reply, Request, SegmentView, StatusView,
-    UnderlayView,
+    FdbFilter, Flushed, PeerView, PortView, Problem, Reply, Request, SegmentView, StatusView, UnderlayView,
 };
 use crate::datapath::fdb::Entry;
 use crate::model::{Document, Peer, Port};
@@ -23,6 +22,10 @@ impl Engine {
                 let answer = if dry_run { self.try_out(changes).await } else { self.change(changes).await };
                 send(reply, answer);
             }
+            Request::Reload { document, reply } => {
+                let answer = self.configure(document).await;
+                send(reply, answer);
+            }
             Request::Flush { filter, reply } => {
                 let answer = self.flush(&filter);
                 send(reply, answer);
@@ -31,6 +34,10 @@ impl Engine {
             Request::Segments(reply) => send(reply, Ok(self.segment_views())),
             Request::Ports(reply) => send(reply, Ok(self.port_views())),
             Request::Peers { only, reply } => send(reply, Ok(self.peer_views(only.as_deref()))),
+            Request::FdbEntry { segment, mac, reply } => {
+                let answer = self.list_fdb_entry(&segment, mac);
+                send(reply, answer);
+            }
             Request::Fdb { filter, reply } => match self.list_fdb(&filter) {
                 Ok(listing) => drop(spawn_blocking(move || send(reply, Ok(listing.views())))),
                 Err(problem) => send(reply, Err(problem)),
@@ -54,12 +61,17 @@ impl Engine {
         let mut views = Vec::new();
         for (name, underlay) in &self.state.underlays {
             let (hook, reason) = self.hook_of(name, Hook::Underlay);
-            views.extend(underlay.locals.iter().map(|local| UnderlayView {
-                interface: name.clone(),
-                local,
-                mode: underlay.mode,
-                hook: hook.clone(),
-                reason: reason.clone(),
+            views.extend(underlay.locals.iter().map(|local| {
+                let (state, problem) = self.underlay_state(name, local);
+                UnderlayView {
+                    interface: name.clone(),
+                    local,
+                    mode: underlay.mode,
+                    hook: hook.clone(),
+                    reason: reason.clone(),
+                    state,
+                    problem,
+                }
             }));
         }
         views
@@ -109,18 +121,6 @@ impl Engine {
                 + u64::from(self.datapath.fdb.learned_in(segment.id)),
         };
         self.state.segments.iter().map(view).collect()
-    }
-
-    pub(super) fn port_state(&self, name: &str, port: &Port) -> (PortState, Option<String>) {
-        let interface = port.interface(name);
-        match (self.observed.link(interface), self.plan.ports.get(&port.id)) {
-            (None, _) => (PortState::Missing, Some(format!("there is no interface named {interface}"))),
-            (Some(_), None) => (PortState::Down, Some("not attached".to_owned())),
-            (Some(_), Some(record)) if record.blocked => (PortState::Blocked, self.why_blocked(port.id)),
-            (Some(_), Some(record)) if record.up => (PortState::Up, None),
-            (Some(link), Some(_)) if link.up => (PortState::Down, Some("no carrier".to_owned())),
-            (Some(_), Some(_)) => (PortState::Down, Some("the interface is down".to_owned())),
-        }
     }
 
     fn port_views(&self) -> Vec<PortView> {
@@ -207,18 +207,20 @@ impl Engine {
         }
     }
 
+    /// The id of a segment.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(super) fn segment_id(&self, name: &str) -> Result<u16, Problem> {
+        let segment = self.state.segments.get(name);
+        segment
+            .map(|segment| segment.id)
+            .ok_or_else(|| Problem::not_found(format!("there is no segment {name}")))
+    }
+
     /// Which entries a filter picks.
     pub(super) fn picked(&self, filter: &FdbFilter) -> Result<impl Fn(&Entry) -> bool + use<>, Problem> {
-        let segment = match &filter.segment {
-            None => None,
-            Some(name) => Some(
-                self.state
-                    .segments
-                    .get(name)
-                    .ok_or_else(|| Problem::not_found(format!("there is no segment {name}")))?
-                    .id,
-            ),
-        };
+        let segment = filter.segment.as_ref().map(|name| self.segment_id(name)).transpose()?;
         let targets: Option<Vec<Target>> = match &filter.peer {
             None => None,
             Some(name) => {

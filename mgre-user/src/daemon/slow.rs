@@ -7,6 +7,7 @@ use std::{fs, io};
 use mgre_common::wire::MacAddr;
 
 use super::engine::Engine;
+use super::interfaces::alias;
 use super::observe::Stale;
 use crate::api::messages::SlowPathView;
 use crate::netlink::Link;
@@ -67,10 +68,14 @@ fn keep_order(classes: &Path, name: &str, index: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// The mark of an instance on its pair. It is not that of the host's interfaces, which a port may be.
+pub(super) fn pair_alias(instance: &str) -> String {
+    format!("{}:slow", alias(instance))
+}
+
 impl Engine {
-    /// The mark on the slow path's interfaces. It is not that of the host's, which a port may be.
     fn pair_alias(&self) -> String {
-        format!("{}:slow", self.alias())
+        pair_alias(&self.options.instance)
     }
 
     /// Makes sure that the pair is there, and up. Without it everything goes on but the slow path.

@@ -1,34 +1,35 @@
 //! The saved state: a snapshot of everything, and beside it a journal of what has
 //! changed since. The snapshot is replaced as a whole when the journal outgrows it.
 //!
-//! To replay a record twice changes nothing. So it does no harm that a crash between
-//! a new snapshot and the journal's end leaves a journal that the snapshot has in it.
+//! A crash between a new snapshot and the journal's end leaves a journal that the snapshot has in it: the
+//! generation that each of its lines names says so. What is saved has the keys of segments in it, so nobody else may
+//! read it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{AccessFlags, access};
-use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Entry};
+use super::snapshot;
 use crate::model::State;
-use crate::model::state::STATE_VERSION;
 
 /// A journal of fewer bytes is never too long.
 const JOURNAL_LEAST: u64 = 256 * 1024;
+/// Who may read and write what is saved: its owner.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
 
 /// What is saved.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Saved {
     /// The wanted state.
     pub(super) state: State,
     /// Interfaces that the daemon made promiscuous, and is to make ordinary again.
-    #[serde(default)]
     pub(super) promiscuous: BTreeSet<String>,
 }
 
@@ -39,10 +40,21 @@ pub(super) struct Store {
     journal: PathBuf,
     /// Length of the snapshot in bytes; none if there is none to go on from.
     snapshot: Option<u64>,
-    /// Length of the journal in bytes, as this store left it.
+    /// The generation of the last snapshot.
+    generation: u64,
+    /// The journal's end, as this store left it.
+    end: End,
+    /// Where it was before the last unit; none if a snapshot was the last thing written.
+    last: Option<End>,
+}
+
+/// How far a journal goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct End {
+    /// Its length in bytes.
     length: u64,
-    /// Where the last unit begins; none if a snapshot was the last thing written.
-    last: Option<u64>,
+    /// The checksum of its last line, which the next one goes on from.
+    sum: u32,
 }
 
 impl Store {
@@ -51,14 +63,28 @@ impl Store {
     /// # Errors
     /// The directory cannot be made.
     pub(super) fn open(directory: &Path, instance: &str) -> Result<Self> {
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut builder = DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         // Frames are forwarded all the same.
         if let Err(error) = access(directory, AccessFlags::W_OK) {
             tracing::warn!("cannot write to {}: {error}; changes will be refused", directory.display());
         }
         let path = directory.join(format!("{instance}.json"));
         let journal = directory.join(format!("{instance}.journal"));
-        Ok(Self { path, journal, snapshot: None, length: 0, last: None })
+        // Older versions let everybody read them.
+        for path in [&path, &journal] {
+            if fs::symlink_metadata(path)
+                .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o077 != 0)
+                && let Err(error) = fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
+            {
+                tracing::warn!("others may read {}: {error}", path.display());
+            }
+        }
+        Ok(Self { path, journal, snapshot: None, generation: 0, end: End::default(), last: None })
     }
 
     /// What was saved; nothing if nothing was.
@@ -68,8 +94,9 @@ impl Store {
     pub(super) fn load(&mut self) -> Result<Saved> {
         let mut saved = match read(&self.path)? {
             Some(text) => {
-                self.snapshot = Some(text.len() as u64);
-                parse(&text).with_context(|| mend(&self.path))?
+                let (generation, saved) = snapshot::parse(&text).with_context(|| mend(&self.path))?;
+                (self.snapshot, self.generation) = (Some(text.len() as u64), generation);
+                saved
             }
             None => Saved::default(),
         };
@@ -80,12 +107,26 @@ impl Store {
             self.journal.display(),
             self.path.display(),
         );
-        let (entries, whole) = journal::read(&bytes).with_context(|| mend(&self.journal))?;
-        self.length = whole as u64;
-        for entry in entries {
+        let journal = journal::read(&bytes).with_context(|| mend(&self.journal))?;
+        ensure!(
+            journal.generation.is_none_or(|generation| generation <= self.generation),
+            "{} goes on from a newer snapshot than {}: bring that back, or move the journal away to do without it",
+            self.journal.display(),
+            self.path.display(),
+        );
+        let superseded = journal.generation.is_some_and(|generation| generation < self.generation);
+        if journal.generation.is_none() || superseded {
+            // Not gone on with: the next change makes a snapshot.
+            self.snapshot = self.snapshot.filter(|_| bytes.is_empty());
+        }
+        if superseded {
+            return Ok(saved);
+        }
+        self.end = End { length: journal.whole as u64, sum: journal.sum };
+        for entry in journal.entries {
             entry.replay(&mut saved);
         }
-        if whole < bytes.len() {
+        if journal.whole < bytes.len() {
             tracing::warn!(
                 "{} ends in the middle of a record, which nobody was told is saved: dropped",
                 self.journal.display()
@@ -119,8 +160,8 @@ impl Store {
     /// # Errors
     /// It cannot be written.
     pub(super) fn amend(&mut self, entries: &[Entry], whole: &Saved) -> Result<()> {
-        if let Some(start) = self.last.take()
-            && self.truncate(start).is_ok()
+        if let Some(end) = self.last.take()
+            && self.truncate(end).is_ok()
         {
             return self.save(entries, whole);
         }
@@ -137,7 +178,7 @@ impl Store {
 
     /// Whether the journal is so long.
     pub(super) fn is_untidy(&self) -> bool {
-        self.length > self.snapshot.unwrap_or(0).max(JOURNAL_LEAST)
+        self.end.length > self.snapshot.unwrap_or(0).max(JOURNAL_LEAST)
     }
 
     /// Writes everything into the snapshot, if the journal has anything.
@@ -145,76 +186,104 @@ impl Store {
     /// # Errors
     /// It cannot be written; all is saved as it was.
     pub(super) fn close(&mut self, whole: &Saved) -> Result<()> {
-        if self.length == 0 && !self.journal.exists() { Ok(()) } else { self.snapshot(whole) }
+        if self.end.length == 0 && !self.journal.exists() { Ok(()) } else { self.snapshot(whole) }
     }
 
     /// Puts the files aside: the next daemon starts empty, and nothing is lost.
     ///
     /// # Errors
-    /// One cannot be renamed.
+    /// One cannot be renamed. Then they are where they were.
     pub(super) fn retire(&mut self, whole: &Saved) -> Result<()> {
         if let Err(error) = self.close(whole) {
             tracing::warn!("{error:#}");
         }
+        self.put_aside().map(drop)
+    }
+
+    /// Makes everything saved again after all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn restore(&mut self, whole: &Saved) -> Result<()> {
+        self.snapshot(whole)
+    }
+
+    /// Puts aside what is there, as it is. Says whether anything was.
+    ///
+    /// # Errors
+    /// As [`Store::retire`].
+    pub(super) fn put_aside(&mut self) -> Result<bool> {
+        let mut moved: Vec<(&Path, PathBuf)> = Vec::new();
         for (path, aside) in [(&self.path, "detached.json"), (&self.journal, "detached.journal")] {
-            match fs::rename(path, path.with_extension(aside)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
+            let aside = path.with_extension(aside);
+            match fs::rename(path, &aside) {
+                Ok(()) => moved.push((path, aside)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    // One of an earlier time does not belong to the other file.
+                    fs::remove_file(&aside).ok();
+                }
+                Err(error) => {
+                    for (path, aside) in moved {
+                        fs::rename(aside, path).ok();
+                    }
                     return Err(error).with_context(|| format!("cannot rename {}", path.display()));
                 }
-                _ => {}
             }
         }
-        (self.snapshot, self.length, self.last) = (None, 0, None);
-        Ok(())
+        let any = !moved.is_empty();
+        (self.snapshot, self.end, self.last) = (None, End::default(), None);
+        Ok(any)
     }
 
     /// Adds a unit to the journal. False if the journal is not as this store left it.
     fn append(&mut self, entries: &[Entry]) -> Result<bool> {
-        let start = self.length;
-        let file = match OpenOptions::new().write(true).create(start == 0).open(&self.journal) {
+        let start = self.end.length;
+        let file = match file_options().create(start == 0).open(&self.journal) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             other => other?,
         };
         if file.metadata()?.len() != start {
             return Ok(false);
         }
-        let unit = journal::unit(entries)?;
+        let (unit, sum) = journal::unit(self.end.sum, self.generation, entries)?;
         let written = file.write_all_at(&unit, start).and_then(|()| file.sync_data());
         let written = if start == 0 { written.and_then(|()| self.sync_directory()) } else { written };
         if let Err(error) = written {
             // Where that fails too, the length gives it away.
-            if let Err(error) = self.truncate(start) {
+            if let Err(error) = self.truncate(self.end) {
                 tracing::warn!(%error, "cannot shorten {}", self.journal.display());
             }
             return Err(error.into());
         }
-        self.length = start + unit.len() as u64;
-        self.last = Some(start);
+        self.last = Some(self.end);
+        self.end = End { length: start + unit.len() as u64, sum };
         Ok(true)
     }
 
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(&self.journal)?;
-        file.set_len(length)?;
+    fn truncate(&mut self, end: End) -> io::Result<()> {
+        let file = file_options().open(&self.journal)?;
+        file.set_len(end.length)?;
         file.sync_data()?;
-        self.length = length;
+        self.end = end;
         Ok(())
     }
 
     /// Writes a new snapshot beside the old one, puts it in its place, and ends the journal.
     fn snapshot(&mut self, whole: &Saved) -> Result<()> {
         let new = self.path.with_extension("json.new");
-        let written = write(&new, whole).and_then(|length| {
+        let generation = self.generation + 1;
+        let text = snapshot::text(generation, whole)?;
+        let written = write(&new, &text).and_then(|()| {
             fs::rename(&new, &self.path)?;
-            self.sync_directory()?;
-            Ok(length)
+            self.sync_directory()
         });
         if written.is_err() {
             // Not there if it could not be made.
             fs::remove_file(&new).ok();
         }
-        let length = written.with_context(|| format!("cannot save {}", self.path.display()))?;
-        (self.snapshot, self.length, self.last) = (Some(length), 0, None);
+        written.with_context(|| format!("cannot save {}", self.path.display()))?;
+        (self.snapshot, self.generation) = (Some(text.len() as u64), generation);
+        (self.end, self.last) = (End::default(), None);
         match fs::remove_file(&self.journal) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 // It has nothing that the snapshot does not have, but cannot be gone on with.
@@ -239,35 +308,27 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What a snapshot says.
-///
-/// # Errors
-/// It is of another version, whatever else it says, or damaged.
-fn parse(text: &[u8]) -> Result<Saved> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    #[derive(Deserialize)]
-    struct Outline {
-        state: Version,
-    }
-    let Outline { state: Version { version } } = serde_json::from_slice(text)?;
-    ensure!(version == STATE_VERSION, "it has format version {version}, this program reads {STATE_VERSION}");
-    Ok(serde_json::from_slice(text)?)
-}
-
 fn mend(path: &Path) -> String {
     format!("cannot understand {}: mend it, or move it away to do without what it holds", path.display())
 }
 
-/// Writes a snapshot to the disk; its length.
-fn write(path: &Path, whole: &Saved) -> io::Result<u64> {
-    let mut file = BufWriter::new(File::create(path)?);
-    serde_json::to_writer_pretty(&mut file, whole)?;
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(file.metadata()?.len())
+/// A file that is written where it is, by its owner alone.
+fn file_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(FILE_MODE);
+    options
+}
+
+/// Writes a snapshot to the disk, to a file of its own.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    // One that a daemon left which was killed, or a link that leads elsewhere.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = file_options().create_new(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 #[cfg(test)]

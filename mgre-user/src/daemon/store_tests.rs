@@ -77,11 +77,11 @@ fn a_journal_that_outgrows_the_snapshot_ends() {
     let mut longest = 0;
     for _ in 0..3000 {
         store.save(std::slice::from_ref(&there), &one).expect("saves");
-        longest = longest.max(store.length);
+        longest = longest.max(store.end.length);
         store.tidy(&one).expect("tidies");
     }
     assert!((JOURNAL_LEAST..JOURNAL_LEAST + 1000).contains(&longest), "{longest}");
-    assert!(store.length < JOURNAL_LEAST);
+    assert!(store.end.length < JOURNAL_LEAST);
     assert_eq!(loaded(&directory).expect("loads"), one);
 }
 
@@ -118,6 +118,147 @@ fn a_torn_end_is_dropped_and_a_damaged_middle_is_named() {
         assert!(error.contains("x.journal") && error.contains("line 1"), "{error}");
         assert_eq!(fs::read(journal(&directory)).expect("kept"), damaged);
     }
+}
+
+/// Three changes in a journal, and a snapshot before them.
+fn three() -> (tempfile::TempDir, Vec<u8>, Saved) {
+    let (directory, mut store, first) = store();
+    let mut now = first;
+    for number in 1..4 {
+        let next = with_peer(&now, number);
+        save(&mut store, &now, &next).expect("saves");
+        now = next;
+    }
+    let bytes = fs::read(journal(&directory)).expect("a journal");
+    (directory, bytes, now)
+}
+
+#[test]
+fn no_change_that_was_answered_for_is_lost_in_silence() {
+    let (directory, bytes, saved) = three();
+    for index in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut damaged = bytes.clone();
+            damaged[index] ^= 1 << bit;
+            fs::write(journal(&directory), &damaged).expect("written");
+            match loaded(&directory) {
+                // A digit of a checksum in the other case.
+                Ok(found) => assert_eq!(found, saved, "bit {bit} of byte {index}"),
+                Err(error) => assert!(format!("{error:#}").contains("x.journal"), "{error:#}"),
+            }
+        }
+    }
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+    for order in [&[1, 2][..], &[0, 2], &[1, 0, 2], &[0, 2, 1], &[0, 0, 1, 2], &[0, 1, 2, 1]] {
+        let other: Vec<u8> = order.iter().flat_map(|line| lines[*line]).copied().collect();
+        fs::write(journal(&directory), other).expect("written");
+        let error = format!("{:#}", loaded(&directory).expect_err("other lines"));
+        assert!(error.contains("is damaged"), "{order:?}: {error}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_not_what_was_saved_is_refused() {
+    let (directory, mut store, first) = store();
+    let one = with_peer(&first, 1);
+    save(&mut store, &first, &one).expect("saves");
+    store.close(&one).expect("closes");
+    let path = directory.path().join("x.json");
+    let good = fs::read(&path).expect("a snapshot");
+    for index in 0..good.len() {
+        for bit in 0..8 {
+            let mut damaged = good.clone();
+            damaged[index] ^= 1 << bit;
+            fs::write(&path, &damaged).expect("written");
+            match loaded(&directory) {
+                Ok(found) => assert_eq!(found, one, "bit {bit} of byte {index}"),
+                Err(error) => assert!(format!("{error:#}").contains("x.json"), "{error:#}"),
+            }
+        }
+    }
+    // Whoever mends it takes the checksum out. Older versions wrote none.
+    let text = String::from_utf8(good).expect("text");
+    let mended = text.replace("192.0.2.1", "192.0.2.9");
+    fs::write(&path, &mended).expect("written");
+    let error = format!("{:#}", loaded(&directory).expect_err("changed"));
+    assert!(error.contains("checksum"), "{error}");
+    let without: String = mended.lines().filter(|line| !line.contains("checksum")).collect();
+    fs::write(&path, without).expect("written");
+    let found = loaded(&directory).expect("loads");
+    assert_eq!(found.state.peers.get("p1").map(|peer| peer.remote.clone()), Some("192.0.2.9".into()));
+}
+
+#[test]
+fn a_journal_and_a_snapshot_of_different_times_do_not_go_together() {
+    let (directory, mut store, first) = store();
+    let path = directory.path().join("x.json");
+    let (one, two) = (with_peer(&first, 1), with_peer(&with_peer(&first, 1), 2));
+    let oldest = fs::read(&path).expect("a snapshot");
+    save(&mut store, &first, &one).expect("saves");
+    let old = fs::read(journal(&directory)).expect("a journal");
+    store.snapshot(&one).expect("saves");
+    save(&mut store, &one, &two).expect("saves");
+    let (snapshot, new) =
+        (fs::read(&path).expect("a snapshot"), fs::read(journal(&directory)).expect("a journal"));
+    fs::write(&path, oldest).expect("written");
+    let error = format!("{:#}", loaded(&directory).expect_err("an old snapshot"));
+    assert!(error.contains("newer snapshot"), "{error}");
+    fs::write(&path, snapshot).expect("written");
+    assert_eq!(loaded(&directory).expect("loads"), two);
+    // What is in the snapshot is not done again, even if it was undone since.
+    fs::write(journal(&directory), old).expect("written");
+    let mut store = Store::open(directory.path(), "x").expect("opens");
+    assert_eq!(store.load().expect("loads"), one);
+    // A crash before the old one is removed, then changes.
+    save(&mut store, &one, &two).expect("saves");
+    assert_eq!(loaded(&directory).expect("loads"), two);
+    assert!(!new.is_empty());
+}
+
+#[test]
+fn a_journal_of_an_older_version_is_read_once() {
+    let (directory, _, first) = store();
+    let one = with_peer(&first, 1);
+    let json = serde_json::json!({"version": 1, "changes": [entry(&first, &one)]}).to_string();
+    let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+    fs::write(journal(&directory), &line).expect("written");
+    let mut store = Store::open(directory.path(), "x").expect("opens");
+    assert_eq!(store.load().expect("loads"), one);
+    let two = with_peer(&one, 2);
+    save(&mut store, &one, &two).expect("saves");
+    assert!(!journal(&directory).exists(), "a snapshot says everything");
+    assert_eq!(loaded(&directory).expect("loads"), two);
+    fs::write(journal(&directory), &line.as_bytes()[..line.len() - 9]).expect("written");
+    assert_eq!(loaded(&directory).expect("loads"), two, "a torn end");
+}
+
+#[test]
+fn nobody_else_reads_what_is_saved() {
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    let outer = tempfile::tempdir().expect("a directory");
+    let folder = outer.path().join("state");
+    let mut store = Store::open(&folder, "x").expect("opens");
+    let first = with(
+        &Saved::default(),
+        Change::AddSegment { name: "s".into(), settings: SegmentSettings::default() },
+    );
+    let snapshot = folder.join("x.json");
+    // What a link leads to is somebody's, and stays.
+    let elsewhere = outer.path().join("elsewhere");
+    fs::write(&elsewhere, "theirs").expect("written");
+    symlink(&elsewhere, folder.join("x.json.new")).expect("a link");
+    save(&mut store, &Saved::default(), &first).expect("saves");
+    assert_eq!(fs::read(&elsewhere).expect("there"), b"theirs");
+    assert!(fs::symlink_metadata(&snapshot).expect("there").is_file());
+    save(&mut store, &first, &with_peer(&first, 1)).expect("saves");
+    let journal = folder.join("x.journal");
+    assert_eq!((mode(&folder), mode(&snapshot), mode(&journal)), (0o700, 0o600, 0o600));
+    // Those of an older version.
+    for path in [&snapshot, &journal] {
+        fs::set_permissions(path, Permissions::from_mode(0o644)).expect("changed");
+    }
+    Store::open(&folder, "x").expect("opens");
+    assert_eq!((mode(&snapshot), mode(&journal)), (0o600, 0o600));
 }
 
 #[test]
@@ -175,7 +316,7 @@ fn retired_files_are_kept_under_another_name() {
     store.retire(&one).expect("retires");
     assert_eq!(loaded(&directory).expect("loads"), Saved::default());
     let aside = fs::read(directory.path().join("x.detached.json")).expect("kept");
-    let aside: Saved = serde_json::from_slice(&aside).expect("a state");
+    let (_, aside) = snapshot::parse(&aside).expect("a state");
     assert_eq!(aside, one);
     assert_eq!(aside.state.peers.get("p1").map(Arc::strong_count), Some(1));
 }

@@ -11,14 +11,15 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use imbl::ordmap::DiffItem;
 
-use super::check::{check, warnings};
+use super::check::{Missing, check, check_use, warnings};
+use super::clear::Places;
 use super::engine::Engine;
 use super::journal::Entry;
 use super::observe::Stale;
 use super::resting::rest_in;
 use super::store::{Saved, Store};
 use crate::api::messages::{Applied, EventKind, Problem, Reply};
-use crate::model::{Change, Record, State, differences};
+use crate::model::{Change, Document, Record, State, differences};
 use crate::netlink::{self, Address};
 use crate::plan::{Compiled, Plan};
 
@@ -26,6 +27,8 @@ use crate::plan::{Compiled, Plan};
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) changes: Vec<Change>,
+    /// Whether interfaces and addresses that are not there yet are waited for.
+    pub(super) waits: bool,
     pub(super) reply: Reply<Applied>,
 }
 
@@ -85,22 +88,39 @@ struct Run {
     steps: Vec<Step>,
     /// Interfaces made for them.
     created: Vec<u32>,
+    /// Between which states interfaces that there were got other addresses.
+    altered: Option<(State, State)>,
 }
 
 impl Engine {
     /// Makes a change, and waits until it is made.
     pub(super) async fn change(&mut self, changes: Vec<Change>) -> Result<Applied, Problem> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        self.change_all(vec![Asked { changes, reply }]).await;
+        self.change_all(vec![Asked { changes, waits: false, reply }]).await;
+        answer.await.map_err(|_| Problem::unavailable())?
+    }
+
+    /// Puts the daemon's configuration in force. What the host has not got yet is waited for, as after a start from the
+    /// saved state: at boot, interfaces and addresses come when they come.
+    pub(super) async fn configure(&mut self, document: Box<Document>) -> Result<Applied, Problem> {
+        if document.is_empty() && self.state != State::default() {
+            return Err(Problem::conflict(
+                "the configuration is empty: to remove everything, say so (mgre apply --allow-empty FILE)",
+            ));
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let changes = vec![Change::Replace(document)];
+        self.change_all(vec![Asked { changes, waits: true, reply }]).await;
         answer.await.map_err(|_| Problem::unavailable())?
     }
 
     /// Says what changes would do.
     pub(super) async fn try_out(&mut self, changes: Vec<Change>) -> Result<Applied, Problem> {
-        let next = self.state.apply_all(changes, &self.ids)?;
+        let next = self.state.apply_all(changes.iter().cloned(), &self.ids)?;
         self.look_at_interfaces().await?;
+        check_use(&changes, &self.state, &self.observed, &self.compiled)?;
         let addresses = self.observer.addresses().await.map_err(kernel)?;
-        check(&self.state, &next, &self.observed, &addresses, |link| self.is_ours(link))?;
+        check(&self.state, &next, &self.observed, &addresses, Missing::Refused)?;
         Ok(Applied { changed: differences(&self.state, &next), warnings: Vec::new() })
     }
 
@@ -129,7 +149,9 @@ impl Engine {
         let (before, old) = (self.compiled.clone(), self.state.clone());
         let remotes: BTreeSet<IpAddr> = asked.iter().flat_map(Asked::remotes).collect();
         let mut run = match self.look(&remotes, interfaces).await {
-            Ok(addresses) => Run { interfaces, addresses, steps: Vec::new(), created: Vec::new() },
+            Ok(addresses) => {
+                Run { interfaces, addresses, steps: Vec::new(), created: Vec::new(), altered: None }
+            }
             Err(problem) => {
                 asked.into_iter().for_each(|asked| answer(asked.reply, Err(problem.clone())));
                 return Vec::new();
@@ -144,9 +166,15 @@ impl Engine {
         let (answers, again) = self.carry_out_all(&mut run).await;
         if answers.is_empty() {
             self.delete_interfaces(&run.created).await;
+            if let Some((before, next)) = &run.altered
+                && let Err(problem) = self.alter_interfaces(next, before).await
+            {
+                tracing::warn!("while undoing: {problem}");
+            }
         } else {
             if interfaces {
                 self.clean_up(&old).await;
+                self.tell_states();
             }
             self.names.ask_again(self.index.dns_names());
             self.take_outcomes(&before);
@@ -186,7 +214,7 @@ impl Engine {
         let (mut at, mut compiled, mut ids) = (self.state.clone(), self.compiled.clone(), self.ids.clone());
         for asked in asked {
             match self.prepare_one(run, &asked, &at, &compiled, &ids).await {
-                Ok((next, compiled_next)) => {
+                Ok((next, compiled_next, waiting)) => {
                     rest_in(&mut ids, &at, &next);
                     let promiscuous =
                         if run.interfaces { self.promiscuous_for(&next) } else { self.promiscuous.clone() };
@@ -197,6 +225,7 @@ impl Engine {
                             .cloned(),
                     };
                     let warnings = warnings(&at, &next, &self.observed, &compiled_next, &run.addresses);
+                    let warnings = waiting.into_iter().chain(warnings).collect();
                     let changed = differences(&at, &next);
                     (at, compiled) = (next.clone(), compiled_next.clone());
                     let compiled = compiled_next;
@@ -214,18 +243,23 @@ impl Engine {
         at: &State,
         compiled: &Compiled,
         ids: &crate::model::Ids,
-    ) -> Result<(State, Compiled), Problem> {
+    ) -> Result<(State, Compiled, Vec<String>), Problem> {
         let next = at.apply_all(asked.changes.iter().cloned(), ids)?;
-        check(at, &next, &self.observed, &run.addresses, |link| self.is_ours(link))?;
+        check_use(&asked.changes, at, &self.observed, compiled)?;
+        let mut waiting = Vec::new();
+        let missing = if asked.waits { Missing::Awaited(&mut waiting) } else { Missing::Refused };
+        check(at, &next, &self.observed, &run.addresses, missing)?;
         if run.interfaces {
-            run.created = self.create_interfaces(&next).await?;
-            if !run.created.is_empty() {
+            run.created = self.create_interfaces(at, &next).await?;
+            run.altered = Some((at.clone(), next.clone()));
+            let altered = self.alter_interfaces(at, &next).await?;
+            if altered || !run.created.is_empty() {
                 self.refresh(&Stale::links()).await.map_err(kernel)?;
             }
         }
         let compiled = compiled.next(&next, &self.observed);
         self.check_room(&compiled.plan)?;
-        Ok((next, compiled))
+        Ok((next, compiled, waiting))
     }
 
     /// Checks that the FDB has room for entries that are given. What was learned stays.
@@ -346,7 +380,37 @@ impl Engine {
     }
 
     /// Takes everything out of the kernel that this instance put there.
+    ///
+    /// # Errors
+    /// The saved state cannot be put aside, and nothing was done; or the kernel refuses, and everything is put back.
     pub(super) async fn detach(&mut self) -> Result<(), Problem> {
+        let saved = self.saved();
+        self.store()
+            .retire(&saved)
+            .map_err(|error| Problem::internal(format!("{error:#}: nothing was taken off")))?;
+        let kept = self.kept.clone();
+        let removed = self.remove_all().await;
+        if removed.is_err() {
+            self.put_back(&saved, kept);
+        } else {
+            Places::forget(&self.options.run_dir, &self.options.instance);
+        }
+        removed
+    }
+
+    /// Puts everything back after a detach that failed.
+    fn put_back(&mut self, saved: &Saved, kept: BTreeSet<(u32, IpAddr)>) {
+        if let Err(error) = self.store().restore(saved) {
+            tracing::error!("{error:#}");
+        }
+        // All of them are attached anew.
+        self.plan.attachments.clear();
+        self.forgotten.clone_from(&kept);
+        self.kept = kept;
+        self.try_again();
+    }
+
+    async fn remove_all(&mut self) -> Result<(), Problem> {
         self.slow.follow(&Plan::default(), None);
         self.datapath.detach_all().map_err(|error| Problem::internal(format!("{error:#}")))?;
         self.release_neighbors().await;
@@ -359,8 +423,7 @@ impl Engine {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }
         }
-        let saved = self.saved();
-        self.store().retire(&saved).map_err(|error| Problem::internal(format!("{error:#}")))
+        Ok(())
     }
 
     /// What is to be saved now.

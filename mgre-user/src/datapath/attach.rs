@@ -20,7 +20,7 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::net::if_::if_indextoname;
 
-use super::calls::Calls;
+use super::calls::{Calls, is_calls};
 use super::clsact::{Clsact, Own};
 use super::link::{Attached, Ending, attach_tcx, attach_xdp, check_index, open_pin, wait_for_end};
 use super::load::{
@@ -381,6 +381,46 @@ impl Drop for Attachments {
             tracing::debug!("{error:#}");
         }
     }
+}
+
+/// Takes off what daemons of an instance left, of whatever version. Says whether there was anything. `base` is the
+/// directory of all pins.
+///
+/// # Errors
+/// A pin, a filter or a directory cannot be removed.
+pub fn clear(instance: &str, base: &Path) -> Result<bool> {
+    let mut found = false;
+    for version in entries(base)? {
+        let links = version.join(instance).join("links");
+        let pins = entries(&links)?;
+        found |= !pins.is_empty();
+        // Links come before the programs that theirs go on in.
+        let (calls, links_there): (Vec<_>, Vec<_>) = pins.iter().partition(|pin| is_calls(pin));
+        links_there.into_iter().chain(calls).try_for_each(|pin| remove_file(pin))?;
+        remove_directories(&links)?;
+    }
+    let mut clsact = Clsact::new(instance.to_owned(), base.join("qdiscs"))?;
+    for filter in clsact.left_behind()? {
+        found = true;
+        clsact.detach(&filter.program, filter.ifindex, filter.direction)?;
+        clsact.tidy(filter.ifindex)?;
+    }
+    clsact.tidy_all()?;
+    // Not if another instance has something there.
+    fs::remove_dir(base).ok();
+    Ok(found)
+}
+
+/// What is in a directory; nothing if there is none.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", directory.display())),
+    };
+    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 fn is_there(ifindex: u32) -> bool {

@@ -1,7 +1,8 @@
 //! The programs that others go on in, by a tail call.
 //!
 //! The kernel empties a program array when nobody outside the kernel has it open any more, even while programs use it. So
-//! it is pinned beside the links: frames go on flowing when the daemon is gone.
+//! it is pinned beside the links: frames go on flowing when the daemon is gone. While the daemon runs, it has it open as
+//! well.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -37,6 +38,8 @@ pub(super) fn fill(programs: &mut Ebpf) -> Result<ProgramArray<MapData>> {
 #[derive(Debug)]
 pub(super) struct Calls {
     pin: PathBuf,
+    /// Somebody may remove the pin while the daemon runs.
+    _open: MapData,
 }
 
 impl Calls {
@@ -49,7 +52,8 @@ impl Calls {
         let free = (0_u32..).map(|number| directory.join(format!("{PIN_PREFIX}{number}")));
         let pin = free.take(pinned.len() + 1).find(|pin| !pinned.contains(pin)).context("no free name")?;
         array.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        Ok(Self { pin })
+        let open = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        Ok(Self { pin, _open: open })
     }
 
     /// Removes the pins of earlier daemons in a directory, whose programs must not be attached any more.
@@ -79,6 +83,11 @@ impl Calls {
     }
 }
 
+/// Whether a pin is that of such an array.
+pub(super) fn is_calls(pin: &Path) -> bool {
+    pin.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(PIN_PREFIX))
+}
+
 fn pins(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -88,8 +97,7 @@ fn pins(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        if name.is_some_and(|name| name.starts_with(PIN_PREFIX)) {
+        if is_calls(&path) {
             found.push(path);
         }
     }

@@ -94,6 +94,7 @@ fn snapshot() -> Numbers<'static> {
             hook: "tcx".into(),
             mode: "auto".into(),
         }],
+        underlays: vec![("eth0".into(), true)],
         drops,
         fdb_capacity: 131_072,
         fdb_events: 9,
@@ -106,7 +107,7 @@ fn snapshot() -> Numbers<'static> {
 #[test]
 fn every_series_of_the_contract() {
     let families = parse(&render(&snapshot()));
-    let wanted: [(&str, &[&str]); 29] = [
+    let wanted: [(&str, &[&str]); 30] = [
         ("mgre_peer_receive_packets_total", &["peer", "segment"]),
         ("mgre_peer_receive_bytes_total", &["peer", "segment"]),
         ("mgre_peer_transmit_packets_total", &["peer", "segment"]),
@@ -133,6 +134,7 @@ fn every_series_of_the_contract() {
         ("mgre_neighbor_duplicates_total", &["segment"]),
         ("mgre_slow_path_packets_total", &["event"]),
         ("mgre_interface_mode", &["interface", "hook", "mode"]),
+        ("mgre_underlay_up", &["interface"]),
         ("mgre_build_info", &["version"]),
         ("mgre_port_receive_packets_total", &["port", "segment"]),
         ("mgre_port_drops_total", &["port", "segment", "direction", "reason"]),

@@ -78,7 +78,7 @@ impl<'a> Draft<'a> {
     fn apply(&mut self, change: Change) -> Result<(), ModelError> {
         match change {
             Change::AddUnderlay { interface, locals, mode } => self.add_underlay(interface, locals, mode),
-            Change::DelUnderlay { interface, local } => self.del_underlay(&interface, local),
+            Change::DelUnderlay { interface, local, force: _ } => self.del_underlay(&interface, local),
             Change::AddSegment { name, settings } => self.add_segment(name, &settings),
             Change::SetSegment { name, settings } => self.set_segment(&name, &settings),
             Change::DelSegment { name } => self.del_segment(&name),

@@ -29,6 +29,8 @@ pub enum Change {
         interface: String,
         /// Only this endpoint goes, unless it is the last.
         local: Option<IpAddr>,
+        /// Even if peers are reached by it.
+        force: bool,
     },
     /// A new segment; what the settings do not say is the default.
     AddSegment {

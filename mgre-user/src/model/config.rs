@@ -252,6 +252,11 @@ impl Document {
         self.ports.iter().try_for_each(PortEntry::check)
     }
 
+    /// Whether it says nothing: applied, it removes everything.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The document that says this state.
     pub fn from_state(state: &State) -> Self {
         Self {

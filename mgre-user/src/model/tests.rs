@@ -113,8 +113,11 @@ fn change() -> impl Strategy<Value = Change> {
             locals: local.into(),
             mode: None
         }),
-        (interface(), proptest::option::of(local()))
-            .prop_map(|(interface, local)| Change::DelUnderlay { interface, local }),
+        (interface(), proptest::option::of(local())).prop_map(|(interface, local)| Change::DelUnderlay {
+            interface,
+            local,
+            force: false
+        }),
         (segment(), segment_settings()).prop_map(|(name, settings)| Change::AddSegment { name, settings }),
         (segment(), segment_settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         segment().prop_map(|name| Change::DelSegment { name }),
@@ -381,7 +384,7 @@ fn errors_of_interfaces() {
         let (kind, text) = fails(underlay("eth1", local));
         assert!(kind == ErrorKind::Invalid && text.contains(why), "{text}");
     }
-    let missing = Change::DelUnderlay { interface: "eth9".into(), local: None };
+    let missing = Change::DelUnderlay { interface: "eth9".into(), local: None, force: false };
     assert_eq!(fails(missing).0, ErrorKind::NotFound);
 }
 

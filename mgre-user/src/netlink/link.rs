@@ -58,7 +58,8 @@ impl Netlink {
     }
 
     /// Makes a pair of veth interfaces, both up, with `alias` on both as the mark of who made them. `mac` is
-    /// that of `name`'s end. The `peer` end gets no IPv6 link-local address.
+    /// that of `name`'s end. The `peer` end gets no IPv6 link-local address; its name may be a pattern, such as
+    /// `mgre%d`, for the first number that no interface has: the kernel chooses, so that nobody can come between.
     ///
     /// If any step fails, neither is left.
     pub async fn create_veth(
@@ -69,8 +70,8 @@ impl Netlink {
         mtu: u32,
         alias: &str,
     ) -> Result<(Link, Link)> {
-        for name in [name, peer] {
-            if !valid_name(name) {
+        for (name, filled) in [(name, name.to_owned()), (peer, peer.replacen("%d", "0", 1))] {
+            if !valid_name(&filled) {
                 return Err(Error::InvalidName(name.to_owned()));
             }
         }
@@ -81,7 +82,7 @@ impl Netlink {
         self.run(move |socket| {
             add_veth(socket, &name, &peer, mac, mtu)?;
             let index = required(socket, &name)?.index;
-            let finished = finish_veth(socket, index, &peer, &alias);
+            let finished = finish_veth(socket, index, &alias);
             if finished.is_err()
                 && let Err(failure) = delete(socket, index)
             {
@@ -103,7 +104,7 @@ impl Netlink {
             let finished = ethtool::turn_off_transmit(&name)
                 .map_err(|error| Failure::of(&error).on_link(index, format!("turn off offloads of {name}")))
                 .and_then(|()| silence(socket, index))
-                .and_then(|()| finish_veth(socket, index, &peer, &alias));
+                .and_then(|()| finish_veth(socket, index, &alias));
             if finished.is_err()
                 && let Err(failure) = delete(socket, index)
             {
@@ -133,6 +134,13 @@ impl Netlink {
     pub async fn set_promiscuous(&self, index: u32, on: bool) -> Result<()> {
         let action = format!("turn promiscuous mode of interface {index} {}", if on { "on" } else { "off" });
         self.set(flag(index, LinkFlags::Promisc, on), action).await
+    }
+
+    /// Sets the MAC address of an interface.
+    pub async fn set_mac(&self, index: u32, mac: MacAddr) -> Result<()> {
+        let mut message = with_index(index);
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        self.set(message, format!("set the MAC address of interface {index} to {mac}")).await
     }
 
     /// Sets the MTU of an interface, in bytes.
@@ -245,8 +253,9 @@ fn add_veth(socket: &mut Socket, name: &str, peer: &str, mac: Option<MacAddr>, m
 }
 
 /// What a veth can be given only once it exists.
-fn finish_veth(socket: &mut Socket, index: u32, peer: &str, alias: &str) -> Result<(Link, Link)> {
-    let peer_index = required(socket, peer)?.index;
+fn finish_veth(socket: &mut Socket, index: u32, alias: &str) -> Result<(Link, Link)> {
+    let missing = || Failure::malformed("a veth without its other end").during("look up an interface");
+    let peer_index = by_index(socket, index)?.peer_index.ok_or_else(missing)?;
     for index in [index, peer_index] {
         let mut message = with_index(index);
         message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));

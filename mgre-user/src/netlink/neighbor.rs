@@ -101,6 +101,20 @@ impl Netlink {
         self.release_neighbors(vec![(ifindex, address)]).await?.pop().unwrap_or(Ok(()))
     }
 
+    /// [`Netlink::release_neighbor`] for all that were asked for, by whomever.
+    pub async fn release_all_neighbors(&self) -> Result<()> {
+        let ours = self
+            .run(|socket| {
+                let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+                let answer = socket.dump(request).map_err(|failure| failure.during("list neighbours"))?;
+                let entries = answer.iter().filter_map(|message| decode::neighbor(&message.payload));
+                let ours = entries.filter(|entry| entry.managed && entry.protocol == PROTOCOL);
+                Ok(ours.map(|entry| (entry.ifindex, entry.address)).collect::<Vec<Key>>())
+            })
+            .await?;
+        self.release_neighbors(ours).await?.into_iter().collect()
+    }
+
     /// [`Netlink::release_neighbor`] for many at once.
     pub async fn release_neighbors(&self, all: Vec<Key>) -> Result<Vec<Result<()>>> {
         self.run(move |socket| {

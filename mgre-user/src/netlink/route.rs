@@ -46,17 +46,25 @@ impl Netlink {
     /// Gives an interface an address. [`Error::AddressExists`] if it has it already.
     pub async fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<()> {
         self.run(move |socket| {
-            let mut message = AddressMessage::default();
-            message.header.family = family(address);
-            message.header.prefix_len = prefix_len;
-            message.header.index = index;
-            message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-            socket.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map_err(
-                |failure| match failure.errno() {
-                    Some(Errno::EEXIST) => Error::AddressExists { ifindex: index, address, prefix_len },
-                    _ => failure.on_link(index, format!("add {address}/{prefix_len} to interface {index}")),
-                },
-            )
+            let request = RouteNetlinkMessage::NewAddress(of_interface(index, address, prefix_len));
+            socket.change(request, NLM_F_CREATE | NLM_F_EXCL).map_err(|failure| match failure.errno() {
+                Some(Errno::EEXIST) => Error::AddressExists { ifindex: index, address, prefix_len },
+                _ => failure.on_link(index, format!("add {address}/{prefix_len} to interface {index}")),
+            })
+        })
+        .await
+    }
+
+    /// Takes an address from an interface, if it has it.
+    pub async fn remove_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<()> {
+        self.run(move |socket| {
+            let request = RouteNetlinkMessage::DelAddress(of_interface(index, address, prefix_len));
+            match socket.change(request, 0) {
+                Err(failure) if failure.errno() == Some(Errno::EADDRNOTAVAIL) => Ok(()),
+                other => other.map_err(|failure| {
+                    failure.on_link(index, format!("remove {address}/{prefix_len} from interface {index}"))
+                }),
+            }
         })
         .await
     }
@@ -98,6 +106,16 @@ impl Netlink {
         })
         .await
     }
+}
+
+/// An interface's address, as a request names it.
+fn of_interface(index: u32, address: IpAddr, prefix_len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = prefix_len;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
 }
 
 fn no_answer() -> Failure {

@@ -103,7 +103,7 @@ impl Compiled {
         let mut frame = Frame::new(&self.observed);
         for (name, underlay) in &self.state.underlays {
             if let Some(link) = self.observed.link(name) {
-                frame.attach(link, Hook::Underlay, Some((underlay.mode, Hook::XdpUnderlay)));
+                frame.attach(name, link, Hook::Underlay, Some((underlay.mode, Hook::XdpUnderlay)));
                 frame.express(link.index);
             }
         }
@@ -310,7 +310,7 @@ impl<'a> Frame<'a> {
     }
 
     /// Attaches to an interface: at TC, and at XDP if its mode says so.
-    fn attach(&mut self, link: &Link, hook: Hook, early: Option<(Mode, Hook)>) {
+    fn attach(&mut self, wanted: &str, link: &Link, hook: Hook, early: Option<(Mode, Hook)>) {
         let interface = link.name.clone();
         if let Some((mode, hook)) = early {
             let features = self.observed.features.get(&link.index).copied();
@@ -320,7 +320,7 @@ impl<'a> Frame<'a> {
                 let attachment = Attachment { interface: interface.clone(), xdp: choice.xdp, optional };
                 self.attachments.insert((link.index, hook), attachment);
             }
-            self.hooks.insert(interface.clone(), choice);
+            self.hooks.insert(wanted.to_owned(), choice);
         }
         self.attachments.insert((link.index, hook), Attachment { interface, xdp: None, optional: false });
     }
@@ -346,12 +346,17 @@ impl<'a> Frame<'a> {
 
     fn port(&mut self, state: &State, name: &str, port: &Port) {
         let Some(segment) = state.segments.get(&port.segment) else { return };
-        let Some(link) = self.observed.link(port.interface(name)) else { return };
+        let interface = port.interface(name);
+        let Some(link) = self.observed.link(interface) else { return };
         let host = port.created.is_some();
+        if host && !self.observed.is_made(link) {
+            // Another interface came to have its name: what the host sends there is not for the segment.
+            return;
+        }
         if host {
-            self.attach(link, Hook::HostPort, None);
+            self.attach(interface, link, Hook::HostPort, None);
         } else {
-            self.attach(link, Hook::Port, Some((port.mode, Hook::XdpPort)));
+            self.attach(interface, link, Hook::Port, Some((port.mode, Hook::XdpPort)));
         }
         // The kernel lets a tagged frame be longer by its tag (is_skb_forwardable).
         let max_frame = link.mtu + ETHERNET_LEN as u32 + 4;

@@ -105,7 +105,7 @@ fn change() -> impl Strategy<Value = Change> {
             mode: None,
         }),
         1 => (interface(), prop::option::of(local()))
-            .prop_map(|(interface, local)| Change::DelUnderlay { interface, local }),
+            .prop_map(|(interface, local)| Change::DelUnderlay { interface, local, force: false }),
         3 => (segment(), settings()).prop_map(|(name, settings)| Change::AddSegment { name, settings }),
         1 => (segment(), settings()).prop_map(|(name, settings)| Change::SetSegment { name, settings }),
         1 => segment().prop_map(|name| Change::DelSegment { name }),
@@ -177,6 +177,8 @@ impl Step {
                         up,
                         running: up,
                         ethernet: true,
+                        // Now and then somebody's else.
+                        alias: (last % 3 != 0).then(|| "mgre:x".to_owned()),
                         ..Link::default()
                     },
                 );
@@ -216,7 +218,8 @@ proptest! {
 
     #[test]
     fn incremental_is_as_from_nothing(steps in prop::collection::vec((step(), any::<bool>()), 1..60)) {
-        let (mut state, mut observed) = (State::default(), Observed::default());
+        let mut state = State::default();
+        let mut observed = Observed { mark: "mgre:x".to_owned(), ..Observed::default() };
         let mut compiled = Compiled::default();
         for (step, compiles) in steps {
             step.take(&mut state, &mut observed);

@@ -37,7 +37,7 @@ use mgre_common::wire::MacAddr;
 pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
 pub use hooks::{Choice, TcHook, XdpHook, XdpMode, choose};
-pub use peer::{PeerOutcome, PeerStatus};
+pub use peer::{PeerOutcome, PeerStatus, missing_local};
 
 use hooks::ONE_PAGE_MTU;
 
@@ -65,6 +65,12 @@ pub struct Observed {
     pub blocked: BTreeSet<u32>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
+    /// The alias of interfaces that this instance made for the host.
+    pub mark: String,
+    /// Interfaces that got another name while they were in use, by the name that they are wanted by.
+    pub renamed: OrdMap<String, u32>,
+    /// This host's addresses; none if they were not asked for yet.
+    pub addresses: Option<OrdSet<IpAddr>>,
 }
 
 /// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
@@ -95,9 +101,31 @@ impl Observed {
         self.features.get(&ifindex).is_some_and(|features| features.is_target(long))
     }
 
-    /// An interface by name.
+    /// Whether this instance made an interface for the host.
+    pub fn is_made(&self, link: &Link) -> bool {
+        link.alias.as_ref().is_some_and(|alias| *alias == self.mark)
+    }
+
+    /// An interface by the name that it is wanted by: its own, or that which it had when it was taken up.
     pub fn link(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
+        let named = self.links.values().find(|link| link.name == name);
+        named.or_else(|| self.links.get(self.renamed.get(name)?))
+    }
+
+    /// The name that an interface is wanted by.
+    pub fn wanted_name<'a>(&'a self, link: &'a Link) -> &'a str {
+        let wanted = self.renamed.iter().find(|(_, index)| **index == link.index);
+        wanted.map_or(&link.name, |(name, _)| name)
+    }
+
+    /// The name that an interface has now, if it is wanted by another one.
+    pub fn other_name(&self, wanted: &str) -> Option<&str> {
+        self.link(wanted).map(|link| link.name.as_str()).filter(|name| *name != wanted)
+    }
+
+    /// Whether this host is known to lack an address.
+    pub fn lacks(&self, address: IpAddr) -> bool {
+        self.addresses.as_ref().is_some_and(|addresses| !addresses.contains(&address))
     }
 }
 

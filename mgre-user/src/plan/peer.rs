@@ -43,6 +43,8 @@ pub(super) struct Ground {
     pub(super) underlays: Vec<u32>,
     /// Addresses that outer packets may be for.
     pub(super) locals: BTreeSet<IpAddr>,
+    /// Those of them that this host has not got (any more).
+    pub(super) missing: BTreeSet<IpAddr>,
 }
 
 impl Ground {
@@ -52,6 +54,7 @@ impl Ground {
             ground.locals.extend(underlay.locals.iter());
             ground.underlays.extend(observed.link(name).map(|link| link.index));
         }
+        ground.missing = ground.locals.iter().copied().filter(|local| observed.lacks(*local)).collect();
         ground
     }
 
@@ -165,6 +168,7 @@ pub(super) fn outcome(
         (_, None) if ground.underlays.is_empty() => {
             PeerStatus::Down("there is no underlay: mgre underlay add".to_owned())
         }
+        (Ok(_), Some(local)) if ground.missing.contains(&local) => PeerStatus::Down(missing_local(local)),
         (Ok(next_hop), Some(_)) => PeerStatus::Up(*next_hop),
         (Ok(next_hop), None) => PeerStatus::Down(no_local(observed, next_hop.ifindex, remote)),
         (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
@@ -182,8 +186,13 @@ fn next_hop(ground: &Ground, route: &Route, remote: IpAddr) -> Option<(u32, IpAd
 
 /// Our endpoint on an underlay interface, of the same IP version as a remote.
 fn source(state: &State, observed: &Observed, ifindex: u32, remote: IpAddr) -> Option<IpAddr> {
-    let name = &observed.links.get(&ifindex)?.name;
+    let name = observed.wanted_name(observed.links.get(&ifindex)?);
     state.underlays.get(name)?.locals.like(remote)
+}
+
+/// That this host has not got an underlay's address.
+pub fn missing_local(local: IpAddr) -> String {
+    format!("{local} is not an address of this host: ip address add it")
 }
 
 /// That the underlay by which a remote is reached has no endpoint for it.

@@ -123,7 +123,7 @@ fn a_segment_with_peers_over_both_versions() {
 #[test]
 fn an_underlay_without_an_endpoint_of_the_version() {
     let both = state([peer("b", "2001:db8::2", "red", PeerSettings::default())]);
-    let gone = Change::DelUnderlay { interface: "wan0".into(), local: Some(ip("2001:db8::1")) };
+    let gone = Change::DelUnderlay { interface: "wan0".into(), local: Some(ip("2001:db8::1")), force: false };
     let state = both.apply(gone, &Ids::default()).expect("a state");
     let compiled = compile(&state, &observed());
     let why = "wan0 has no IPv6 endpoint: mgre underlay add wan0 --local IP";
@@ -140,7 +140,7 @@ fn a_name_has_the_address_that_an_underlay_is_for() {
     let endpoint = |state: &State, observed: &Observed| compile(state, observed).peers["b"].endpoint;
     assert_eq!(endpoint(&both, &observed), Some(ip("192.0.2.2")), "IPv4 before IPv6");
     let without = |local: &str| {
-        let gone = Change::DelUnderlay { interface: "wan0".into(), local: Some(ip(local)) };
+        let gone = Change::DelUnderlay { interface: "wan0".into(), local: Some(ip(local)), force: false };
         both.apply(gone, &Ids::default()).expect("a state")
     };
     assert_eq!(endpoint(&without("192.0.2.1"), &observed), Some(ip("2001:db8::2")));

@@ -138,6 +138,8 @@ async fn what_makes_no_sense_is_a_problem_and_changes_nothing() {
             400,
         ),
         ("POST", "/v1/apply?dry_run=maybe", "", b"{}".to_vec(), 400),
+        ("POST", "/v1/apply", "", vec![], 400),
+        ("POST", "/v1/apply?dry_run=true", "content-type: application/toml\r\n", b"\n".to_vec(), 400),
         ("POST", "/v1/apply", "", br#"{"segment": [{"name": "x"}, {"name": "x"}]}"#.to_vec(), 409),
     ];
     for (method, path, fields, body, status) in cases {

@@ -162,6 +162,19 @@ fn a_veth_is_made_whole() {
 }
 
 #[test]
+fn the_kernel_numbers_the_far_ends_of_veths() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        ip("link add mgre1 type bridge");
+        for (name, far) in [("a", "mgre0"), ("b", "mgre2"), ("c", "mgre3")] {
+            let (near, other) = netlink.create_veth(name, "mgre%d", None, 1500, "mgre:lab").await.unwrap();
+            assert_eq!((near.name.as_str(), other.name.as_str()), (name, far));
+            assert_eq!(other.alias.as_deref(), Some("mgre:lab"));
+        }
+    });
+}
+
+#[test]
 fn a_pair_is_silent_and_one_end_is_given_finished_frames() {
     in_namespace(|| async {
         let netlink = Netlink::connect().unwrap();
@@ -198,7 +211,11 @@ fn a_veth_that_fails_leaves_nothing() {
         assert_eq!(line("a", "taken", 1500, "x").await, "interface name taken is taken");
         assert_eq!(line("a", "alternative", 1500, "x").await, "interface name alternative is taken");
         assert_eq!(line("a", "a", 1500, "x").await, "interface name a is taken");
-        assert!(line("a", "b%d", 1500, "x").await.starts_with("\"b%d\" cannot name an interface"));
+        assert!(line("a%d", "b", 1500, "x").await.starts_with("\"a%d\" cannot name an interface"));
+        for bad in ["b%s", "b%d%d", "b%"] {
+            let error = line("a", bad, 1500, "x").await;
+            assert!(error.starts_with(&format!("{bad:?} cannot name an interface")), "{error}");
+        }
         let small = line("a", "b", 10, "x").await;
         assert!(small.starts_with("cannot create interfaces a and b: "), "{small}");
         // The pair exists by the time the kernel refuses this.

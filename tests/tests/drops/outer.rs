@@ -99,7 +99,7 @@ fn packets_refused_by_xdp() -> Result<()> {
     }
     let spokes = case::build()?;
     let two = spokes.spoke(2);
-    two.daemon.mgre(&["underlay", "del", "wan0"])?;
+    two.daemon.mgre(&["underlay", "del", "wan0", "--force"])?;
     two.daemon.mgre(&["underlay", "add", "wan0", "--local", "10.0.0.2", "--mode", "native"])?;
     two.wait_up()?;
     run(&spokes, CASES)

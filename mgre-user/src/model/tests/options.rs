@@ -119,7 +119,11 @@ fn an_underlay_has_an_address_of_each_version() {
         locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
         mode,
     };
-    let del = |local: &str| Change::DelUnderlay { interface: "eth1".into(), local: local.parse().ok() };
+    let del = |local: &str| Change::DelUnderlay {
+        interface: "eth1".into(),
+        local: local.parse().ok(),
+        force: false,
+    };
     let one = sample().apply(add("2001:db8::9", Some(Mode::Tc)), &ids).expect("applies");
     let both = one.apply(add("192.0.2.9", None), &ids).expect("applies");
     assert_eq!((both.underlays["eth1"].locals.iter().count(), both.underlays["eth1"].mode), (2, Mode::Tc));
