@@ -468,7 +468,7 @@ impl Engine {
             tracing::error!("{error:#}; trying again");
             self.try_again();
         }
-        self.mend_filters(&stale);
+        self.mend(&stale);
         let ports_stay = before.plan.ports.ptr_eq(&self.compiled.plan.ports);
         if stale.links || !stale.some_links.is_empty() || stale.addresses || !ports_stay {
             self.tell_states();
@@ -481,26 +481,6 @@ impl Engine {
         }
         self.caught_up = (Instant::now(), started.elapsed());
         tracing::debug!(elapsed = ?started.elapsed(), "caught up");
-    }
-
-    /// Puts filters back that somebody else removed.
-    fn mend_filters(&mut self, stale: &Stale) {
-        let all = stale.all_filters.then_some(());
-        if all.is_none() && stale.filters.is_empty() {
-            return;
-        }
-        match self.datapath.mend(all.is_none().then_some(&stale.filters)) {
-            Ok(mended) => {
-                for ifindex in mended {
-                    let name = self.observed.links.get(&ifindex).map_or("?", |link| &link.name);
-                    tracing::warn!("somebody removed mgre's filter from {name}: it is back");
-                }
-            }
-            Err(error) => {
-                tracing::error!("{error:#}; trying again");
-                self.try_again();
-            }
-        }
     }
 
     /// Looks at everything again, soon.
@@ -606,6 +586,7 @@ impl Engine {
         }
         self.names.ask_again(self.index.dns_names());
         self.keep_some(now);
+        self.look_after_programs(now);
         self.restore_again(now);
         self.forget_paths();
         self.slow.try_again();

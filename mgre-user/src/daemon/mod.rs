@@ -11,6 +11,7 @@
 //! - `clear`: what `detach` does without a daemon;
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
+mod attached;
 mod check;
 mod clear;
 mod engine;

@@ -30,6 +30,8 @@ pub(super) struct Stale {
     pub(super) filters: BTreeSet<u32>,
     /// TC filters on all interfaces.
     pub(super) all_filters: bool,
+    /// XDP programs on these interfaces, where there were some before.
+    pub(super) programs: BTreeSet<u32>,
     /// Something was told that the plan does not say yet.
     pub(super) told: bool,
 }

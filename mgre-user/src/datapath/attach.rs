@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -20,12 +19,15 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::net::if_::if_indextoname;
 
-use super::calls::{Calls, is_calls};
+use super::calls::Calls;
 use super::clsact::{Clsact, Own};
-use super::link::{Attached, Ending, attach_tcx, attach_xdp, check_index, open_pin, wait_for_end};
+use super::link::{
+    Attached, Ending, attach_tcx, attach_xdp, check_index, is_attached, open_pin, wait_for_end,
+};
 use super::load::{
     PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier,
 };
+use super::pins::{self, remove_directories, remove_file};
 use crate::netlink::Direction;
 use crate::plan::{Attachment, Hook, TcHook};
 
@@ -80,7 +82,7 @@ enum Place {
 }
 
 impl Hook {
-    const ALL: [Self; 6] =
+    pub(super) const ALL: [Self; 6] =
         [Self::Underlay, Self::Port, Self::HostPort, Self::XdpUnderlay, Self::XdpPort, Self::Slow];
 
     /// Which program it is, and where it sits.
@@ -102,27 +104,6 @@ impl Hook {
             Place::Xdp(_) => false,
         })
     }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Underlay => "underlay",
-            Self::Port => "port",
-            Self::HostPort => "host-port",
-            Self::XdpUnderlay => "xdp-underlay",
-            Self::XdpPort => "xdp-port",
-            Self::Slow => "slow",
-        }
-    }
-}
-
-fn pin_name(ifindex: u32, hook: Hook) -> String {
-    format!("{ifindex}-{}", hook.name())
-}
-
-fn parse_pin_name(name: &str) -> Option<(u32, Hook)> {
-    let (ifindex, hook) = name.split_once('-')?;
-    let hook = Hook::ALL.into_iter().find(|candidate| candidate.name() == hook)?;
-    Some((ifindex.parse().ok()?, hook))
 }
 
 impl Attachments {
@@ -151,40 +132,36 @@ impl Attachments {
     /// There are some, but they cannot be looked at.
     pub fn left_behind(&mut self) -> Result<Vec<LeftBehind>> {
         let mut found = Vec::new();
-        for (ifindex, hook) in Self::pinned(&self.directory)? {
+        for (ifindex, hook) in pins::pinned_in(&self.directory)? {
             if let Some(link) = open_pin(&self.pin(ifindex, hook))? {
                 found.push(LeftBehind { hook, program: link.info()?.program_id() });
             }
         }
-        for filter in self.clsact.left_behind()? {
-            found.extend(Hook::of(&filter).map(|hook| LeftBehind { hook, program: filter.id }));
+        // Filters do not say of which version they are; one of another leaves its program array there. Its tables are
+        // none that could be read.
+        if pins::elsewhere(&self.directory)?.is_empty() {
+            for filter in self.clsact.left_behind()? {
+                found.extend(Hook::of(&filter).map(|hook| LeftBehind { hook, program: filter.id }));
+            }
         }
         found.sort_by_key(|left| (left.hook == Hook::Slow, left.hook.is_xdp()));
         Ok(found)
     }
 
-    /// Where an earlier daemon attached programs by links that it pinned.
+    /// Where an earlier daemon, of whatever version, attached programs by links that it pinned.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// A directory cannot be read.
     pub fn pinned(directory: &Path) -> Result<Vec<(u32, Hook)>> {
-        let entries = match fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", directory.display()));
-            }
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            found.extend(name.to_str().and_then(parse_pin_name));
+        let mut found = pins::pinned_in(directory)?;
+        for other in pins::elsewhere(directory)? {
+            found.extend(pins::pinned_in(&other)?);
         }
         Ok(found)
     }
 
     fn pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.directory.join(pin_name(ifindex, hook))
+        self.directory.join(pins::name(ifindex, hook))
     }
 
     /// Attaches the hook's program to an interface: swaps it in where an earlier
@@ -253,12 +230,17 @@ impl Attachments {
         attach: impl FnOnce(Option<FdLink>) -> Result<Attached>,
     ) -> Result<Held> {
         let pin = self.pin(ifindex, hook);
-        let pinned = match attach(open_pin(&pin)?)? {
+        let theirs = if pin.exists() { None } else { pins::elsewhere_named(&self.directory, ifindex, hook)? };
+        let old = open_pin(theirs.as_ref().unwrap_or(&pin))?;
+        let pinned = match (attach(old)?, theirs) {
             // The kernel's link is the pinned one; the file stays.
-            Attached::TakenOver => PinnedLink::from_pin(&pin)?,
-            Attached::New(link) => {
+            (Attached::TakenOver, None) => PinnedLink::from_pin(&pin)?,
+            (Attached::TakenOver, Some(theirs)) => PinnedLink::from_pin(&theirs)?.unpin()?.pin(&pin)?,
+            (Attached::New(link), theirs) => {
                 remove_file(&pin)?;
-                link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?
+                let pinned = link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+                theirs.iter().try_for_each(|theirs| remove_file(theirs))?;
+                pinned
             }
         };
         Ok(Held::Link(pinned))
@@ -286,6 +268,40 @@ impl Attachments {
             self.held.insert((ifindex, hook), held);
             mended.push(ifindex);
         }
+        Ok(mended)
+    }
+
+    /// Attaches again what somebody else took off: links that hold programs no more. Says where that was.
+    ///
+    /// An XDP program's absence is told by the interfaces that have `lost` theirs, as far as that was looked at.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mend_links(
+        &mut self,
+        programs: &mut Ebpf,
+        wanted: &BTreeMap<(u32, Hook), Attachment>,
+        lost: &BTreeSet<u32>,
+    ) -> Result<Vec<u32>> {
+        let links = self.held.iter().filter(|(_, held)| matches!(held, Held::Link(_)));
+        let links: Vec<_> = links.map(|(place, _)| *place).collect();
+        let mut mended = Vec::new();
+        for (ifindex, hook) in links {
+            let attached = match hook.place() {
+                Place::Tc(name, direction) => {
+                    let program = classifier(programs, name)?.info()?.id();
+                    is_attached(ifindex, direction, program).unwrap_or(true)
+                }
+                Place::Xdp(_) => !lost.contains(&ifindex),
+            };
+            if let Some(attachment) = wanted.get(&(ifindex, hook)).filter(|_| !attached)
+                && check_index(&attachment.interface, ifindex).is_ok()
+            {
+                self.attach_required(programs, ifindex, hook, attachment)?;
+                mended.push(ifindex);
+            }
+        }
+        mended.dedup();
         Ok(mended)
     }
 
@@ -330,13 +346,14 @@ impl Attachments {
     /// A pin or a filter cannot be removed.
     pub fn detach_unused(&mut self) -> Result<()> {
         let mut ending = Vec::new();
-        for (ifindex, hook) in Self::pinned(&self.directory)? {
+        for (ifindex, hook) in pins::pinned_in(&self.directory)? {
             if !matches!(self.held.get(&(ifindex, hook)), Some(Held::Link(_))) {
-                let pin = self.pin(ifindex, hook);
-                if let (Some(link), Place::Tc(_, direction)) = (open_pin(&pin)?, hook.place()) {
-                    ending.push(Ending { ifindex, direction, program: link.info()?.program_id() });
-                }
-                remove_file(&pin)?;
+                ending.extend(unpin(&self.pin(ifindex, hook), ifindex, hook)?);
+            }
+        }
+        for other in pins::elsewhere(&self.directory)? {
+            for (ifindex, hook) in pins::pinned_in(&other)? {
+                ending.extend(unpin(&other.join(pins::name(ifindex, hook)), ifindex, hook)?);
             }
         }
         wait_for_end(&ending);
@@ -368,7 +385,8 @@ impl Attachments {
     /// # Errors
     /// A pin cannot be removed.
     pub fn forget_other_calls(&self) -> Result<()> {
-        self.calls.remove_others()
+        self.calls.remove_others()?;
+        pins::elsewhere(&self.directory)?.iter().try_for_each(|other| pins::remove_all(other).map(drop))
     }
 }
 
@@ -383,6 +401,16 @@ impl Drop for Attachments {
     }
 }
 
+/// Removes a pin. If it held a program at a TCX hook, that is said.
+fn unpin(pin: &Path, ifindex: u32, hook: Hook) -> Result<Option<Ending>> {
+    let mut ending = None;
+    if let (Some(link), Place::Tc(_, direction)) = (open_pin(pin)?, hook.place()) {
+        ending = Some(Ending { ifindex, direction, program: link.info()?.program_id() });
+    }
+    remove_file(pin)?;
+    Ok(ending)
+}
+
 /// Takes off what daemons of an instance left, of whatever version. Says whether there was anything. `base` is the
 /// directory of all pins.
 ///
@@ -390,14 +418,8 @@ impl Drop for Attachments {
 /// A pin, a filter or a directory cannot be removed.
 pub fn clear(instance: &str, base: &Path) -> Result<bool> {
     let mut found = false;
-    for version in entries(base)? {
-        let links = version.join(instance).join("links");
-        let pins = entries(&links)?;
-        found |= !pins.is_empty();
-        // Links come before the programs that theirs go on in.
-        let (calls, links_there): (Vec<_>, Vec<_>) = pins.iter().partition(|pin| is_calls(pin));
-        links_there.into_iter().chain(calls).try_for_each(|pin| remove_file(pin))?;
-        remove_directories(&links)?;
+    for version in pins::entries(base)? {
+        found |= pins::remove_all(&version.join(instance).join("links"))?;
     }
     let mut clsact = Clsact::new(instance.to_owned(), base.join("qdiscs"))?;
     for filter in clsact.left_behind()? {
@@ -411,48 +433,8 @@ pub fn clear(instance: &str, base: &Path) -> Result<bool> {
     Ok(found)
 }
 
-/// What is in a directory; nothing if there is none.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", directory.display())),
-    };
-    entries.map(|entry| Ok(entry?.path())).collect()
-}
-
 fn is_there(ifindex: u32) -> bool {
     if_indextoname(ifindex).is_ok()
-}
-
-/// Removes a pin directory and those above it that are then empty, up to mgre's own.
-fn remove_directories(directory: &Path) -> Result<()> {
-    let mut directory = directory;
-    // links, the instance, the schema version, mgre.
-    for _ in 0..4 {
-        match fs::remove_dir(directory) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => return Ok(()),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot remove {}", directory.display()));
-            }
-        }
-        let Some(parent) = directory.parent() else { return Ok(()) };
-        directory = parent;
-    }
-    Ok(())
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -467,14 +449,5 @@ mod tests {
         assert_eq!(Hook::of(&own(UNDERLAY_PROGRAM, Direction::Ingress)), Some(Hook::Underlay));
         assert_eq!(Hook::of(&own(UNDERLAY_PROGRAM, Direction::Egress)), None);
         assert_eq!(Hook::of(&own(XDP_PORT_PROGRAMS[0], Direction::Ingress)), None);
-    }
-
-    #[test]
-    fn pin_names() {
-        for hook in Hook::ALL {
-            assert_eq!(parse_pin_name(&pin_name(7, hook)), Some((7, hook)));
-        }
-        assert_eq!(parse_pin_name("7-xdp-else"), None);
-        assert_eq!(parse_pin_name("seven-port"), None);
     }
 }

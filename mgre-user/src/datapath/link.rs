@@ -46,10 +46,15 @@ pub(super) struct Ending {
 
 impl Ending {
     fn is_attached(&self) -> bool {
-        let Ok(name) = if_indextoname(self.ifindex) else { return false };
-        let programs = SchedClassifier::query_tcx(&name.to_string_lossy(), attach_type(self.direction));
-        programs.is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == self.program))
+        is_attached(self.ifindex, self.direction, self.program).unwrap_or(false)
     }
+}
+
+/// Whether a program is at a TCX hook; none if the kernel does not say, as of an interface that is gone.
+pub(super) fn is_attached(ifindex: u32, direction: Direction, program: u32) -> Option<bool> {
+    let name = if_indextoname(ifindex).ok()?;
+    let programs = SchedClassifier::query_tcx(&name.to_string_lossy(), attach_type(direction));
+    programs.ok().map(|(_, programs)| programs.iter().any(|attached| attached.id() == program))
 }
 
 /// Waits until programs are gone whose pins were removed, for a second at most: the kernel frees links by and by, and

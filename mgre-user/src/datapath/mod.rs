@@ -12,10 +12,11 @@ pub mod handover;
 pub mod link;
 pub mod load;
 pub mod neighbors;
+pub mod pins;
 pub mod refusal;
 pub mod shared;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
@@ -38,7 +39,7 @@ use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
 use self::neighbors::NeighborTable;
 use crate::plan::{
-    AdjacencyRecord, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord, TcHook,
+    AdjacencyRecord, Attachment, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord, TcHook,
 };
 
 /// The datapath of one instance.
@@ -407,6 +408,19 @@ impl Datapath {
     /// The kernel refuses.
     pub fn mend(&mut self, interfaces: Option<&BTreeSet<u32>>) -> Result<Vec<u32>> {
         self.attachments.mend(&mut self.programs, interfaces)
+    }
+
+    /// Attaches again what somebody else took off; `lost` are interfaces that had an XDP program of ours and have none.
+    /// Says where that was.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mend_links(
+        &mut self,
+        wanted: &BTreeMap<(u32, Hook), Attachment>,
+        lost: &BTreeSet<u32>,
+    ) -> Result<Vec<u32>> {
+        self.attachments.mend_links(&mut self.programs, wanted, lost)
     }
 
     /// Interfaces that have an XDP program of ours.
