@@ -203,9 +203,7 @@ impl Engine {
         if interfaces {
             self.look_at_interfaces().await?;
         }
-        let links = self.state.underlays.keys().filter_map(|name| self.observed.link(name));
-        let underlays = links.map(|link| link.index).collect();
-        self.observer.look_ahead(&mut self.observed, &underlays, remotes).await.map_err(kernel)?;
+        self.observer.look_ahead(&self.state, &mut self.observed, remotes).await.map_err(kernel)?;
         self.observer.addresses().await.map_err(kernel)
     }
 
@@ -256,6 +254,13 @@ impl Engine {
             if altered || !run.created.is_empty() {
                 self.refresh(&Stale::links()).await.map_err(kernel)?;
             }
+        }
+        if next.underlays != at.underlays {
+            // Which way packets go depends on whose they are. Should the change fail, they go by the old ones again.
+            let stale = Stale { routes: true, some_routes: asked.remotes().collect(), ..Stale::default() };
+            self.stale.routes = true;
+            self.catch_up_soon();
+            self.observer.refresh(&next, &mut self.observed, &stale, compiled).await.map_err(kernel)?;
         }
         let compiled = compiled.next(&next, &self.observed);
         self.check_room(&compiled.plan)?;

@@ -123,7 +123,7 @@ pub(super) fn interface_address(payload: &[u8]) -> Option<Address> {
 
 /// What a route lookup found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Lookup {
+pub(super) enum Found {
     /// A route a packet can take, or that ends on this host.
     Usable(Route),
     /// Unreachable, prohibited, blackhole, broadcast, multicast.
@@ -132,11 +132,11 @@ pub(super) enum Lookup {
 
 /// A route from `struct rtmsg` and its attributes. The MTU that the kernel learned of a path is left out: it takes
 /// the word of whoever quotes some packet between the two addresses.
-pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
+pub(super) fn route(payload: &[u8]) -> Option<Found> {
     let (header, rest) = payload.split_first_chunk::<12>()?;
     let kind = header[7];
     if ![RTN_UNICAST, RTN_LOCAL, RTN_ANYCAST].contains(&kind) {
-        return Some(Lookup::Unusable);
+        return Some(Found::Unusable);
     }
     let mut route = Route { local: kind != RTN_UNICAST, ..Route::default() };
     let mut expires = false;
@@ -160,7 +160,7 @@ pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
     if expires && number(&header[8..12])? & RTM_F_CLONED != 0 {
         route.mtu = None;
     }
-    Some(Lookup::Usable(route))
+    Some(Found::Usable(route))
 }
 
 /// An entry of the IPv4 or IPv6 neighbour table, with what decides whether it is ours to keep.

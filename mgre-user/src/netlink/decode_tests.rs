@@ -105,7 +105,7 @@ fn routes() {
         mtu: Some(1400),
         local: false,
     };
-    assert_eq!(route(&message(&header(RTN_UNICAST), &list)), Some(Lookup::Usable(expected)));
+    assert_eq!(route(&message(&header(RTN_UNICAST), &list)), Some(Found::Usable(expected)));
 
     // Discovered: a copy of a route that expires. Announced: a route that expires.
     for (flags, expires, mtu) in [(0x200, 0, Some(1400)), (0, 5, Some(1400)), (0x200, 5, None)] {
@@ -114,16 +114,16 @@ fn routes() {
         let mut cache = [0; 32];
         cache[8..12].copy_from_slice(&i32::to_ne_bytes(expires));
         let list = [list[0], list[3], (libc::RTA_CACHEINFO, &cache[..])];
-        let Some(Lookup::Usable(found)) = route(&message(&header, &list)) else { panic!("a route") };
+        let Some(Found::Usable(found)) = route(&message(&header, &list)) else { panic!("a route") };
         assert_eq!(found.mtu, mtu, "{flags} {expires}");
     }
 
-    let Some(Lookup::Usable(local)) = route(&message(&header(RTN_LOCAL), &[(RTA_OIF, &oif)])) else {
+    let Some(Found::Usable(local)) = route(&message(&header(RTN_LOCAL), &[(RTA_OIF, &oif)])) else {
         panic!("a local route");
     };
     assert!(local.local);
     for kind in [libc::RTN_BLACKHOLE, libc::RTN_UNREACHABLE, libc::RTN_PROHIBIT, libc::RTN_BROADCAST] {
-        assert_eq!(route(&header(kind)), Some(Lookup::Unusable));
+        assert_eq!(route(&header(kind)), Some(Found::Unusable));
     }
 }
 

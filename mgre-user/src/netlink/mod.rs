@@ -83,6 +83,17 @@ pub struct Address {
     pub prefix_len: u8,
 }
 
+/// A question for a route, as the kernel's own packets ask it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where packets go.
+    pub destination: IpAddr,
+    /// The address that they come from, which rules may look at; none: as of a packet that has none yet.
+    pub source: Option<IpAddr>,
+    /// Index of the VRF whose table it is that counts.
+    pub vrf: Option<u32>,
+}
+
 /// How a packet to a remote endpoint leaves this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route {

@@ -21,6 +21,7 @@ mod mtu;
 mod peer;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 #[cfg(test)]
 mod wire_tests;
 
@@ -38,6 +39,7 @@ pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
 pub use hooks::{Choice, TcHook, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus, missing_local};
+pub use uplinks::{Uplinks, reroutes};
 
 use hooks::ONE_PAGE_MTU;
 

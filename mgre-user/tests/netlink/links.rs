@@ -132,6 +132,33 @@ fn routes() {
         let foreign = netlink.route_to(address("192.0.2.9"), Some(address("192.0.2.8"))).await.unwrap_err();
         assert_eq!(foreign.to_string(), "192.0.2.8 is not an address of this host");
         assert_eq!(netlink.route_to(address("10.2.0.1"), Some(address("192.0.2.7"))).await.unwrap(), None);
+
+        // Rules for the source, of either IP version; many at once.
+        for (option, other, rest) in
+            [("", "192.0.2.7", "10.9.0.0/16"), ("-6 ", "2001:db8::7", "2001:db8:9::/48")]
+        {
+            let prefix = if option.is_empty() { 32 } else { 128 };
+            ip(&format!("addr replace {other}/{prefix} dev near"));
+            ip(&format!("{option}route add {rest} dev near table 100"));
+            ip(&format!("{option}rule add from {other} lookup 100"));
+        }
+        let ask = |destination: &str, source: Option<&str>, vrf| Lookup {
+            destination: address(destination),
+            source: source.map(address),
+            vrf,
+        };
+        let all = vec![
+            ask("10.9.0.1", None, None),
+            ask("10.9.0.1", Some("192.0.2.7"), None),
+            ask("10.9.0.1", Some("192.0.2.8"), None),
+            ask("2001:db8:9::1", Some("2001:db8::1"), None),
+            ask("2001:db8:9::1", Some("2001:db8::7"), None),
+            // A VRF that is gone.
+            ask("192.0.2.9", None, Some(9999)),
+        ];
+        let found = netlink.routes(all).await.unwrap();
+        let by: Vec<_> = found.iter().map(|route| route.map(|route| route.ifindex)).collect();
+        assert_eq!(by, [None, Some(near), None, None, Some(near), None]);
     });
 }
 

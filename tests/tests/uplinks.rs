@@ -1,0 +1,137 @@
+//! A host with several ways out: outer packets go where the kernel's own would.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mgre_tests::{
+    capture::Capture,
+    gre::Gre,
+    netns,
+    skip::skipped,
+    spoke::Spoke,
+    topology::{Layout, SEGMENT, Spokes, Underlay},
+    traffic, wait,
+};
+
+/// The second uplink of spoke 1.
+const SECOND: &str = "10.0.11.1";
+
+/// Two spokes with nothing configured, of which the first has a second uplink `wan1` to the core.
+fn two_uplinks() -> Result<Spokes> {
+    let spokes = Layout { configure: false, ..Layout::new(2, Underlay::Routed) }.build()?;
+    let one = &spokes.spoke(1).netns;
+    netns::ip(&format!(
+        "link add wan1 netns {} type veth peer name t1 netns {}",
+        one.name(),
+        spokes.core.name()
+    ))?;
+    one.ip(&format!("link set wan1 up\naddr add {SECOND}/24 dev wan1"))?;
+    spokes.core.ip("link set t1 up\naddr add 10.0.11.254/24 dev t1")?;
+    Ok(spokes)
+}
+
+fn set_up(spoke: &Spoke, underlays: &[(&str, &str)], remote: &str) -> Result<()> {
+    for (interface, local) in underlays {
+        spoke.daemon.mgre(&["underlay", "add", interface, "--local", local])?;
+    }
+    spoke.daemon.mgre(&["segment", "add", SEGMENT, "--key", "7"])?;
+    spoke.daemon.mgre(&["port", "add", SEGMENT, "lan0"])?;
+    spoke.daemon.mgre(&["peer", "add", "far", remote, "--segment", SEGMENT])?;
+    Ok(())
+}
+
+/// The source addresses of outer packets that leave by an interface while hosts talk.
+fn sources(spokes: &Spokes, interface: &str) -> Result<Vec<std::net::IpAddr>> {
+    let capture = Capture::start(&spokes.spoke(1).netns, interface)?;
+    assert!(traffic::reaches(&spokes.spoke(1).host, &spokes.spoke(2).host_ip())?);
+    let outer = capture.stop().into_iter().filter(|packet| packet.outgoing);
+    Ok(outer.filter_map(|packet| Some(Gre::parse(&packet.bytes)?.source)).collect())
+}
+
+#[test]
+fn a_rule_for_the_source_address_is_followed() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = two_uplinks()?;
+    let one = spokes.spoke(1);
+    one.netns
+        .ip(&format!("route add default via 10.0.11.254 table 100\nrule add from {SECOND} lookup 100"))?;
+    set_up(one, &[("wan1", SECOND)], "10.0.2.1")?;
+    set_up(spokes.spoke(2), &[("wan0", "10.0.2.1")], SECOND)?;
+    spokes.wait_up()?;
+    traffic::wait_reachable(&one.host, &spokes.spoke(2).host_ip(), wait::SOON)?;
+
+    // A rule that goes is followed too: now the way leads elsewhere, and that is said.
+    one.netns.ip(&format!("rule del from {SECOND} lookup 100"))?;
+    let why = "route leaves by wan0, not an underlay";
+    wait::until(why, wait::SOON, || Ok(one.peer("far")?["reason"] == why))?;
+    one.netns.ip(&format!("rule add from {SECOND} lookup 100"))?;
+    one.wait_up()
+}
+
+#[test]
+fn of_two_uplinks_with_rules_each_has_its_own_address() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = two_uplinks()?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    one.netns.ip(&format!(
+        "route add default via 10.0.11.254 table 100\nrule add from {SECOND} lookup 100\n\
+         route add default via 10.0.1.254 table 101\nrule add from 10.0.1.1 lookup 101"
+    ))?;
+    set_up(one, &[("wan0", "10.0.1.1"), ("wan1", SECOND)], "10.0.2.1")?;
+    set_up(two, &[("wan0", "10.0.2.1")], "10.0.1.1")?;
+    two.daemon.mgre(&["peer", "add", "second", SECOND, "--segment", SEGMENT])?;
+    spokes.wait_up()?;
+    traffic::wait_reachable(&one.host, &spokes.spoke(2).host_ip(), wait::SOON)?;
+    // The default route decides, as it does for the host's own packets.
+    let first = sources(&spokes, "wan0")?;
+    assert!(!first.is_empty() && first.iter().all(|source| source.to_string() == "10.0.1.1"), "{first:?}");
+    one.netns.ip("route replace default via 10.0.11.254 dev wan1")?;
+    wait::until("packets leave by wan1", wait::SOON, || {
+        let second = sources(&spokes, "wan1")?;
+        Ok(!second.is_empty() && second.iter().all(|source| source.to_string() == SECOND))
+    })?;
+    Ok(())
+}
+
+/// A loopback address at spoke 1, reached by both uplinks, as in a routed fabric.
+#[test]
+fn an_uplink_that_loses_its_carrier_is_left() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = two_uplinks()?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    for netns in [&one.netns, &spokes.core] {
+        for scope in ["all", "default"] {
+            netns.sysctl(&format!("ipv4/conf/{scope}/ignore_routes_with_linkdown"), "1")?;
+        }
+    }
+    for interface in ["wan0", "wan1"] {
+        one.netns.sysctl(&format!("ipv4/conf/{interface}/ignore_routes_with_linkdown"), "1")?;
+    }
+    one.netns.ip("addr add 10.9.9.1/32 dev lo\n\
+         route add 10.0.2.1 nexthop via 10.0.1.254 dev wan0 nexthop via 10.0.11.254 dev wan1")?;
+    let back = "nexthop via 10.0.1.1 dev s1 nexthop via 10.0.11.1 dev t1";
+    spokes.core.ip(&format!("route add 10.9.9.1 {back}"))?;
+    set_up(one, &[("wan0", "10.9.9.1"), ("wan1", "10.9.9.1")], "10.0.2.1")?;
+    set_up(two, &[("wan0", "10.0.2.1")], "10.9.9.1")?;
+    spokes.wait_up()?;
+    let flows = || traffic::wait_reachable(&one.host, &two.host_ip(), wait::patient(Duration::from_secs(5)));
+    flows()?;
+    for far in ["s1", "t1"] {
+        spokes.core.ip(&format!("link set {far} down"))?;
+        wait::until("the peer is up by the other uplink", wait::SOON, || {
+            Ok(one.peer("far")?["state"] == "up")
+        })?;
+        flows()?;
+        spokes.core.ip(&format!("link set {far} up\nroute replace 10.9.9.1 {back}"))?;
+        one.netns
+            .ip("route replace 10.0.2.1 nexthop via 10.0.1.254 dev wan0 nexthop via 10.0.11.254 dev wan1")?;
+        flows()?;
+    }
+    Ok(())
+}
