@@ -39,9 +39,10 @@ use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
 use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
+use crate::names::saved::Cache;
 use crate::neighbors::Neighbors;
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Compiled, Endpoints, Observed, Op, Plan, TcHook, compile, diff};
+use crate::plan::{Compiled, Observed, Op, Plan, TcHook, compile, diff};
 use crate::slow::Slow;
 use crate::slow::pmtu::PathMtus;
 
@@ -151,6 +152,7 @@ impl Engine {
         let ring = unsafe { AsyncFd::register_with_interest(parts.ring, Interest::READABLE) }
             .map_err(|error| error.into_parts().1)
             .context("cannot wait for events")?;
+        let names = Names::new(Cache::new(&parts.options.state_dir, &parts.options.instance));
         let mut index = Index::default();
         index.follow(&State::default(), &parts.state);
         let observed = Observed { mark: alias(&parts.options.instance), ..Observed::default() };
@@ -185,7 +187,7 @@ impl Engine {
             newly_held: Vec::new(),
             loops: Loops::new()?,
             events: parts.events,
-            names: Names::new(),
+            names,
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
             slow: parts.slow,
@@ -207,6 +209,8 @@ impl Engine {
     /// # Errors
     /// The kernel cannot be looked at, or the datapath not be set up.
     pub(super) async fn start(&mut self) -> Result<()> {
+        let known = self.names.in_use().map(|(name, endpoints)| (name.to_owned(), endpoints));
+        self.observed.endpoints = known.collect();
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
         self.refresh(&Stale::links()).await?;
@@ -232,7 +236,7 @@ impl Engine {
         self.tell_states();
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
-        self.names.ask_again(self.index.dns_names());
+        self.ask_for_names();
         self.fit_interfaces().await;
         Ok(())
     }
@@ -280,8 +284,8 @@ impl Engine {
                     self.learn_ready();
                 }
                 resolved = names.next() => {
-                    let (name, endpoints) = resolved;
-                    self.resolved(name, endpoints);
+                    let (name, answer) = resolved;
+                    self.resolved(&name, answer);
                 }
                 narrow = slow.narrow() => self.note_path(narrow),
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
@@ -292,6 +296,7 @@ impl Engine {
             }
         }
         self.close_store();
+        self.close_names();
         Ok(())
     }
 
@@ -418,16 +423,6 @@ impl Engine {
         let (ended, took) = self.caught_up;
         let pause = (took * 4).min(GATHER_MOST).saturating_sub(ended.elapsed()).max(GATHER);
         self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + pause);
-    }
-
-    fn resolved(&mut self, name: String, endpoints: Endpoints) {
-        if endpoints == Endpoints::default() {
-            return;
-        }
-        if self.observed.endpoints.insert(name, endpoints) != Some(endpoints) {
-            self.stale.some_routes.extend(endpoints.iter());
-            self.catch_up_soon();
-        }
     }
 
     /// Brings the picture up to date.
@@ -604,7 +599,7 @@ impl Engine {
         if std::mem::take(&mut self.untrimmed) {
             tokio::task::spawn_blocking(system::trim_memory);
         }
-        self.names.ask_again(self.index.dns_names());
+        self.look_after_names();
         self.keep_some(now);
         self.restore_again(now);
         self.forget_paths();

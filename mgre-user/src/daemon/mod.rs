@@ -7,7 +7,7 @@
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `states`: what underlays and ports are, and by which name;
-//! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
+//! - `observe`, `names`: the picture of the kernel, and of DNS names; `losses`: notifications that did not come;
 //! - `clear`: what `detach` does without a daemon;
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 

@@ -176,7 +176,7 @@ impl Engine {
                 self.clean_up(&old).await;
                 self.tell_states();
             }
-            self.names.ask_again(self.index.dns_names());
+            self.ask_for_names();
             self.take_outcomes(&before);
             self.follow_neighbors(&before).await;
             if interfaces || self.compiled.mtus_differ(&before) {
@@ -212,7 +212,7 @@ impl Engine {
         let (mut at, mut compiled, mut ids) = (self.state.clone(), self.compiled.clone(), self.ids.clone());
         for asked in asked {
             match self.prepare_one(run, &asked, &at, &compiled, &ids).await {
-                Ok((next, compiled_next, waiting)) => {
+                Ok((next, compiled_next, told)) => {
                     rest_in(&mut ids, &at, &next);
                     let promiscuous =
                         if run.interfaces { self.promiscuous_for(&next) } else { self.promiscuous.clone() };
@@ -223,7 +223,7 @@ impl Engine {
                             .cloned(),
                     };
                     let warnings = warnings(&at, &next, &self.observed, &compiled_next, &run.addresses);
-                    let warnings = waiting.into_iter().chain(warnings).collect();
+                    let warnings = told.into_iter().chain(warnings).collect();
                     let changed = differences(&at, &next);
                     (at, compiled) = (next.clone(), compiled_next.clone());
                     let compiled = compiled_next;
@@ -262,8 +262,10 @@ impl Engine {
             self.catch_up_soon();
             self.observer.refresh(&next, &mut self.observed, &stale, compiled).await.map_err(kernel)?;
         }
+        let kept = self.keep_endpoints(at, &next, compiled);
         let compiled = compiled.next(&next, &self.observed);
         self.check_room(&compiled.plan)?;
+        waiting.extend(kept);
         Ok((next, compiled, waiting))
     }
 
@@ -428,6 +430,7 @@ impl Engine {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }
         }
+        self.forget_names();
         Ok(())
     }
 

@@ -75,19 +75,23 @@ pub struct Observed {
     pub addresses: Option<OrdSet<IpAddr>>,
 }
 
-/// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
+/// The addresses of a DNS name that are in use: one of each IP version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// The first IPv4 address.
+    /// The IPv4 address.
     pub v4: Option<Ipv4Addr>,
-    /// The first IPv6 address.
+    /// The IPv6 address.
     pub v6: Option<Ipv6Addr>,
+    /// Whether IPv6 comes first.
+    pub v6_first: bool,
 }
 
 impl Endpoints {
-    /// IPv4 first.
+    /// In order of preference.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+        let both = [self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6)];
+        let [first, second] = if self.v6_first { [both[1], both[0]] } else { both };
+        first.into_iter().chain(second)
     }
 }
 

@@ -69,7 +69,7 @@ impl Ground {
         self.locals.iter().copied().filter(move |local| local.is_ipv4() == remote.is_ipv4())
     }
 
-    /// The address to take of a name: one that an underlay is for, IPv4 before IPv6.
+    /// The address to take of a name: one that an underlay is for.
     fn choose(&self, endpoints: Endpoints) -> Option<IpAddr> {
         let usable = |remote: &IpAddr| self.locals_like(*remote).next().is_some();
         endpoints.iter().find(usable).or_else(|| endpoints.iter().next())
@@ -171,6 +171,10 @@ pub(super) fn outcome(
         (Ok(_), Some(local)) if ground.missing.contains(&local) => PeerStatus::Down(missing_local(local)),
         (Ok(next_hop), Some(_)) => PeerStatus::Up(*next_hop),
         (Ok(next_hop), None) => PeerStatus::Down(no_local(observed, next_hop.ifindex, remote)),
+        (Err(_), _) if ground.locals_like(remote).next().is_none() => PeerStatus::Down(format!(
+            "no underlay has an {} address: mgre underlay add IFACE --local IP",
+            version(remote)
+        )),
         (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
     };
     let exit = exit(route.as_ref(), &observed.links, &ground.underlays).ok();
@@ -198,8 +202,11 @@ pub fn missing_local(local: IpAddr) -> String {
 /// That the underlay by which a remote is reached has no endpoint for it.
 fn no_local(observed: &Observed, ifindex: u32, remote: IpAddr) -> String {
     let name = observed.links.get(&ifindex).map_or("IFACE", |link| &link.name);
-    let version = if remote.is_ipv4() { "IPv4" } else { "IPv6" };
-    format!("{name} has no {version} endpoint: mgre underlay add {name} --local IP")
+    format!("{name} has no {} endpoint: mgre underlay add {name} --local IP", version(remote))
+}
+
+const fn version(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// The record of an adjacency.
