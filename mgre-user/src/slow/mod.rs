@@ -22,6 +22,7 @@
 pub mod counters;
 mod errors;
 pub mod fragment;
+mod frames;
 pub mod icmp;
 pub mod known;
 pub mod limit;
@@ -51,6 +52,7 @@ use tokio::task::AbortHandle;
 
 use self::counters::Counters;
 use self::errors::Listener;
+pub(crate) use self::frames::FrameSender;
 use self::known::Known;
 use self::quote::Narrow;
 use self::receive::{Kind, Receiver};
@@ -115,14 +117,6 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Sends one frame out of an interface.
-///
-/// # Errors
-/// There is no such interface, it is down, or it takes no more.
-pub(crate) fn send_frame(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    socket::frames(ifindex)?.send(frame).map(drop)
 }
 
 /// The slow path of one instance, as the engine has it.

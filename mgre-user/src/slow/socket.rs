@@ -175,6 +175,17 @@ pub(super) fn frames(ifindex: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// A socket to send frames out of any interface with. It receives nothing. To close one waits for a grace period of the
+/// kernel.
+pub(super) fn any_frames() -> io::Result<Socket> {
+    open(Domain::PACKET, Type::RAW, 0)
+}
+
+/// Sends a frame out of an interface.
+pub(super) fn send_frame(socket: &Socket, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    socket.send_to(frame, &link_address(ifindex, 0)?).map(drop)
+}
+
 /// A socket for frames that an interface receives and that have no mark.
 pub(super) fn unmarked(ifindex: u32) -> io::Result<Socket> {
     // With a protocol it would receive at once, from every interface, and without a filter.
