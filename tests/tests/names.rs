@@ -7,9 +7,11 @@ use std::{
 
 use anyhow::Result;
 use mgre_tests::{
+    capture,
     daemon::Options,
     dns::{self, Dns},
     lone::Lone,
+    packet,
     skip::skipped,
     topology::SEGMENT,
     wait,
@@ -201,4 +203,29 @@ fn a_peer_for_which_there_is_no_underlay_is_warned_of() -> Result<()> {
     assert!(told.stderr.contains("peer b is down: no underlay has an IPv6 address"), "{told:?}");
     assert_eq!(world.state("b")?, "down");
     Ok(())
+}
+
+#[test]
+fn of_two_peers_with_one_address_one_is_used_and_the_other_says_so() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let world = World::new(&[GOOD[1]])?;
+    world.dns.say("other.example", &[GOOD[1]]);
+    world.add("first", NAME)?;
+    world.add("second", "other.example")?;
+    wait::until("the second one is told", wait::SOON, || Ok(world.state("second")? == "down"))?;
+    let why = "10.0.0.3 is peer first, in the same segment: delete one of the two";
+    assert_eq!(world.lone.peer("second")?["reason"], why);
+    assert_eq!(world.state("first")?, "up");
+    // What is flooded goes there once.
+    let sent = |peer: &str| -> Result<u64> { Ok(world.lone.peer(peer)?["tx_packets"].as_u64().unwrap_or(0)) };
+    let before = [sent("b")?, sent("first")?, sent("second")?];
+    let frame = packet::marked(packet::BROADCAST, [2, 0, 0, 0, 7, 7], "to all");
+    capture::send(&world.lone.netns, "host0", &[&frame])?;
+    wait::until("it is flooded", wait::SOON, || Ok(sent("b")? > before[0]))?;
+    assert_eq!([sent("b")?, sent("first")?, sent("second")?], [before[0] + 1, before[1] + 1, before[2]]);
+    // It takes its place.
+    world.lone.daemon.mgre(&["peer", "del", "first"])?;
+    world.wait_up("second")
 }

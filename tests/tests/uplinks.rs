@@ -6,10 +6,10 @@ use anyhow::Result;
 use mgre_tests::{
     capture::Capture,
     gre::Gre,
-    netns,
+    netns::{self, Netns},
     skip::skipped,
     spoke::Spoke,
-    topology::{Layout, SEGMENT, Spokes, Underlay},
+    topology::{Family, Layout, SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
 
@@ -94,6 +94,96 @@ fn of_two_uplinks_with_rules_each_has_its_own_address() -> Result<()> {
         let second = sources(&spokes, "wan1")?;
         Ok(!second.is_empty() && second.iter().all(|source| source.to_string() == SECOND))
     })?;
+    Ok(())
+}
+
+/// A gateway on the spokes' network that leads to spoke 2's other address.
+fn gateway(spokes: &Spokes, number: u8) -> Result<Netns> {
+    let gateway = Netns::new(&format!("gateway{number}"))?;
+    netns::ip(&format!(
+        "link add wan0 netns {} type veth peer name g{number} netns {}",
+        gateway.name(),
+        spokes.core.name()
+    ))?;
+    spokes.core.ip(&format!("link set g{number} master br0 up"))?;
+    for (name, value) in
+        [("ip_forward", "1"), ("conf/all/send_redirects", "0"), ("conf/wan0/send_redirects", "0")]
+    {
+        gateway.sysctl(&format!("ipv4/{name}"), value)?;
+    }
+    gateway.ip(&format!(
+        "addr add 10.0.0.1{number}/24 dev wan0\nlink set wan0 up\nroute add 10.9.9.2 via 10.0.0.2"
+    ))?;
+    Ok(gateway)
+}
+
+#[test]
+fn a_gateway_that_dies_is_left_for_another() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Layout { configure: false, ..Layout::new(2, Underlay::Switched) }.build()?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let _gateways = [gateway(&spokes, 1)?, gateway(&spokes, 2)?];
+    one.netns.sysctl("ipv4/fib_multipath_use_neigh", "1")?;
+    // So that a neighbour that is gone is found out soon.
+    for (name, value) in
+        [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "200")]
+    {
+        one.netns.sysctl(&format!("ipv4/neigh/wan0/{name}"), value)?;
+    }
+    two.netns.ip("addr add 10.9.9.2/32 dev wan0")?;
+    one.netns.ip("route add 10.9.9.2 nexthop via 10.0.0.11 nexthop via 10.0.0.12")?;
+    set_up(one, &[("wan0", "10.0.0.1")], "10.9.9.2")?;
+    set_up(two, &[("wan0", "10.9.9.2")], "10.0.0.1")?;
+    spokes.wait_up()?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), wait::SOON)?;
+    let route = one.netns.run(&["ip", "route", "get", "10.9.9.2", "from", "10.0.0.1"])?;
+    let (dies, stays) = if route.contains("via 10.0.0.11 ") { (1, 2) } else { (2, 1) };
+    spokes.core.ip(&format!("link set g{dies} nomaster"))?;
+    let limit = Duration::from_secs(40);
+    wait::until("the peer is found dead", limit, || Ok(!traffic::reaches(&one.host, &two.host_ip())?))?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), limit)?;
+    one.wait_up()?;
+    // Nobody else would ask for it.
+    let kept = one.netns.run(&["ip", "neigh", "show", &format!("10.0.0.1{stays}"), "dev", "wan0"])?;
+    assert!(kept.contains("managed"), "{kept}");
+    Ok(())
+}
+
+#[test]
+fn a_local_address_that_is_gone_or_anothers_is_said() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Layout { family: Family::V6, ..Layout::new(2, Underlay::Switched) }.build()?;
+    let (one, core) = (spokes.spoke(1), &spokes.core);
+    let says = |what: &'static str| {
+        wait::until(what, wait::SOON, || {
+            let peer = one.peer("spoke2")?;
+            Ok(peer["state"] == "down" && peer["reason"].as_str().is_some_and(|why| why.contains(what)))
+        })
+    };
+    one.netns.ip("addr del fd00::1/64 dev wan0")?;
+    says("fd00::1 is not an address of this host")?;
+    // Somebody takes it meanwhile.
+    let twin = Netns::new("twin")?;
+    netns::ip(&format!(
+        "link add wan0 netns {} type veth peer name twin netns {}",
+        twin.name(),
+        core.name()
+    ))?;
+    core.ip("link set twin master br0 up")?;
+    twin.ip("link set wan0 up\naddr add fd00::1/64 dev wan0 nodad")?;
+    for scope in ["all", "wan0"] {
+        one.netns.sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "1")?;
+    }
+    one.netns.ip("addr add fd00::1/64 dev wan0")?;
+    says("another host has fd00::1 too")?;
+    twin.ip("addr del fd00::1/64 dev wan0")?;
+    one.netns.ip("addr del fd00::1/64 dev wan0\naddr add fd00::1/64 dev wan0 nodad")?;
+    spokes.wait_up()?;
+    traffic::wait_reachable(&one.host, &spokes.spoke(2).host_ipv6(), wait::SOON)?;
     Ok(())
 }
 

@@ -269,8 +269,12 @@ mod tests {
     fn host() -> (Observed, [Address; 2]) {
         let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth1.5")];
         let links = links.into_iter().map(|link| (link.index, link)).collect();
-        let address =
-            |text: &str| Address { ifindex: 2, address: text.parse().expect("an address"), prefix_len: 24 };
+        let address = |text: &str| Address {
+            ifindex: 2,
+            address: text.parse().expect("an address"),
+            prefix_len: 24,
+            duplicate: false,
+        };
         (Observed { links, ..Observed::default() }, [address("192.0.2.1"), address("2001:db8::1")])
     }
 

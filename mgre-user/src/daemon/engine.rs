@@ -106,6 +106,8 @@ pub(super) struct Engine {
     pub(super) kept: BTreeSet<(u32, IpAddr)>,
     /// Those of them that it has forgotten all the same.
     pub(super) forgotten: BTreeSet<(u32, IpAddr)>,
+    /// Those that do not answer, or no more, since routes were looked at.
+    pub(super) lost_next_hops: BTreeSet<(u32, IpAddr)>,
     /// What the datapath cannot do.
     pub(super) slow: Slow,
     /// Why there is no pair of interfaces for that.
@@ -190,6 +192,7 @@ impl Engine {
             names,
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            lost_next_hops: BTreeSet::new(),
             slow: parts.slow,
             no_pair: None,
             unmade: BTreeMap::new(),
@@ -435,6 +438,7 @@ impl Engine {
 
     /// Brings picture and datapath up to date after changes in the kernel.
     pub(super) async fn catch_up(&mut self) {
+        self.reroute_lost();
         let stale = std::mem::take(&mut self.stale);
         let forgotten = std::mem::take(&mut self.forgotten);
         if !stale.any() && forgotten.is_empty() {

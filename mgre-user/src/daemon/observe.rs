@@ -1,6 +1,6 @@
 //! Keeps the picture of what the kernel has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use imbl::ordmap::DiffItem;
 use crate::model::State;
 use crate::netlink::resolve::next_hop_address;
 use crate::netlink::{Address, Link, Lookup, Netlink, Result, Route};
-use crate::plan::{Compiled, Endpoints, Observed, Uplinks, reroutes};
+use crate::plan::{Compiled, Endpoints, Observed, Unusable, Uplinks, reroutes};
 
 /// Which parts of the picture may be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +106,10 @@ impl Observer {
             if observed.addresses.as_ref() != Some(&addresses) {
                 observed.addresses = Some(addresses);
             }
+        }
+        if stale.routes || stale.addresses {
+            let addresses = self.addresses().await?;
+            observed.unusable = unusable(state, &addresses);
         }
         let netlink = &self.netlink;
         let links_before = observed.links.clone();
@@ -217,6 +221,15 @@ impl Observer {
         neighbors.retain(|neighbor| !observed.neighbors.contains_key(neighbor));
         self.look_up_neighbors(observed, neighbors).await
     }
+}
+
+/// Our endpoints that cannot be used.
+fn unusable(state: &State, addresses: &[Address]) -> BTreeMap<IpAddr, Unusable> {
+    let why = |local: IpAddr| match addresses.iter().find(|address| address.address == local) {
+        None => Some((local, Unusable::Missing)),
+        Some(address) => address.duplicate.then_some((local, Unusable::Duplicate)),
+    };
+    state.underlays.values().flat_map(|underlay| underlay.locals.iter()).filter_map(why).collect()
 }
 
 /// Whether routes may be others because an underlay, or an interface that one leaves by, came, went, lost its carrier

@@ -81,6 +81,8 @@ pub struct Address {
     pub address: IpAddr,
     /// Length of the prefix that is on the link, in bits.
     pub prefix_len: u8,
+    /// Whether the kernel found that another host has it (`IFA_F_DADFAILED`, IPv6 alone).
+    pub duplicate: bool,
 }
 
 /// A question for a route, as the kernel's own packets ask it.

@@ -65,6 +65,8 @@ pub struct Observed {
     pub path_mtu: OrdMap<IpAddr, u32>,
     /// Ports that are blocked, by id: another way leads to the same LAN.
     pub blocked: BTreeSet<u32>,
+    /// Our endpoints on underlays that cannot be used, and why.
+    pub unusable: BTreeMap<IpAddr, Unusable>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
     /// The alias of interfaces that this instance made for the host.
@@ -73,6 +75,15 @@ pub struct Observed {
     pub renamed: OrdMap<String, u32>,
     /// This host's addresses; none if they were not asked for yet.
     pub addresses: Option<OrdSet<IpAddr>>,
+}
+
+/// Why one of our endpoints cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// This host does not have the address (any more).
+    Missing,
+    /// Another host has it, too.
+    Duplicate,
 }
 
 /// The addresses of a DNS name that are in use: one of each IP version.

@@ -54,10 +54,10 @@ fn links_and_addresses() {
         netlink.add_address(b.index, six, 64).await.unwrap();
         let all = netlink.addresses().await.unwrap();
         for expected in [
-            Address { ifindex: a.index, address: address("192.0.2.1"), prefix_len: 24 },
-            Address { ifindex: b.index, address: four, prefix_len: 24 },
-            Address { ifindex: b.index, address: six, prefix_len: 64 },
-            Address { ifindex: lo.index, address: address("127.0.0.1"), prefix_len: 8 },
+            Address { ifindex: a.index, address: address("192.0.2.1"), prefix_len: 24, duplicate: false },
+            Address { ifindex: b.index, address: four, prefix_len: 24, duplicate: false },
+            Address { ifindex: b.index, address: six, prefix_len: 64, duplicate: false },
+            Address { ifindex: lo.index, address: address("127.0.0.1"), prefix_len: 8, duplicate: false },
         ] {
             assert!(all.contains(&expected), "{expected:?} in {all:?}");
         }
