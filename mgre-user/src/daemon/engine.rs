@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use mgre_common::target::Target;
 
 use super::Options;
+use super::claims::Claims;
 use super::index::Index;
 use super::interfaces::alias;
 use super::kernel::Kernel;
@@ -102,6 +103,7 @@ pub(super) struct Engine {
     pub(super) newly_held: Vec<Hold>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
+    pub(super) claims: Claims,
     /// Neighbours that the kernel is asked to keep resolved.
     pub(super) kept: BTreeSet<(u32, IpAddr)>,
     /// Those of them that it has forgotten all the same.
@@ -190,6 +192,7 @@ impl Engine {
             loops: Loops::new()?,
             events: parts.events,
             names,
+            claims: Claims::default(),
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
             lost_next_hops: BTreeSet::new(),
@@ -212,6 +215,7 @@ impl Engine {
     /// # Errors
     /// The kernel cannot be looked at, or the datapath not be set up.
     pub(super) async fn start(&mut self) -> Result<()> {
+        self.claim_again();
         let known = self.names.in_use().map(|(name, endpoints)| (name.to_owned(), endpoints));
         self.observed.endpoints = known.collect();
         // Zero is the time of what was never seen.
@@ -604,6 +608,7 @@ impl Engine {
             tokio::task::spawn_blocking(system::trim_memory);
         }
         self.look_after_names();
+        self.claim_again();
         self.keep_some(now);
         self.restore_again(now);
         self.forget_paths();

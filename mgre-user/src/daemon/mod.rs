@@ -4,6 +4,7 @@
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
 //! - `host`, `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
+//! - `claims`: which instance has which underlay address;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `states`: what underlays and ports are, and by which name;
@@ -12,6 +13,7 @@
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod check;
+mod claims;
 mod clear;
 mod engine;
 mod host;

@@ -121,6 +121,9 @@ impl Engine {
         check_use(&changes, &self.state, &self.observed, &self.compiled)?;
         let addresses = self.observer.addresses().await.map_err(kernel)?;
         check(&self.state, &next, &self.observed, &addresses, Missing::Refused)?;
+        let claimed = self.claim_new(&self.state.clone(), &next);
+        self.keep_claims();
+        claimed?;
         Ok(Applied { changed: differences(&self.state, &next), warnings: Vec::new() })
     }
 
@@ -183,6 +186,7 @@ impl Engine {
                 self.fit_interfaces().await;
             }
         }
+        self.keep_claims();
         self.forget_routes(&before, &remotes);
         self.miss_routes(&before);
         for (reply, applied) in answers {
@@ -247,6 +251,7 @@ impl Engine {
         let mut waiting = Vec::new();
         let missing = if asked.waits { Missing::Awaited(&mut waiting) } else { Missing::Refused };
         check(at, &next, &self.observed, &run.addresses, missing)?;
+        self.claim_new(at, &next)?;
         if run.interfaces {
             run.created = self.create_interfaces(at, &next).await?;
             run.altered = Some((at.clone(), next.clone()));
