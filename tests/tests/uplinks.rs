@@ -1,6 +1,6 @@
 //! A host with several ways out: outer packets go where the kernel's own would.
 
-use std::time::Duration;
+use std::{thread::sleep, time::Duration};
 
 use anyhow::Result;
 use mgre_tests::{
@@ -141,14 +141,11 @@ fn a_gateway_that_dies_is_left_for_another() -> Result<()> {
     let route = one.netns.run(&["ip", "route", "get", "10.9.9.2", "from", "10.0.0.1"])?;
     let (dies, stays) = if route.contains("via 10.0.0.11 ") { (1, 2) } else { (2, 1) };
     spokes.core.ip(&format!("link set g{dies} nomaster"))?;
-    let limit = Duration::from_secs(40);
-    wait::until("the peer is found dead", limit, || Ok(!traffic::reaches(&one.host, &two.host_ip())?))?;
-    traffic::wait_reachable(&one.host, &two.host_ip(), limit)?;
-    one.wait_up()?;
-    // Nobody else would ask for it.
-    let kept = one.netns.run(&["ip", "neigh", "show", &format!("10.0.0.1{stays}"), "dev", "wan0"])?;
-    assert!(kept.contains("managed"), "{kept}");
-    Ok(())
+    let stays = format!("10.0.0.1{stays}");
+    let kept = || Ok(one.netns.run(&["ip", "neigh", "show", &stays, "dev", "wan0"])?.contains("managed"));
+    wait::until("the other gateway is the next hop", Duration::from_secs(60), kept)?;
+    traffic::wait_reachable(&one.host, &two.host_ip(), wait::SOON)?;
+    one.wait_up()
 }
 
 #[test]
@@ -182,8 +179,65 @@ fn a_local_address_that_is_gone_or_anothers_is_said() -> Result<()> {
     says("another host has fd00::1 too")?;
     twin.ip("addr del fd00::1/64 dev wan0")?;
     one.netns.ip("addr del fd00::1/64 dev wan0\naddr add fd00::1/64 dev wan0 nodad")?;
+    // The other one has the twin's link-layer address by now.
+    spokes.spoke(2).netns.ip("neigh del fd00::1 dev wan0")?;
     spokes.wait_up()?;
     traffic::wait_reachable(&one.host, &spokes.spoke(2).host_ipv6(), wait::SOON)?;
+    Ok(())
+}
+
+/// Spoke 1 has an address that both uplinks lead to, as in a routed fabric. A router between spoke 2 and it loses the way to one
+/// of them, which spoke 1 cannot see.
+#[test]
+fn an_uplink_whose_router_has_no_way_is_left() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = two_uplinks()?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let far = Netns::new("far")?;
+    // wan1 leads to another router than wan0, and each of them to spoke 2.
+    one.netns.ip("link del wan1")?;
+    netns::ip(&format!(
+        "link add wan1 netns {} type veth peer name t1 netns {}",
+        one.netns.name(),
+        far.name()
+    ))?;
+    netns::ip(&format!(
+        "link add wan1 netns {} type veth peer name t2 netns {}",
+        two.netns.name(),
+        far.name()
+    ))?;
+    far.sysctl("ipv4/ip_forward", "1")?;
+    far.ip(
+        "addr add 10.0.11.254/24 dev t1\naddr add 10.0.12.254/24 dev t2\nlink set t1 up\nlink set t2 up\n\
+         route add 10.9.9.1 via 10.0.11.1\nroute add 10.9.9.2 via 10.0.12.1",
+    )?;
+    spokes.core.ip("route add 10.9.9.1 via 10.0.1.1\nroute add 10.9.9.2 via 10.0.2.1")?;
+    for (spoke, other) in [(one, 2), (two, 1)] {
+        let number = spoke.number;
+        spoke.netns.ip(&format!(
+            "link set wan1 up\naddr add 10.0.1{number}.1/24 dev wan1\naddr add 10.9.9.{number}/32 dev lo\n\
+             route add 10.9.9.{other} nexthop via 10.0.{number}.254 dev wan0 nexthop via 10.0.1{number}.254 dev wan1"
+        ))?;
+        let local = format!("10.9.9.{number}");
+        set_up(spoke, &[("wan0", &local), ("wan1", &local)], &format!("10.9.9.{other}"))?;
+    }
+    spokes.wait_up()?;
+    let flows = || traffic::wait_reachable(&one.host, &two.host_ip(), wait::patient(Duration::from_secs(5)));
+    flows()?;
+    // Whichever way it is, one of the two breaks it.
+    for (router, way) in [(&spokes.core, "10.9.9.2 via 10.0.2.1"), (&far, "10.9.9.2 via 10.0.12.1")] {
+        router.ip(&format!("route del {way}"))?;
+        flows()?;
+        router.ip(&format!("route add {way}"))?;
+        // Of the way back, too.
+        let back = way.replace("9.9.2", "9.9.1").replace("0.2.1", "0.1.1").replace("0.12.1", "0.11.1");
+        router.ip(&format!("route del {back}"))?;
+        flows()?;
+        router.ip(&format!("route add {back}"))?;
+        sleep(Duration::from_millis(1100));
+    }
     Ok(())
 }
 

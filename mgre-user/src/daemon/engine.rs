@@ -20,6 +20,7 @@ use mgre_common::target::Target;
 
 use super::Options;
 use super::claims::Claims;
+use super::detours::Detours;
 use super::index::Index;
 use super::interfaces::alias;
 use super::kernel::Kernel;
@@ -104,6 +105,7 @@ pub(super) struct Engine {
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
     pub(super) claims: Claims,
+    pub(super) detours: Detours,
     /// Neighbours that the kernel is asked to keep resolved.
     pub(super) kept: BTreeSet<(u32, IpAddr)>,
     /// Those of them that it has forgotten all the same.
@@ -193,6 +195,7 @@ impl Engine {
             events: parts.events,
             names,
             claims: Claims::default(),
+            detours: Detours::default(),
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
             lost_next_hops: BTreeSet::new(),
@@ -294,7 +297,7 @@ impl Engine {
                     let (name, answer) = resolved;
                     self.resolved(&name, answer);
                 }
-                narrow = slow.narrow() => self.note_path(narrow),
+                said = slow.said() => self.note_path(said),
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
                     self.gather_until = None;
                     self.catch_up().await;
@@ -609,6 +612,7 @@ impl Engine {
         }
         self.look_after_names();
         self.claim_again();
+        self.end_detours();
         self.keep_some(now);
         self.restore_again(now);
         self.forget_paths();

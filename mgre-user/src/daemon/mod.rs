@@ -2,6 +2,7 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
+//! - `detours`: uplinks that do not lead to a peer;
 //! - `host`, `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
 //! - `claims`: which instance has which underlay address;
@@ -15,6 +16,7 @@
 mod check;
 mod claims;
 mod clear;
+mod detours;
 mod engine;
 mod host;
 mod index;

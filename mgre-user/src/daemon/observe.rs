@@ -135,7 +135,7 @@ impl Observer {
             };
             asked.extend(&stale.some_routes);
             let count = asked.len();
-            let answers = self.look_up_routes(&uplinks, asked).await?;
+            let answers = self.look_up_routes(&uplinks, &observed.avoided, asked).await?;
             if observed.routes.len() > count {
                 let answered: BTreeSet<IpAddr> = answers.iter().map(|(remote, _)| *remote).collect();
                 let gone: Vec<IpAddr> =
@@ -148,7 +148,8 @@ impl Observer {
                 set_route(observed, remote, route);
             }
         } else if !stale.some_routes.is_empty() {
-            for (remote, route) in self.look_up_routes(&uplinks, stale.some_routes.iter().copied()).await? {
+            let asked = stale.some_routes.iter().copied();
+            for (remote, route) in self.look_up_routes(&uplinks, &observed.avoided, asked).await? {
                 set_route(observed, remote, route);
             }
         }
@@ -160,17 +161,29 @@ impl Observer {
         Ok(())
     }
 
-    /// The routes to remotes, each once.
+    /// The routes to remotes, each once; detours to those that were said to be out of reach by an interface, as far as there
+    /// are.
     async fn look_up_routes(
         &self,
         uplinks: &Uplinks,
+        avoided: &BTreeMap<IpAddr, u32>,
         remotes: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Vec<(IpAddr, Option<Route>)>> {
-        let lookups: Vec<Lookup> = remotes.into_iter().flat_map(|remote| uplinks.lookups(remote)).collect();
+        let ask = |remote: IpAddr| {
+            let detours = avoided.get(&remote).map(|ifindex| uplinks.detours(remote, *ifindex));
+            [detours.unwrap_or_default(), uplinks.lookups(remote)].concat()
+        };
+        let lookups: Vec<Lookup> = remotes.into_iter().flat_map(ask).collect();
         let found = self.netlink.routes(lookups.clone()).await?;
         let answers: Vec<(Lookup, Option<Route>)> = lookups.into_iter().zip(found).collect();
         let by_remote = answers.chunk_by(|(one, _), (other, _)| one.destination == other.destination);
-        Ok(by_remote.map(|answers| (answers[0].0.destination, uplinks.choose(answers))).collect())
+        let choose = |answers: &[(Lookup, Option<Route>)]| {
+            let remote = answers[0].0.destination;
+            let count = avoided.get(&remote).map_or(0, |ifindex| uplinks.detours(remote, *ifindex).len());
+            let (detours, others) = answers.split_at(count.min(answers.len()));
+            (remote, uplinks.choose(detours).or_else(|| uplinks.choose(others)))
+        };
+        Ok(by_remote.map(choose).collect())
     }
 
     /// Looks up the neighbours that routes lead to and that are not known, so that no peer is without a
@@ -212,7 +225,7 @@ impl Observer {
             return Ok(());
         }
         let mut neighbors = BTreeSet::new();
-        for (remote, route) in self.look_up_routes(&uplinks, asked).await? {
+        for (remote, route) in self.look_up_routes(&uplinks, &observed.avoided, asked).await? {
             set_route(observed, remote, route);
             if let Some(route) = route.filter(|route| uplinks.contains(route.ifindex) && !route.local) {
                 neighbors.insert((route.ifindex, next_hop_address(&route, remote)));

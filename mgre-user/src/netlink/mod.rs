@@ -92,8 +92,8 @@ pub struct Lookup {
     pub destination: IpAddr,
     /// The address that they come from, which rules may look at; none: as of a packet that has none yet.
     pub source: Option<IpAddr>,
-    /// Index of the VRF whose table it is that counts.
-    pub vrf: Option<u32>,
+    /// Index of the interface that it must leave by, or of the VRF whose table it is that counts.
+    pub by: Option<u32>,
 }
 
 /// How a packet to a remote endpoint leaves this host.

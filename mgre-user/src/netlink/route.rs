@@ -89,7 +89,7 @@ impl Netlink {
     }
 
     /// Many lookups at once, answered in their order. There is no route from a source that is no address of this
-    /// host, nor by a VRF that is gone.
+    /// host, nor by an interface that is gone.
     pub async fn routes(&self, lookups: Vec<Lookup>) -> Result<Vec<Option<Route>>> {
         if lookups.is_empty() {
             return Ok(Vec::new());
@@ -131,11 +131,11 @@ fn look_up(
     destination: IpAddr,
     source: Option<IpAddr>,
 ) -> Result<Option<Route>, Failure> {
-    found(socket.get(request(&Lookup { destination, source, vrf: None })))
+    found(socket.get(request(&Lookup { destination, source, by: None })))
 }
 
 fn request(lookup: &Lookup) -> RouteNetlinkMessage {
-    let Lookup { destination, source, vrf } = *lookup;
+    let Lookup { destination, source, by } = *lookup;
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination);
     message.header.destination_prefix_length = bits(destination);
@@ -146,7 +146,7 @@ fn request(lookup: &Lookup) -> RouteNetlinkMessage {
         message.attributes.push(RouteAttribute::Source(route_address(source)));
     }
     // The rule that leads to a VRF's table looks at the interface alone.
-    message.attributes.extend(vrf.map(RouteAttribute::Oif));
+    message.attributes.extend(by.map(RouteAttribute::Oif));
     RouteNetlinkMessage::GetRoute(message)
 }
 

@@ -65,6 +65,8 @@ pub struct Observed {
     pub path_mtu: OrdMap<IpAddr, u32>,
     /// Ports that are blocked, by id: another way leads to the same LAN.
     pub blocked: BTreeSet<u32>,
+    /// Endpoints that cannot be reached by what the kernel would choose, and the interface of that.
+    pub avoided: BTreeMap<IpAddr, u32>,
     /// Our endpoints on underlays that cannot be used, and why.
     pub unusable: BTreeMap<IpAddr, Unusable>,
     /// The pair of interfaces of the slow path; none if it could not be made.

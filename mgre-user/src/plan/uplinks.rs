@@ -56,20 +56,28 @@ impl Uplinks {
     pub fn lookups(&self, destination: IpAddr) -> Vec<Lookup> {
         let mut lookups: Vec<Lookup> = Vec::new();
         for Uplink { local, vrf, .. } in self.like(destination) {
-            let lookup = Lookup { destination, source: Some(*local), vrf: *vrf };
+            let lookup = Lookup { destination, source: Some(*local), by: *vrf };
             if !lookups.contains(&lookup) {
                 lookups.push(lookup);
             }
         }
         if lookups.len() != 1 {
-            let mut vrfs: Vec<Option<u32>> = lookups.iter().map(|lookup| lookup.vrf).collect();
+            let mut vrfs: Vec<Option<u32>> = lookups.iter().map(|lookup| lookup.by).collect();
             vrfs.dedup();
             if vrfs.is_empty() {
                 vrfs.push(None);
             }
-            lookups.extend(vrfs.into_iter().map(|vrf| Lookup { destination, source: None, vrf }));
+            lookups.extend(vrfs.into_iter().map(|vrf| Lookup { destination, source: None, by: vrf }));
         }
         lookups
+    }
+
+    /// What to ask for a way that leaves by another interface than this one.
+    pub fn detours(&self, destination: IpAddr, avoided: u32) -> Vec<Lookup> {
+        let others = self.like(destination).filter(|uplink| uplink.ifindex != avoided && uplink.usable);
+        others
+            .map(|uplink| Lookup { destination, source: Some(uplink.local), by: Some(uplink.ifindex) })
+            .collect()
     }
 
     /// The route to take, given the answers to [`Self::lookups`]: one that leaves by an underlay with that underlay's
@@ -206,6 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn a_detour_leaves_by_another_uplink() {
+        let down = |observed: &mut Observed| {
+            observed.links.get_mut(&10).expect("wan0").running = false;
+        };
+        let uplinks = host(&["wan0", "wan1", "wan2"], down);
+        let by = |avoided: u32| -> Vec<Option<u32>> {
+            uplinks.detours(ip(REMOTE), avoided).iter().map(|lookup| lookup.by).collect()
+        };
+        assert_eq!(by(11), [Some(12)], "wan0 has no carrier");
+        assert_eq!(by(12), [Some(11)]);
+        assert_eq!(by(10), [Some(11), Some(12)]);
+        assert!(uplinks.detours(ip("2001:db8::1"), 11).is_empty());
+        let answers: Vec<_> = uplinks
+            .detours(ip(REMOTE), 10)
+            .into_iter()
+            .map(|lookup| (lookup, super::tests::by(12)))
+            .collect();
+        assert_eq!(uplinks.choose(&answers).map(|route| route.ifindex), Some(12));
+    }
+
+    #[test]
     fn an_address_of_this_host_is_one_from_wherever() {
         let uplinks = host(&["wan0", "wan1"], |_| ());
         let local = Some(Route { ifindex: 10, local: true, ..Route::default() });
@@ -220,7 +249,7 @@ mod tests {
             observed.links.get_mut(&13).expect("blue").kind = Some("vrf".into());
         };
         let vrfs = |underlays: &[&str]| -> Vec<Option<u32>> {
-            host(underlays, enslaved).lookups(ip(REMOTE)).iter().map(|lookup| lookup.vrf).collect()
+            host(underlays, enslaved).lookups(ip(REMOTE)).iter().map(|lookup| lookup.by).collect()
         };
         assert_eq!(vrfs(&["wan1"]), [Some(13)]);
         assert_eq!(vrfs(&["wan0", "wan1"]), [None, Some(13), None, Some(13)]);
@@ -228,7 +257,7 @@ mod tests {
         let bridged = |observed: &mut Observed| {
             observed.links.get_mut(&11).expect("wan1").controller = Some(13);
         };
-        assert_eq!(host(&["wan1"], bridged).lookups(ip(REMOTE))[0].vrf, None);
+        assert_eq!(host(&["wan1"], bridged).lookups(ip(REMOTE))[0].by, None);
     }
 
     #[test]

@@ -142,10 +142,10 @@ fn routes() {
             ip(&format!("{option}route add {rest} dev near table 100"));
             ip(&format!("{option}rule add from {other} lookup 100"));
         }
-        let ask = |destination: &str, source: Option<&str>, vrf| Lookup {
+        let ask = |destination: &str, source: Option<&str>, by| Lookup {
             destination: address(destination),
             source: source.map(address),
-            vrf,
+            by,
         };
         let all = vec![
             ask("10.9.0.1", None, None),
@@ -153,12 +153,13 @@ fn routes() {
             ask("10.9.0.1", Some("192.0.2.8"), None),
             ask("2001:db8:9::1", Some("2001:db8::1"), None),
             ask("2001:db8:9::1", Some("2001:db8::7"), None),
-            // A VRF that is gone.
+            // By an interface, and by one that is gone.
+            ask("192.0.2.9", None, Some(near)),
             ask("192.0.2.9", None, Some(9999)),
         ];
         let found = netlink.routes(all).await.unwrap();
         let by: Vec<_> = found.iter().map(|route| route.map(|route| route.ifindex)).collect();
-        assert_eq!(by, [None, Some(near), None, None, Some(near), None]);
+        assert_eq!(by, [None, Some(near), None, None, Some(near), Some(near), None]);
     });
 }
 
