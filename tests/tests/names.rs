@@ -102,6 +102,27 @@ fn an_address_to_which_there_is_no_way_is_given_up() -> Result<()> {
 }
 
 #[test]
+fn an_address_that_is_never_heard_is_given_up() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let world = World::new(&GOOD)?;
+    world.lone.daemon.mgre(&["peer", "del", "b"])?;
+    world.add("site", NAME)?;
+    world.wait_up("site")?;
+    let first = world.endpoint("site")?;
+    // As long as nothing is sent there, nothing need come.
+    sleep(Duration::from_secs(12));
+    assert_eq!(world.endpoint("site")?, first);
+    let frame = packet::marked(packet::BROADCAST, [2, 0, 0, 0, 7, 7], "is anybody there");
+    wait::until("another address", Duration::from_secs(40), || {
+        capture::send(&world.lone.netns, "host0", &[&frame])?;
+        Ok(world.endpoint("site")? != first)
+    })?;
+    world.wait_up("site")
+}
+
+#[test]
 fn a_restart_needs_no_name_server() -> Result<()> {
     if skipped() {
         return Ok(());

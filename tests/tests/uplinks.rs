@@ -186,8 +186,8 @@ fn a_local_address_that_is_gone_or_anothers_is_said() -> Result<()> {
     Ok(())
 }
 
-/// Spoke 1 has an address that both uplinks lead to, as in a routed fabric. A router between spoke 2 and it loses the way to one
-/// of them, which spoke 1 cannot see.
+/// Each spoke has an address that both uplinks lead to, as in a routed fabric. A router loses the way to it, which the other
+/// spoke cannot see.
 #[test]
 fn an_uplink_whose_router_has_no_way_is_left() -> Result<()> {
     if skipped() {
@@ -226,7 +226,7 @@ fn an_uplink_whose_router_has_no_way_is_left() -> Result<()> {
     spokes.wait_up()?;
     let flows = || traffic::wait_reachable(&one.host, &two.host_ip(), wait::patient(Duration::from_secs(5)));
     flows()?;
-    // Whichever way it is, one of the two breaks it.
+    // Whichever way packets go, one of the two breaks it.
     for (router, way) in [(&spokes.core, "10.9.9.2 via 10.0.2.1"), (&far, "10.9.9.2 via 10.0.12.1")] {
         router.ip(&format!("route del {way}"))?;
         flows()?;

@@ -144,10 +144,11 @@ impl Names {
 
     /// Whether the address in use of a name is to be given up.
     fn doubt(&mut self, name: &str, address: IpAddr, reachable: bool, counts: (u64, u64)) -> bool {
-        let new = || Doubt { address, since: counts, unreachable: 0, unheard: 0 };
-        let doubt = self.doubts.entry(name.to_owned()).or_insert_with(new);
+        let new = |since| Doubt { address, since, unreachable: 0, unheard: 0 };
+        // What the daemon before counted was from there, too.
+        let doubt = self.doubts.entry(name.to_owned()).or_insert_with(|| new((0, counts.1)));
         if doubt.address != address {
-            *doubt = new();
+            *doubt = new(counts);
         }
         doubt.unreachable = if reachable { 0 } else { doubt.unreachable + 1 };
         let (received, sent) = (counts.0 > doubt.since.0, counts.1 > doubt.since.1);
@@ -225,7 +226,6 @@ impl Engine {
         }
         for (name, address, reachable, counts) in states {
             if self.names.doubt(&name, address, reachable, counts) {
-                self.names.doubts.remove(&name);
                 dead.insert(name, address);
             }
         }
