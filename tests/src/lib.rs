@@ -15,7 +15,7 @@
 //! - [`traffic`]: ping and iperf3;
 //! - [`tcx`]: how many programs are attached to an interface; [`clsact`]: its TC filters;
 //! - [`numbered`]: frames of which each is to arrive once;
-//! - [`lone`]: one daemon, and nobody to talk to; [`disk`]: file systems that are full;
+//! - [`lone`]: one daemon, and nobody to talk to; [`disk`]: file systems that are full; [`dns`]: a name server;
 //! - [`process`]: what a process uses, and how to stop it for a while; [`http`]: requests by hand;
 //! - [`metrics`]: the Prometheus text; [`drops`]: what was dropped, by each way of reading it;
 //! - [`conservation`]: whether nothing vanished;
@@ -31,6 +31,7 @@ pub mod clsact;
 pub mod conservation;
 pub mod daemon;
 pub mod disk;
+pub mod dns;
 pub mod drops;
 pub mod fuzz;
 pub mod gre;

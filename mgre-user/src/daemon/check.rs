@@ -8,7 +8,7 @@ use imbl::ordmap::DiffItem;
 use crate::api::messages::Problem;
 use crate::model::{Change, Mode, State};
 use crate::netlink::{Address, Link};
-use crate::plan::{Compiled, Observed, PeerOutcome};
+use crate::plan::{Compiled, Observed, PeerOutcome, PeerStatus};
 
 /// How many names a refusal lists.
 const NAMES: usize = 8;
@@ -32,6 +32,9 @@ impl Missing<'_> {
         }
     }
 }
+
+/// Of so many peers that cannot be reached as things are set up, each is named.
+const PEERS_WARNED: usize = 8;
 
 /// Checks what is new in a state.
 ///
@@ -224,6 +227,17 @@ pub(super) fn warnings(
             ));
         }
     }
+    let moved = come(&old.peers, &new.peers)
+        .filter(|(name, peer)| old.peers.get(*name).is_none_or(|old| old.remote != peer.remote));
+    let mut down = moved.filter_map(|(name, _)| match &compiled.peers.get(name)?.status {
+        PeerStatus::Down(why) => Some(format!("peer {name} is down: {why}")),
+        PeerStatus::Up(_) | PeerStatus::Unresolved(_) => None,
+    });
+    warnings.extend(down.by_ref().take(PEERS_WARNED));
+    let more = down.count();
+    if more > 0 {
+        warnings.push(format!("{more} more peers are down: mgre peer show"));
+    }
     warnings
 }
 
@@ -255,8 +269,12 @@ mod tests {
     fn host() -> (Observed, [Address; 2]) {
         let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth1.5")];
         let links = links.into_iter().map(|link| (link.index, link)).collect();
-        let address =
-            |text: &str| Address { ifindex: 2, address: text.parse().expect("an address"), prefix_len: 24 };
+        let address = |text: &str| Address {
+            ifindex: 2,
+            address: text.parse().expect("an address"),
+            prefix_len: 24,
+            duplicate: false,
+        };
         (Observed { links, ..Observed::default() }, [address("192.0.2.1"), address("2001:db8::1")])
     }
 

@@ -19,6 +19,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use mgre_common::target::Target;
 
 use super::Options;
+use super::claims::Claims;
+use super::detours::Detours;
 use super::index::Index;
 use super::interfaces::alias;
 use super::kernel::Kernel;
@@ -39,9 +41,10 @@ use crate::datapath::attach::Attachments;
 use crate::datapath::fdb::Entry;
 use crate::learn::{Damper, Hold};
 use crate::model::{Ids, State};
+use crate::names::saved::Cache;
 use crate::neighbors::Neighbors;
 use crate::netlink::{Change, Monitor, Netlink};
-use crate::plan::{Compiled, Endpoints, Observed, Op, Plan, TcHook, compile, diff};
+use crate::plan::{Compiled, Observed, Op, Plan, TcHook, compile, diff};
 use crate::slow::Slow;
 use crate::slow::pmtu::PathMtus;
 
@@ -101,10 +104,14 @@ pub(super) struct Engine {
     pub(super) newly_held: Vec<Hold>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) names: Names,
+    pub(super) claims: Claims,
+    pub(super) detours: Detours,
     /// Neighbours that the kernel is asked to keep resolved.
     pub(super) kept: BTreeSet<(u32, IpAddr)>,
     /// Those of them that it has forgotten all the same.
     pub(super) forgotten: BTreeSet<(u32, IpAddr)>,
+    /// Those that do not answer, or no more, since routes were looked at.
+    pub(super) lost_next_hops: BTreeSet<(u32, IpAddr)>,
     /// What the datapath cannot do.
     pub(super) slow: Slow,
     /// Why there is no pair of interfaces for that.
@@ -151,6 +158,7 @@ impl Engine {
         let ring = unsafe { AsyncFd::register_with_interest(parts.ring, Interest::READABLE) }
             .map_err(|error| error.into_parts().1)
             .context("cannot wait for events")?;
+        let names = Names::new(Cache::new(&parts.options.state_dir, &parts.options.instance));
         let mut index = Index::default();
         index.follow(&State::default(), &parts.state);
         let observed = Observed { mark: alias(&parts.options.instance), ..Observed::default() };
@@ -185,9 +193,12 @@ impl Engine {
             newly_held: Vec::new(),
             loops: Loops::new()?,
             events: parts.events,
-            names: Names::new(),
+            names,
+            claims: Claims::default(),
+            detours: Detours::default(),
             kept: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            lost_next_hops: BTreeSet::new(),
             slow: parts.slow,
             no_pair: None,
             unmade: BTreeMap::new(),
@@ -207,6 +218,9 @@ impl Engine {
     /// # Errors
     /// The kernel cannot be looked at, or the datapath not be set up.
     pub(super) async fn start(&mut self) -> Result<()> {
+        self.claim_again();
+        let known = self.names.in_use().map(|(name, endpoints)| (name.to_owned(), endpoints));
+        self.observed.endpoints = known.collect();
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
         self.refresh(&Stale::links()).await?;
@@ -232,7 +246,7 @@ impl Engine {
         self.tell_states();
         self.take_outcomes(&before);
         self.follow_neighbors(&before).await;
-        self.names.ask_again(self.index.dns_names());
+        self.ask_for_names();
         self.fit_interfaces().await;
         Ok(())
     }
@@ -280,10 +294,10 @@ impl Engine {
                     self.learn_ready();
                 }
                 resolved = names.next() => {
-                    let (name, endpoints) = resolved;
-                    self.resolved(name, endpoints);
+                    let (name, answer) = resolved;
+                    self.resolved(&name, answer);
                 }
-                narrow = slow.narrow() => self.note_path(narrow),
+                said = slow.said() => self.note_path(said),
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
                     self.gather_until = None;
                     self.catch_up().await;
@@ -292,6 +306,7 @@ impl Engine {
             }
         }
         self.close_store();
+        self.close_names();
         Ok(())
     }
 
@@ -420,16 +435,6 @@ impl Engine {
         self.gather_until.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
-    fn resolved(&mut self, name: String, endpoints: Endpoints) {
-        if endpoints == Endpoints::default() {
-            return;
-        }
-        if self.observed.endpoints.insert(name, endpoints) != Some(endpoints) {
-            self.stale.some_routes.extend(endpoints.iter());
-            self.catch_up_soon();
-        }
-    }
-
     /// Brings the picture up to date.
     pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
         let links = self.observed.links.clone();
@@ -440,6 +445,7 @@ impl Engine {
 
     /// Brings picture and datapath up to date after changes in the kernel.
     pub(super) async fn catch_up(&mut self) {
+        self.reroute_lost();
         let stale = std::mem::take(&mut self.stale);
         let forgotten = std::mem::take(&mut self.forgotten);
         if !stale.any() && forgotten.is_empty() {
@@ -584,7 +590,9 @@ impl Engine {
         if std::mem::take(&mut self.untrimmed) {
             tokio::task::spawn_blocking(system::trim_memory);
         }
-        self.names.ask_again(self.index.dns_names());
+        self.look_after_names();
+        self.claim_again();
+        self.end_detours();
         self.keep_some(now);
         self.look_after_programs(now);
         self.restore_again(now);

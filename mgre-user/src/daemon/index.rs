@@ -74,6 +74,11 @@ impl Index {
         }
     }
 
+    /// Peers whose remotes were given as DNS names, and these.
+    pub(super) fn named_peers(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
+        self.dns_names.iter().map(|(peer, name)| (peer, name.as_str()))
+    }
+
     /// The remotes of peers that were given as DNS names.
     pub(super) fn dns_names(&self) -> impl Iterator<Item = &str> {
         self.dns_names.values().map(String::as_str)

@@ -16,7 +16,7 @@ use mgre_common::template::Key;
 use mgre_common::wire::{MacAddr, PROBE_GROUPS};
 
 use super::engine::Engine;
-use crate::slow::send_frame;
+use crate::slow::FrameSender;
 
 /// How long a port is blocked the first time.
 const BLOCK_SECONDS: u32 = 20;
@@ -38,6 +38,7 @@ pub(super) struct Loops {
     /// How our probes' source addresses begin.
     id: [u8; 4],
     ports: BTreeMap<u32, Block>,
+    probes: FrameSender,
 }
 
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Loops {
     /// With this one, made that of a locally administered station.
     fn with_id(mut id: [u8; 4]) -> Self {
         id[0] = id[0] & 0xfc | 0x02;
-        Self { id, ports: BTreeMap::new() }
+        Self { id, ports: BTreeMap::new(), probes: FrameSender::default() }
     }
 
     /// The source address of probes out of a port.
@@ -132,7 +133,7 @@ fn segment_tag(key: Key) -> u16 {
 
 impl Engine {
     /// Sends a probe out of every port of the segments in which addresses are held.
-    pub(super) fn probe(&self) {
+    pub(super) fn probe(&mut self) {
         let held = self.held();
         for (name, port) in &self.state.ports {
             let Some(segment) = self.state.segments.get(&port.segment) else { continue };
@@ -141,7 +142,7 @@ impl Engine {
             }
             let Some(record) = self.plan.ports.get(&port.id).filter(|record| record.up) else { continue };
             let frame = self.loops.probe(port.id, port.vlan, segment.wire_key());
-            if let Err(error) = send_frame(record.ifindex, &frame) {
+            if let Err(error) = self.loops.probes.send(record.ifindex, &frame) {
                 tracing::debug!(%error, port = %name, "cannot look for a loop");
             }
         }

@@ -2,18 +2,22 @@
 //!
 //! - `engine`: the one task that owns everything, and its loop;
 //! - `transact`: changes of the wanted state; `check`: what they ask of the kernel;
+//! - `detours`: uplinks that do not lead to a peer;
 //! - `host`, `interfaces`, `neighbors`: what the kernel is asked for; `resting`: ids that are free again;
 //! - `learning`: events from the datapath, and ageing; `limits`: how many addresses; `index`: names by id;
+//! - `claims`: which instance has which underlay address;
 //! - `requests`, `numbers`: answers for the API;
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `states`: what underlays and ports are, and by which name;
-//! - `observe`, `names`: the picture of the kernel, and of DNS; `losses`: notifications that did not come;
+//! - `observe`, `names`: the picture of the kernel, and of DNS names; `losses`: notifications that did not come;
 //! - `clear`: what `detach` does without a daemon;
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod attached;
 mod check;
+mod claims;
 mod clear;
+mod detours;
 mod engine;
 mod host;
 mod index;

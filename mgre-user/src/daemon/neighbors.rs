@@ -33,6 +33,21 @@ impl Engine {
         self.set_neighbor(key, neighbor)
     }
 
+    /// Has the routes asked for again that lead to neighbours which do not answer: of several next hops the kernel may
+    /// take another one (`fib_multipath_use_neigh`, and always for IPv6), and it does not announce that.
+    pub(super) fn reroute_lost(&mut self) {
+        let lost = std::mem::take(&mut self.lost_next_hops);
+        if lost.is_empty() {
+            return;
+        }
+        let by_lost = self
+            .compiled
+            .peers
+            .values()
+            .filter(|outcome| outcome.neighbor.is_some_and(|neighbor| lost.contains(&neighbor)));
+        self.stale.some_routes.extend(by_lost.filter_map(|outcome| outcome.endpoint));
+    }
+
     /// Notes a neighbour; says whether that is news.
     fn set_neighbor(&mut self, key: Key, neighbor: Option<Neighbor>) -> bool {
         let known = self.observed.neighbors.get(&key).copied();
@@ -43,6 +58,10 @@ impl Engine {
             Some(neighbor) => self.observed.neighbors.insert(key, neighbor),
             None => self.observed.neighbors.remove(&key),
         };
+        let usable = |neighbor: Option<Neighbor>| neighbor.is_some_and(|neighbor| neighbor.usable);
+        if usable(known) && !usable(neighbor) {
+            self.lost_next_hops.insert(key);
+        }
         self.stale.told = true;
         true
     }
@@ -122,14 +141,22 @@ impl Engine {
                 return;
             }
         };
-        let mut news = false;
+        let (mut news, mut failed) = (false, 0);
         for (key, answer) in keys.into_iter().zip(answers) {
             match answer {
                 // It may have been resolved before it was watched.
                 Ok(Some(neighbor)) => news |= self.set_neighbor(key, Some(neighbor)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "cannot keep neighbour {} resolved", key.1),
+                Err(error) => {
+                    failed += 1;
+                    if failed <= LINES {
+                        tracing::warn!(%error, "cannot keep neighbour {} resolved", key.1);
+                    }
+                }
             }
+        }
+        if failed > LINES {
+            tracing::warn!("{failed} neighbours cannot be kept resolved");
         }
         if news {
             self.catch_up_soon();
@@ -162,13 +189,20 @@ impl Engine {
         self.release(&all).await;
     }
 
-    /// Asks for some of the neighbours again, others each second, beside the engine.
-    pub(super) fn keep_some(&self, now: u32) {
+    /// Asks for some of the neighbours again, others each second, beside the engine; and for the routes that lead to
+    /// those of them that do not answer.
+    pub(super) fn keep_some(&mut self, now: u32) {
         let turn = now % KEEP_SECONDS;
         let numbered = (0..KEEP_SECONDS).cycle().zip(&self.kept);
         let some: Vec<Key> = numbered.filter(|(number, _)| *number == turn).map(|(_, key)| *key).collect();
         if some.is_empty() {
             return;
+        }
+        let silent = |key: &&Key| !self.observed.neighbors.get(*key).is_some_and(|neighbor| neighbor.usable);
+        let silent: Vec<Key> = some.iter().filter(silent).copied().collect();
+        if !silent.is_empty() {
+            self.lost_next_hops.extend(silent);
+            self.catch_up_soon();
         }
         let netlink = self.netlink.clone();
         tokio::spawn(async move {

@@ -1,15 +1,16 @@
 //! Keeps the picture of what the kernel has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::model::State;
 use crate::netlink::resolve::next_hop_address;
-use crate::netlink::{Address, Netlink, Result, Route};
-use crate::plan::{Compiled, Endpoints, Observed};
+use crate::netlink::{Address, Link, Lookup, Netlink, Result, Route};
+use crate::plan::{Compiled, Endpoints, Observed, Unusable, Uplinks, reroutes};
 
 /// Which parts of the picture may be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,7 +109,12 @@ impl Observer {
                 observed.addresses = Some(addresses);
             }
         }
+        if stale.routes || stale.addresses {
+            let addresses = self.addresses().await?;
+            observed.unusable = unusable(state, &addresses);
+        }
         let netlink = &self.netlink;
+        let links_before = observed.links.clone();
         if stale.links {
             let links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
             replace(&mut observed.links, links);
@@ -121,7 +127,9 @@ impl Observer {
             links.extend(found.into_iter().map(|link| (link.index, link)));
             replace(&mut observed.links, links);
         }
-        if stale.routes {
+        let uplinks = Uplinks::new(state, observed);
+        let routes = stale.routes || may_reroute(&links_before, observed, &uplinks);
+        if routes {
             let mut asked: Vec<IpAddr> = match compiled.remotes() {
                 // Not compiled yet.
                 known if known.is_empty() => remotes(state, observed).into_iter().collect(),
@@ -129,7 +137,7 @@ impl Observer {
             };
             asked.extend(&stale.some_routes);
             let count = asked.len();
-            let answers = netlink.routes_to(asked).await?;
+            let answers = self.look_up_routes(&uplinks, &observed.avoided, asked).await?;
             if observed.routes.len() > count {
                 let answered: BTreeSet<IpAddr> = answers.iter().map(|(remote, _)| *remote).collect();
                 let gone: Vec<IpAddr> =
@@ -142,26 +150,49 @@ impl Observer {
                 set_route(observed, remote, route);
             }
         } else if !stale.some_routes.is_empty() {
-            let asked = stale.some_routes.iter().copied().collect();
-            for (remote, route) in netlink.routes_to(asked).await? {
+            let asked = stale.some_routes.iter().copied();
+            for (remote, route) in self.look_up_routes(&uplinks, &observed.avoided, asked).await? {
                 set_route(observed, remote, route);
             }
         }
         if stale.neighbors {
             replace(&mut observed.neighbors, netlink.neighbors().await?.into_iter().collect());
-        } else if stale.routes || !stale.some_routes.is_empty() {
-            let links = state.underlays.keys().filter_map(|name| observed.link(name));
-            let underlays = links.map(|link| link.index).collect();
-            self.look_up_next_hops(observed, &underlays).await?;
+        } else if routes || !stale.some_routes.is_empty() {
+            self.look_up_next_hops(observed, &uplinks).await?;
         }
         Ok(())
     }
 
+    /// The routes to remotes, each once; detours to those that were said to be out of reach by an interface, as far as there
+    /// are.
+    async fn look_up_routes(
+        &self,
+        uplinks: &Uplinks,
+        avoided: &BTreeMap<IpAddr, u32>,
+        remotes: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Vec<(IpAddr, Option<Route>)>> {
+        let ask = |remote: IpAddr| {
+            let detours = avoided.get(&remote).map(|ifindex| uplinks.detours(remote, *ifindex));
+            [detours.unwrap_or_default(), uplinks.lookups(remote)].concat()
+        };
+        let lookups: Vec<Lookup> = remotes.into_iter().flat_map(ask).collect();
+        let found = self.netlink.routes(lookups.clone()).await?;
+        let answers: Vec<(Lookup, Option<Route>)> = lookups.into_iter().zip(found).collect();
+        let by_remote = answers.chunk_by(|(one, _), (other, _)| one.destination == other.destination);
+        let choose = |answers: &[(Lookup, Option<Route>)]| {
+            let remote = answers[0].0.destination;
+            let count = avoided.get(&remote).map_or(0, |ifindex| uplinks.detours(remote, *ifindex).len());
+            let (detours, others) = answers.split_at(count.min(answers.len()));
+            (remote, uplinks.choose(detours).or_else(|| uplinks.choose(others)))
+        };
+        Ok(by_remote.map(choose).collect())
+    }
+
     /// Looks up the neighbours that routes lead to and that are not known, so that no peer is without a
     /// next hop between a new route and its neighbour.
-    async fn look_up_next_hops(&self, observed: &mut Observed, underlays: &BTreeSet<u32>) -> Result<()> {
+    async fn look_up_next_hops(&self, observed: &mut Observed, uplinks: &Uplinks) -> Result<()> {
         let routes = observed.routes.iter().filter_map(|(remote, route)| Some((*remote, (*route)?)));
-        let ours = routes.filter(|(_, route)| underlays.contains(&route.ifindex) && !route.local);
+        let ours = routes.filter(|(_, route)| uplinks.contains(route.ifindex) && !route.local);
         let asked: BTreeSet<(u32, IpAddr)> = ours
             .map(|(remote, route)| (route.ifindex, next_hop_address(&route, remote)))
             .filter(|neighbor| !observed.neighbors.contains_key(neighbor))
@@ -185,25 +216,49 @@ impl Observer {
     /// The kernel does not answer.
     pub(super) async fn look_ahead(
         &self,
+        state: &State,
         observed: &mut Observed,
-        underlays: &BTreeSet<u32>,
         remotes: &BTreeSet<IpAddr>,
     ) -> Result<()> {
+        let uplinks = Uplinks::new(state, observed);
         let asked: Vec<IpAddr> =
             remotes.iter().filter(|remote| !observed.routes.contains_key(*remote)).copied().collect();
         if asked.is_empty() {
             return Ok(());
         }
         let mut neighbors = BTreeSet::new();
-        for (remote, route) in self.netlink.routes_to(asked).await? {
+        for (remote, route) in self.look_up_routes(&uplinks, &observed.avoided, asked).await? {
             set_route(observed, remote, route);
-            if let Some(route) = route.filter(|route| underlays.contains(&route.ifindex) && !route.local) {
+            if let Some(route) = route.filter(|route| uplinks.contains(route.ifindex) && !route.local) {
                 neighbors.insert((route.ifindex, next_hop_address(&route, remote)));
             }
         }
         neighbors.retain(|neighbor| !observed.neighbors.contains_key(neighbor));
         self.look_up_neighbors(observed, neighbors).await
     }
+}
+
+/// Our endpoints that cannot be used.
+fn unusable(state: &State, addresses: &[Address]) -> BTreeMap<IpAddr, Unusable> {
+    let why = |local: IpAddr| match addresses.iter().find(|address| address.address == local) {
+        None => Some((local, Unusable::Missing)),
+        Some(address) => address.duplicate.then_some((local, Unusable::Duplicate)),
+    };
+    state.underlays.values().flat_map(|underlay| underlay.locals.iter()).filter_map(why).collect()
+}
+
+/// Whether routes may be others because an underlay, or an interface that one leaves by, came, went, lost its carrier
+/// or got it back. The kernel announces such routes only where it removes them.
+fn may_reroute(before: &OrdMap<u32, Link>, observed: &Observed, uplinks: &Uplinks) -> bool {
+    let leaves_by = |index: u32| observed.routes.values().flatten().any(|route| route.ifindex == index);
+    before.diff(&observed.links).any(|item| {
+        let (index, old, new) = match item {
+            DiffItem::Add(index, new) => (*index, None, Some(new)),
+            DiffItem::Update { old: (index, old), new: (_, new) } => (*index, Some(old), Some(new)),
+            DiffItem::Remove(index, old) => (*index, Some(old), None),
+        };
+        reroutes(old, new) && (uplinks.contains(index) || leaves_by(index))
+    })
 }
 
 /// Makes a map hold what another does, and keeps what stays the same shared with older copies.

@@ -13,7 +13,7 @@ use crate::api::messages::SlowPathView;
 use crate::netlink::Link;
 use crate::slow::Pair;
 use crate::slow::counters::Happening;
-use crate::slow::quote::Narrow;
+use crate::slow::quote::{Narrow, Said};
 
 /// Outer packets that the kernel put together may be as long as any.
 const MTU: u32 = 65_535;
@@ -125,7 +125,18 @@ impl Engine {
     }
 
     /// Takes note of what a router said of a path.
-    pub(super) fn note_path(&mut self, narrow: Narrow) {
+    pub(super) fn note_path(&mut self, said: Said) {
+        match said {
+            Said::Narrow(narrow) => self.note_narrow(narrow),
+            Said::NoWay { remote } => {
+                let news = self.detour(remote);
+                let happening = if news { Happening::IcmpReceived } else { Happening::IcmpIgnored };
+                self.slow.counters().count(happening);
+            }
+        }
+    }
+
+    fn note_narrow(&mut self, narrow: Narrow) {
         let Narrow { remote, mtu } = narrow;
         let route = self.observed.routes.get(&remote).copied().flatten();
         let link = route.and_then(|route| self.observed.links.get(&route.ifindex));

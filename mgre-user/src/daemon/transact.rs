@@ -121,6 +121,9 @@ impl Engine {
         check_use(&changes, &self.state, &self.observed, &self.compiled)?;
         let addresses = self.observer.addresses().await.map_err(kernel)?;
         check(&self.state, &next, &self.observed, &addresses, Missing::Refused)?;
+        let claimed = self.claim_new(&self.state.clone(), &next);
+        self.keep_claims();
+        claimed?;
         Ok(Applied { changed: differences(&self.state, &next), warnings: Vec::new() })
     }
 
@@ -176,13 +179,14 @@ impl Engine {
                 self.clean_up(&old).await;
                 self.tell_states();
             }
-            self.names.ask_again(self.index.dns_names());
+            self.ask_for_names();
             self.take_outcomes(&before);
             self.follow_neighbors(&before).await;
             if interfaces || self.compiled.mtus_differ(&before) {
                 self.fit_interfaces().await;
             }
         }
+        self.keep_claims();
         self.forget_routes(&before, &remotes);
         self.miss_routes(&before);
         for (reply, applied) in answers {
@@ -203,9 +207,7 @@ impl Engine {
         if interfaces {
             self.look_at_interfaces().await?;
         }
-        let links = self.state.underlays.keys().filter_map(|name| self.observed.link(name));
-        let underlays = links.map(|link| link.index).collect();
-        self.observer.look_ahead(&mut self.observed, &underlays, remotes).await.map_err(kernel)?;
+        self.observer.look_ahead(&self.state, &mut self.observed, remotes).await.map_err(kernel)?;
         self.observer.addresses().await.map_err(kernel)
     }
 
@@ -214,7 +216,7 @@ impl Engine {
         let (mut at, mut compiled, mut ids) = (self.state.clone(), self.compiled.clone(), self.ids.clone());
         for asked in asked {
             match self.prepare_one(run, &asked, &at, &compiled, &ids).await {
-                Ok((next, compiled_next, waiting)) => {
+                Ok((next, compiled_next, told)) => {
                     rest_in(&mut ids, &at, &next);
                     let promiscuous =
                         if run.interfaces { self.promiscuous_for(&next) } else { self.promiscuous.clone() };
@@ -225,7 +227,7 @@ impl Engine {
                             .cloned(),
                     };
                     let warnings = warnings(&at, &next, &self.observed, &compiled_next, &run.addresses);
-                    let warnings = waiting.into_iter().chain(warnings).collect();
+                    let warnings = told.into_iter().chain(warnings).collect();
                     let changed = differences(&at, &next);
                     (at, compiled) = (next.clone(), compiled_next.clone());
                     let compiled = compiled_next;
@@ -249,6 +251,7 @@ impl Engine {
         let mut waiting = Vec::new();
         let missing = if asked.waits { Missing::Awaited(&mut waiting) } else { Missing::Refused };
         check(at, &next, &self.observed, &run.addresses, missing)?;
+        self.claim_new(at, &next)?;
         if run.interfaces {
             run.created = self.create_interfaces(at, &next).await?;
             run.altered = Some((at.clone(), next.clone()));
@@ -257,8 +260,17 @@ impl Engine {
                 self.refresh(&Stale::links()).await.map_err(kernel)?;
             }
         }
+        if next.underlays != at.underlays {
+            // Which way packets go depends on whose they are. Should the change fail, they go by the old ones again.
+            let stale = Stale { routes: true, some_routes: asked.remotes().collect(), ..Stale::default() };
+            self.stale.routes = true;
+            self.catch_up_soon();
+            self.observer.refresh(&next, &mut self.observed, &stale, compiled).await.map_err(kernel)?;
+        }
+        let kept = self.keep_endpoints(at, &next, compiled);
         let compiled = compiled.next(&next, &self.observed);
         self.check_room(&compiled.plan)?;
+        waiting.extend(kept);
         Ok((next, compiled, waiting))
     }
 
@@ -423,6 +435,7 @@ impl Engine {
                 self.netlink.delete_link(link.index).await.map_err(kernel)?;
             }
         }
+        self.forget_names();
         Ok(())
     }
 

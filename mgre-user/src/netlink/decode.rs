@@ -118,12 +118,17 @@ pub(super) fn interface_address(payload: &[u8]) -> Option<Address> {
             _ => {}
         }
     }
-    Some(Address { ifindex: number(&header[4..8])?, address: local.or(other)?, prefix_len: header[1] })
+    Some(Address {
+        ifindex: number(&header[4..8])?,
+        address: local.or(other)?,
+        prefix_len: header[1],
+        duplicate: u32::from(header[2]) & libc::IFA_F_DADFAILED != 0,
+    })
 }
 
 /// What a route lookup found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Lookup {
+pub(super) enum Found {
     /// A route a packet can take, or that ends on this host.
     Usable(Route),
     /// Unreachable, prohibited, blackhole, broadcast, multicast.
@@ -132,11 +137,11 @@ pub(super) enum Lookup {
 
 /// A route from `struct rtmsg` and its attributes. The MTU that the kernel learned of a path is left out: it takes
 /// the word of whoever quotes some packet between the two addresses.
-pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
+pub(super) fn route(payload: &[u8]) -> Option<Found> {
     let (header, rest) = payload.split_first_chunk::<12>()?;
     let kind = header[7];
     if ![RTN_UNICAST, RTN_LOCAL, RTN_ANYCAST].contains(&kind) {
-        return Some(Lookup::Unusable);
+        return Some(Found::Unusable);
     }
     let mut route = Route { local: kind != RTN_UNICAST, ..Route::default() };
     let mut expires = false;
@@ -160,7 +165,7 @@ pub(super) fn route(payload: &[u8]) -> Option<Lookup> {
     if expires && number(&header[8..12])? & RTM_F_CLONED != 0 {
         route.mtu = None;
     }
-    Some(Lookup::Usable(route))
+    Some(Found::Usable(route))
 }
 
 /// An entry of the IPv4 or IPv6 neighbour table, with what decides whether it is ours to keep.
@@ -169,8 +174,10 @@ pub(super) struct NeighborEntry {
     pub(super) ifindex: u32,
     pub(super) address: IpAddr,
     pub(super) neighbor: Neighbor,
-    /// Somebody set it by hand or from a control plane: `PERMANENT`, `NOARP` or `NTF_EXT_LEARNED`.
-    pub(super) provided: bool,
+    /// It is never asked for: `PERMANENT` or `NOARP`.
+    pub(super) fixed: bool,
+    /// `NTF_EXT_LEARNED`: it does not count against the table's limits.
+    pub(super) learned: bool,
     /// `NTF_EXT_MANAGED`: the kernel keeps it resolved.
     pub(super) managed: bool,
     /// `NDA_PROTOCOL`: who made it; 0 if nobody said.
@@ -201,7 +208,8 @@ pub(super) fn neighbor(payload: &[u8]) -> Option<NeighborEntry> {
         ifindex: number(&header[4..8])?,
         address: destination?,
         neighbor: Neighbor { mac: entry_mac, usable: state & USABLE != 0 },
-        provided: state & (NUD_PERMANENT | NUD_NOARP) != 0 || flags & NTF_EXT_LEARNED != 0,
+        fixed: state & (NUD_PERMANENT | NUD_NOARP) != 0,
+        learned: flags & NTF_EXT_LEARNED != 0,
         managed: extended & NeighbourExtFlags::Managed.bits() != 0,
         protocol,
     })

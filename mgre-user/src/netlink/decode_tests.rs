@@ -84,7 +84,12 @@ fn our_end_of_a_point_to_point_address() {
     let mut header = vec![AF_INET as u8, 32, 0, 0];
     header.extend(5u32.to_ne_bytes());
     let bytes = message(&header, &[(libc::IFA_ADDRESS, &[192, 0, 2, 2]), (libc::IFA_LOCAL, &[192, 0, 2, 1])]);
-    let expected = Address { ifindex: 5, address: "192.0.2.1".parse().expect("address"), prefix_len: 32 };
+    let expected = Address {
+        ifindex: 5,
+        address: "192.0.2.1".parse().expect("address"),
+        prefix_len: 32,
+        duplicate: false,
+    };
     assert_eq!(interface_address(&bytes), Some(expected));
     assert_eq!(interface_address(&header), None);
 }
@@ -105,7 +110,7 @@ fn routes() {
         mtu: Some(1400),
         local: false,
     };
-    assert_eq!(route(&message(&header(RTN_UNICAST), &list)), Some(Lookup::Usable(expected)));
+    assert_eq!(route(&message(&header(RTN_UNICAST), &list)), Some(Found::Usable(expected)));
 
     // Discovered: a copy of a route that expires. Announced: a route that expires.
     for (flags, expires, mtu) in [(0x200, 0, Some(1400)), (0, 5, Some(1400)), (0x200, 5, None)] {
@@ -114,23 +119,23 @@ fn routes() {
         let mut cache = [0; 32];
         cache[8..12].copy_from_slice(&i32::to_ne_bytes(expires));
         let list = [list[0], list[3], (libc::RTA_CACHEINFO, &cache[..])];
-        let Some(Lookup::Usable(found)) = route(&message(&header, &list)) else { panic!("a route") };
+        let Some(Found::Usable(found)) = route(&message(&header, &list)) else { panic!("a route") };
         assert_eq!(found.mtu, mtu, "{flags} {expires}");
     }
 
-    let Some(Lookup::Usable(local)) = route(&message(&header(RTN_LOCAL), &[(RTA_OIF, &oif)])) else {
+    let Some(Found::Usable(local)) = route(&message(&header(RTN_LOCAL), &[(RTA_OIF, &oif)])) else {
         panic!("a local route");
     };
     assert!(local.local);
     for kind in [libc::RTN_BLACKHOLE, libc::RTN_UNREACHABLE, libc::RTN_PROHIBIT, libc::RTN_BROADCAST] {
-        assert_eq!(route(&header(kind)), Some(Lookup::Unusable));
+        assert_eq!(route(&header(kind)), Some(Found::Unusable));
     }
 }
 
 #[test]
 fn neighbours_by_state() {
     let list: [(u16, &[u8]); 2] = [(libc::NDA_DST, &[192, 0, 2, 2]), (libc::NDA_LLADDR, &[2, 0, 0, 0, 0, 2])];
-    for (state, usable, provided) in [
+    for (state, usable, fixed) in [
         (NUD_REACHABLE, true, false),
         (NUD_STALE, true, false),
         (NUD_DELAY, true, false),
@@ -142,12 +147,12 @@ fn neighbours_by_state() {
         (libc::NUD_NONE, false, false),
     ] {
         let entry = neighbor(&message(&neighbor_header(AF_INET, state, 0), &list)).expect("a neighbour");
-        assert_eq!((entry.neighbor.usable, entry.provided), (usable, provided), "state {state:#x}");
+        assert_eq!((entry.neighbor.usable, entry.fixed), (usable, fixed), "state {state:#x}");
         assert_eq!(entry.neighbor.mac, Some(MacAddr([2, 0, 0, 0, 0, 2])));
         assert_eq!((entry.ifindex, entry.managed, entry.protocol), (3, false, 0));
     }
     let learned = neighbor(&message(&neighbor_header(AF_INET, NUD_STALE, NTF_EXT_LEARNED), &list));
-    assert!(learned.expect("a neighbour").provided);
+    assert!(learned.expect("a neighbour").learned);
 }
 
 #[test]

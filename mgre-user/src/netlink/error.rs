@@ -45,6 +45,15 @@ pub enum Error {
     /// A route was asked for from a source address that this host does not have.
     #[error("{0} is not an address of this host")]
     SourceNotLocal(IpAddr),
+    /// The kernel's neighbour table, which is one for the whole machine, is full.
+    #[error(
+        "the kernel's neighbour table is full: sysctl net.{}.neigh.default.gc_thresh3 is the limit of the machine",
+        if *v4 { "ipv4" } else { "ipv6" }
+    )]
+    NoRoomForNeighbors {
+        /// That of IPv4, not of IPv6.
+        v4: bool,
+    },
     /// Any other refusal, with the kernel's own explanation where it gives one.
     #[error("cannot {action}: {reason}")]
     Refused {

@@ -81,6 +81,19 @@ pub struct Address {
     pub address: IpAddr,
     /// Length of the prefix that is on the link, in bits.
     pub prefix_len: u8,
+    /// Whether the kernel found that another host has it (`IFA_F_DADFAILED`, IPv6 alone).
+    pub duplicate: bool,
+}
+
+/// A question for a route, as the kernel's own packets ask it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where packets go.
+    pub destination: IpAddr,
+    /// The address that they come from, which rules may look at; none: as of a packet that has none yet.
+    pub source: Option<IpAddr>,
+    /// Index of the interface that it must leave by, or of the VRF whose table it is that counts.
+    pub by: Option<u32>,
 }
 
 /// How a packet to a remote endpoint leaves this host.

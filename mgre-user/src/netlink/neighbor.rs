@@ -15,7 +15,7 @@ use super::decode::{self, NeighborEntry};
 use super::error::Failure;
 use super::route::family;
 use super::socket::{Message, Socket};
-use super::{Neighbor, Netlink, Result};
+use super::{Error, Neighbor, Netlink, Result};
 
 /// `NDA_PROTOCOL` of the entries we manage, `ip neighbour` shows it as `proto 109`: it tells them, after a
 /// restart too, from those that someone else asked the kernel to manage. A number no routing daemon is known
@@ -23,6 +23,10 @@ use super::{Neighbor, Netlink, Result};
 const PROTOCOL: u8 = 109;
 
 const CREATE: u16 = NLM_F_CREATE | NLM_F_ACK;
+
+/// So many that are released at once stay in the table: half of what it holds before it is cleared up early
+/// (`gc_thresh2`).
+const ORDINARY_MOST: usize = 256;
 
 /// What names a neighbour: interface and address.
 type Key = (u32, IpAddr);
@@ -68,7 +72,10 @@ impl Netlink {
     /// each [`Change::Link`](super::Change::Link). An older kernel resolves it once (`NTF_USE`): ask again
     /// now and then. Asking for what is kept already costs one lookup.
     ///
-    /// An entry that somebody provides (permanent, `NOARP`, learned by a control plane) or has the kernel
+    /// It is marked as learned from outside (`NTF_EXT_LEARNED`) as well, so that it does not count against the limit of
+    /// the table (`gc_thresh3`), which all network namespaces of a machine share.
+    ///
+    /// An entry that somebody else provides (permanent, `NOARP`, learned by a control plane) or has the kernel
     /// manage is left alone, and a known link-layer address is never replaced.
     pub async fn keep_neighbor(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         self.keep_neighbors(vec![(ifindex, address)]).await?.pop().map_or(Ok(()), |kept| kept.map(drop))
@@ -89,6 +96,9 @@ impl Netlink {
             }
             let named = all.iter().zip(found).map(|((ifindex, address), found)| match found {
                 Ok(entry) => Ok(entry.map(|entry| entry.neighbor)),
+                Err(failure) if failure.errno() == Some(Errno::ENOBUFS) => {
+                    Err(Error::NoRoomForNeighbors { v4: address.is_ipv4() })
+                }
                 Err(failure) => Err(failure.on_link(*ifindex, format!("resolve neighbour {address}"))),
             });
             Ok(named.collect())
@@ -108,21 +118,24 @@ impl Netlink {
                 let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
                 let answer = socket.dump(request).map_err(|failure| failure.during("list neighbours"))?;
                 let entries = answer.iter().filter_map(|message| decode::neighbor(&message.payload));
-                let ours = entries.filter(|entry| entry.managed && entry.protocol == PROTOCOL);
+                let ours = entries.filter(is_ours);
                 Ok(ours.map(|entry| (entry.ifindex, entry.address)).collect::<Vec<Key>>())
             })
             .await?;
         self.release_neighbors(ours).await?.into_iter().collect()
     }
 
-    /// [`Netlink::release_neighbor`] for many at once.
+    /// [`Netlink::release_neighbor`] for many at once. More than a few are deleted: as ordinary entries they would leave no
+    /// room in the table for a while.
     pub async fn release_neighbors(&self, all: Vec<Key>) -> Result<Vec<Result<()>>> {
         self.run(move |socket| {
             let during = |failure: Failure| failure.during("release neighbours");
             let found = look_up_all(socket, &all).map_err(during)?;
+            let is_ours = |found: &Result<_, _>| matches!(found, Ok(Some(entry)) if is_ours(entry));
             let ours: Vec<Key> =
                 all.iter().zip(&found).filter(|(_, found)| is_ours(found)).map(|(key, _)| *key).collect();
-            let answers = socket.batch(ours.iter().map(|key| (release(*key), NLM_F_ACK))).map_err(during)?;
+            let let_go = if ours.len() > ORDINARY_MOST { delete } else { release };
+            let answers = socket.batch(ours.iter().map(|key| (let_go(*key), NLM_F_ACK))).map_err(during)?;
             let lookups = all.iter().zip(found).filter_map(|(key, found)| Some((key, found.err()?)));
             let releases = ours.iter().zip(answers).filter_map(|(key, answer)| Some((key, answer.err()?)));
             let gone = |failure: &Failure| matches!(failure.errno(), Some(Errno::ENOENT | Errno::ENODEV));
@@ -147,10 +160,13 @@ fn keep(
     // the next best thing. Without NTF_USE it would take the request for an update to state NONE.
     message.header.flags = NeighbourFlags::Use;
     match found.as_ref().ok()? {
-        Some(entry) if entry.provided || entry.managed => return None,
+        Some(entry) if is_provided(entry) => return None,
+        // Another's, or ours and complete. An older daemon left ours without the second mark.
+        Some(entry) if entry.managed && (entry.protocol != PROTOCOL || entry.learned) => return None,
         // Somebody else's mark must not be replaced by ours, and without ours we could not release it.
         Some(entry) if entry.protocol != 0 && entry.protocol != PROTOCOL => {}
         _ => {
+            message.header.flags |= NeighbourFlags::ExtLearned;
             message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
             message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
         }
@@ -158,17 +174,26 @@ fn keep(
     Some(RouteNetlinkMessage::NewNeighbour(message))
 }
 
-fn is_ours(found: &Result<Option<NeighborEntry>, Failure>) -> bool {
-    let ours = |entry: &NeighborEntry| entry.managed && entry.protocol == PROTOCOL && !entry.provided;
-    matches!(found, Ok(Some(entry)) if ours(entry))
+/// Whether we have the kernel keep an entry.
+fn is_ours(entry: &NeighborEntry) -> bool {
+    entry.managed && entry.protocol == PROTOCOL && !entry.fixed
+}
+
+/// Whether somebody else set it, by hand or from a control plane.
+fn is_provided(entry: &NeighborEntry) -> bool {
+    entry.fixed || entry.learned && !is_ours(entry)
 }
 
 fn release((ifindex, address): Key) -> RouteNetlinkMessage {
-    // neigh_update_flags() of net/core/neighbour.c makes the entry's flag what the request says: not managed.
+    // neigh_update_flags() of net/core/neighbour.c makes the entry's flags what the request says: neither of ours.
     // NTF_USE keeps state and link-layer address as they are.
     let mut message = request(ifindex, address);
     message.header.flags = NeighbourFlags::Use;
     RouteNetlinkMessage::NewNeighbour(message)
+}
+
+fn delete((ifindex, address): Key) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelNeighbour(request(ifindex, address))
 }
 
 /// The entries of neighbours, as far as there are.

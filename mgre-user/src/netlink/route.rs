@@ -8,10 +8,10 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::decode::{self, Lookup};
+use super::decode::{self, Found};
 use super::error::Failure;
 use super::socket::{Message, Socket};
-use super::{Address, Error, Netlink, Result, Route};
+use super::{Address, Error, Lookup, Netlink, Result, Route};
 
 /// The family of an address, as netlink headers name it.
 pub(super) fn family(address: IpAddr) -> AddressFamily {
@@ -88,19 +88,19 @@ impl Netlink {
         .await
     }
 
-    /// [`Netlink::route_to`] for many destinations at once.
-    pub async fn routes_to(&self, destinations: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Route>)>> {
-        if destinations.is_empty() {
+    /// Many lookups at once, answered in their order. There is no route from a source that is no address of this
+    /// host, nor by an interface that is gone.
+    pub async fn routes(&self, lookups: Vec<Lookup>) -> Result<Vec<Option<Route>>> {
+        if lookups.is_empty() {
             return Ok(Vec::new());
         }
         self.run(move |socket| {
-            let requests = destinations.iter().map(|dst| (request(*dst, None), 0));
+            let requests = lookups.iter().map(|lookup| (request(lookup), 0));
             let answers = socket.batch(requests).map_err(|failure| failure.during("look up routes"))?;
-            let found = destinations.iter().zip(answers).map(|(dst, answer)| {
+            let found = lookups.iter().zip(answers).map(|(lookup, answer)| {
                 let answer = answer.and_then(|answer| answer.ok_or_else(no_answer));
-                let route =
-                    found(answer).map_err(|failure| failure.during(format!("look up the route to {dst}")))?;
-                Ok((*dst, route))
+                found(answer)
+                    .map_err(|failure| failure.during(format!("look up the route to {}", lookup.destination)))
             });
             found.collect()
         })
@@ -126,20 +126,27 @@ fn is_local(socket: &mut Socket, address: IpAddr) -> bool {
     matches!(look_up(socket, address, None), Ok(Some(Route { local: true, .. })))
 }
 
-fn look_up(socket: &mut Socket, dst: IpAddr, source: Option<IpAddr>) -> Result<Option<Route>, Failure> {
-    found(socket.get(request(dst, source)))
+fn look_up(
+    socket: &mut Socket,
+    destination: IpAddr,
+    source: Option<IpAddr>,
+) -> Result<Option<Route>, Failure> {
+    found(socket.get(request(&Lookup { destination, source, by: None })))
 }
 
-fn request(dst: IpAddr, source: Option<IpAddr>) -> RouteNetlinkMessage {
+fn request(lookup: &Lookup) -> RouteNetlinkMessage {
+    let Lookup { destination, source, by } = *lookup;
     let mut message = RouteMessage::default();
-    message.header.address_family = family(dst);
-    message.header.destination_prefix_length = bits(dst);
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = bits(destination);
     message.header.flags = RouteFlags::LookupTable;
-    message.attributes.push(RouteAttribute::Destination(route_address(dst)));
+    message.attributes.push(RouteAttribute::Destination(route_address(destination)));
     if let Some(source) = source {
         message.header.source_prefix_length = bits(source);
         message.attributes.push(RouteAttribute::Source(route_address(source)));
     }
+    // The rule that leads to a VRF's table looks at the interface alone.
+    message.attributes.extend(by.map(RouteAttribute::Oif));
     RouteNetlinkMessage::GetRoute(message)
 }
 
@@ -147,15 +154,20 @@ fn request(dst: IpAddr, source: Option<IpAddr>) -> RouteNetlinkMessage {
 fn found(answer: Result<Message, Failure>) -> Result<Option<Route>, Failure> {
     match answer {
         Ok(answer) => match decode::route(&answer.payload) {
-            Some(Lookup::Usable(route)) => Ok(Some(route)),
-            Some(Lookup::Unusable) => Ok(None),
+            Some(Found::Usable(route)) => Ok(Some(route)),
+            Some(Found::Unusable) => Ok(None),
             None => Err(Failure::malformed("malformed route")),
         },
         // fib_props[] of net/ipv4/fib_semantics.c: EINVAL is a blackhole, EACCES a prohibit route, not a
         // privilege.
         Err(failure) => match failure.errno() {
             Some(
-                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::ENETDOWN,
+                Errno::ENETUNREACH
+                | Errno::EHOSTUNREACH
+                | Errno::EACCES
+                | Errno::EINVAL
+                | Errno::ENETDOWN
+                | Errno::ENODEV,
             ) => Ok(None),
             _ => Err(failure),
         },

@@ -23,6 +23,7 @@ pub(super) fn affected(
     let mut links = changed(&old.observed.links, &observed.links);
     links.append(&mut changed(&old.observed.features, &observed.features));
     let all = *ground != old.ground
+        || old.observed.unusable != observed.unusable
         || differ(&old.state.underlays, &state.underlays)
         || ground.underlays.iter().any(|ifindex| links.contains(ifindex));
     if all {

@@ -10,7 +10,7 @@ use mgre_common::target::Target;
 use mgre_common::wire::ETHERNET_LEN;
 
 use super::affected::{affected, differ};
-use super::peer::{Ground, PeerOutcome, Place, adjacency, outcome};
+use super::peer::{Ground, PeerOutcome, Place, adjacency, endpoint, outcome};
 use super::{
     Attachment, Choice, EndpointOwner, FixedEntry, FloodTargets, Hook, Observed, Plan, PortRecord, choose,
 };
@@ -148,8 +148,48 @@ impl Compiled {
         }
     }
 
+    /// Enters the endpoints of these peers. Gives them, and those with whom one of them has or had an endpoint in common.
+    fn enter_endpoints(&mut self, old: &Self, names: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+        let mut touched = BTreeSet::new();
+        for name in names {
+            let (before, peer) = (old.state.peers.get(name), self.state.peers.get(name));
+            let was = old.peers.get(name).and_then(|outcome| outcome.endpoint);
+            let now = peer.and_then(|peer| endpoint(&self.observed, &self.ground, peer));
+            if was == now && before == peer {
+                continue;
+            }
+            if was != now {
+                was.into_iter().for_each(|was| drop(self.remotes.remove(&(was, Arc::clone(name)))));
+                self.remotes.extend(now.map(|now| (now, Arc::clone(name))));
+            }
+            touched.extend(was.into_iter().chain(now));
+        }
+        let mut names = names.clone();
+        for endpoint in touched {
+            let others: Vec<_> = self.peers_at(endpoint).cloned().collect();
+            names.extend(others);
+        }
+        names
+    }
+
+    /// A peer with the same endpoint in the same segment that comes first, if there is one: those given by address before
+    /// those given by name, and then by their names. Both would get every flooded frame, and frames from there can be
+    /// one's only.
+    fn rival(&self, name: &Arc<str>, peer: &Peer) -> Option<Arc<str>> {
+        let endpoint = endpoint(&self.observed, &self.ground, peer)?;
+        let rank = |name: &Arc<str>, peer: &Peer| (peer.remote_address().is_none(), Arc::clone(name));
+        let mine = rank(name, peer);
+        let comes_first = |other: &&Arc<str>| {
+            self.state.peers.get(*other).is_some_and(|its| {
+                rank(other, its) < mine && its.segments.keys().any(|name| peer.segments.contains_key(name))
+            })
+        };
+        self.peers_at(endpoint).find(comes_first).cloned()
+    }
+
     /// Brings these peers up to date. Says whether one that there was got or lost an adjacency.
     fn peers(&mut self, old: &Self, names: &BTreeSet<Arc<str>>) -> bool {
+        let names = &self.enter_endpoints(old, names);
         let place = |state: &State, peer: Option<&Arc<Peer>>, endpoint| {
             peer.map(|peer| Place::new(state, peer, endpoint)).unwrap_or_default()
         };
@@ -165,19 +205,20 @@ impl Compiled {
             let was = old.peers.get(name);
             let peer = self.state.peers.get(name);
             let now = peer.map(|peer| {
-                let (outcome, way) = outcome(&self.state, &self.observed, &self.ground, peer);
+                let rival = self.rival(name, peer);
+                let (outcome, way) = outcome(&self.state, &self.observed, &self.ground, peer, rival);
                 (Arc::clone(peer), outcome, way)
             });
-            let endpoint = now.as_ref().and_then(|(_, outcome, _)| outcome.endpoint);
+            let endpoint = now.as_ref().and_then(|(_, outcome, _)| outcome.place());
             let to = place(&self.state, peer, endpoint);
-            let mut moves = !(same && was.is_some_and(|was| was.endpoint == endpoint));
+            let mut moves = !(same && was.is_some_and(|was| was.place() == endpoint));
             if moves {
-                let from = place(&old.state, old.state.peers.get(name), was.and_then(|was| was.endpoint));
+                let from = place(&old.state, old.state.peers.get(name), was.and_then(PeerOutcome::place));
                 moves = from != to || self.ground.locals != old.ground.locals;
                 if moves {
                     moved |= was.is_some();
                     endpoints.extend(from.remote.into_iter().chain(to.remote));
-                    self.take_out(old, name, &from);
+                    self.take_out(old, &from);
                 }
             }
             let neighbors =
@@ -201,9 +242,6 @@ impl Compiled {
                     targets.adjacencies.insert(member.id);
                 }
             }
-            if moves && let Some(remote) = to.remote {
-                self.remotes.insert((remote, Arc::clone(name)));
-            }
             put(&mut self.peers, Arc::clone(name), outcome);
         }
         self.endpoints(endpoints);
@@ -211,7 +249,7 @@ impl Compiled {
     }
 
     /// Takes a peer out of the tables.
-    fn take_out(&mut self, old: &Self, name: &Arc<str>, from: &Place) {
+    fn take_out(&mut self, old: &Self, from: &Place) {
         for member in &from.members {
             self.plan.adjacencies.remove(&member.id);
             if let Some(targets) = self.plan.floods.get_mut(&member.segment) {
@@ -221,16 +259,15 @@ impl Compiled {
         for (key, _) in from.endpoints(&old.ground) {
             self.plan.endpoints.remove(&key);
         }
-        if let Some(remote) = from.remote {
-            self.remotes.remove(&(remote, Arc::clone(name)));
-        }
     }
 
     /// Enters the keys of all peers at some endpoints.
     fn endpoints(&mut self, endpoints: BTreeSet<IpAddr>) {
         for endpoint in endpoints {
             let mut keys = Vec::new();
-            for peer in self.peers_at(endpoint).filter_map(|name| self.state.peers.get(name)) {
+            let placed =
+                |name: &&Arc<str>| self.peers.get(*name).is_some_and(|outcome| outcome.place().is_some());
+            for peer in self.peers_at(endpoint).filter(placed).filter_map(|name| self.state.peers.get(name)) {
                 keys.append(&mut Place::new(&self.state, peer, Some(endpoint)).endpoints(&self.ground));
             }
             for (key, owner) in keys {

@@ -27,7 +27,7 @@ enum Step {
     NoLink(u32),
     Features { index: u32, bits: u64 },
     OwnXdp(u32, bool),
-    Endpoint { name: usize, v4: Option<u8>, v6: Option<u8> },
+    Endpoint { name: usize, v4: Option<u8>, v6: Option<u8>, v6_first: bool },
     Route { last: u8, route: Option<Route> },
     NoRoute(u8),
     Neighbor { ifindex: u32, last: u8, mac: Option<u8> },
@@ -143,8 +143,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_u32..6).prop_map(Step::NoLink),
         1 => (1_u32..6, 0_u64..8).prop_map(|(index, bits)| Step::Features { index, bits }),
         1 => (1_u32..6, any::<bool>()).prop_map(|(index, own)| Step::OwnXdp(index, own)),
-        1 => (NAMES, prop::option::of(2_u8..5), prop::option::of(5_u8..7))
-            .prop_map(|(name, v4, v6)| Step::Endpoint { name, v4, v6 }),
+        1 => (NAMES, prop::option::of(2_u8..5), prop::option::of(5_u8..7), any::<bool>())
+            .prop_map(|(name, v4, v6, v6_first)| Step::Endpoint { name, v4, v6, v6_first }),
         4 => (last(), prop::option::weighted(0.8, route)).prop_map(|(last, route)| Step::Route { last, route }),
         1 => last().prop_map(Step::NoRoute),
         2 => (last(), prop::option::of(1280_u32..1282)).prop_map(|(last, mtu)| Step::PathMtu { last, mtu }),
@@ -189,10 +189,10 @@ impl Step {
             }
             Self::OwnXdp(index, true) => drop(observed.own_xdp.insert(index)),
             Self::OwnXdp(index, false) => drop(observed.own_xdp.remove(&index)),
-            Self::Endpoint { name, v4, v6 } => {
+            Self::Endpoint { name, v4, v6, v6_first } => {
                 let v4 = v4.map(ip).and_then(|v4| v4.to_string().parse().ok());
                 let v6 = v6.map(ip).and_then(|v6| v6.to_string().parse().ok());
-                observed.endpoints.insert(REMOTES[name].to_owned(), Endpoints { v4, v6 });
+                observed.endpoints.insert(REMOTES[name].to_owned(), Endpoints { v4, v6, v6_first });
             }
             Self::Route { last, route } => drop(observed.routes.insert(ip(last), route)),
             Self::NoRoute(last) => drop(observed.routes.remove(&ip(last))),

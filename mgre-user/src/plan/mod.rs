@@ -21,6 +21,7 @@ mod mtu;
 mod peer;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 #[cfg(test)]
 mod wire_tests;
 
@@ -38,6 +39,7 @@ pub use compile::{Compiled, compile};
 pub use diff::{Op, diff};
 pub use hooks::{Choice, TcHook, XdpHook, XdpMode, choose};
 pub use peer::{PeerOutcome, PeerStatus, missing_local};
+pub use uplinks::{Uplinks, reroutes};
 
 use hooks::ONE_PAGE_MTU;
 
@@ -63,6 +65,10 @@ pub struct Observed {
     pub path_mtu: OrdMap<IpAddr, u32>,
     /// Ports that are blocked, by id: another way leads to the same LAN.
     pub blocked: BTreeSet<u32>,
+    /// Endpoints that cannot be reached by what the kernel would choose, and the interface of that.
+    pub avoided: BTreeMap<IpAddr, u32>,
+    /// Our endpoints on underlays that cannot be used, and why.
+    pub unusable: BTreeMap<IpAddr, Unusable>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
     /// The alias of interfaces that this instance made for the host.
@@ -73,19 +79,32 @@ pub struct Observed {
     pub addresses: Option<OrdSet<IpAddr>>,
 }
 
-/// The addresses of a DNS name that a peer may be reached at: the first of each IP version.
+/// Why one of our endpoints cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// This host does not have the address (any more).
+    Missing,
+    /// Another host has it, too.
+    Duplicate,
+}
+
+/// The addresses of a DNS name that are in use: one of each IP version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// The first IPv4 address.
+    /// The IPv4 address.
     pub v4: Option<Ipv4Addr>,
-    /// The first IPv6 address.
+    /// The IPv6 address.
     pub v6: Option<Ipv6Addr>,
+    /// Whether IPv6 comes first.
+    pub v6_first: bool,
 }
 
 impl Endpoints {
-    /// IPv4 first.
+    /// In order of preference.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+        let both = [self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6)];
+        let [first, second] = if self.v6_first { [both[1], both[0]] } else { both };
+        first.into_iter().chain(second)
     }
 }
 

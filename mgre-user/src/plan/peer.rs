@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_key, endpoint_kind};
 use mgre_common::table::{Template, adjacency_flag, template_flag, template_option};
 use mgre_common::template::{self, DontFragment, Encapsulation, Key, Outer};
 use mgre_common::wire::{ETHERNET_LEN, MacAddr};
 
-use super::{AdjacencyRecord, EndpointOwner, Endpoints, Observed};
+use super::{AdjacencyRecord, EndpointOwner, Endpoints, Observed, Unusable};
 use crate::model::{Df, Encap, Mtu, Peer, State, Tos};
 use crate::netlink::Route;
 use crate::netlink::resolve::{Exit, NextHop, exit, next_hop_address, resolve};
@@ -34,6 +35,15 @@ pub struct PeerOutcome {
     pub endpoint: Option<IpAddr>,
     /// The neighbour to keep resolved: interface and address.
     pub neighbor: Option<(u32, IpAddr)>,
+    /// The peer that has the same endpoint in the same segment, and is used in its place.
+    pub rival: Option<Arc<str>>,
+}
+
+impl PeerOutcome {
+    /// The endpoint by which it stands in the tables.
+    pub(super) fn place(&self) -> Option<IpAddr> {
+        self.endpoint.filter(|_| self.rival.is_none())
+    }
 }
 
 /// What all peers stand on.
@@ -69,7 +79,7 @@ impl Ground {
         self.locals.iter().copied().filter(move |local| local.is_ipv4() == remote.is_ipv4())
     }
 
-    /// The address to take of a name: one that an underlay is for, IPv4 before IPv6.
+    /// The address to take of a name: one that an underlay is for.
     fn choose(&self, endpoints: Endpoints) -> Option<IpAddr> {
         let usable = |remote: &IpAddr| self.locals_like(*remote).next().is_some();
         endpoints.iter().find(usable).or_else(|| endpoints.iter().next())
@@ -131,12 +141,13 @@ impl Place {
 }
 
 /// The endpoint of a peer, if it is known.
-fn endpoint(observed: &Observed, ground: &Ground, peer: &Peer) -> Option<IpAddr> {
+pub(super) fn endpoint(observed: &Observed, ground: &Ground, peer: &Peer) -> Option<IpAddr> {
     let resolved = || ground.choose(*observed.endpoints.get(&peer.remote)?);
     peer.remote_address().or_else(resolved)
 }
 
 /// Where packets to a peer go.
+#[derive(Default)]
 pub(super) struct Way {
     source: Option<IpAddr>,
     exit: Option<Exit>,
@@ -150,13 +161,18 @@ pub(super) fn outcome(
     observed: &Observed,
     ground: &Ground,
     peer: &Peer,
+    rival: Option<Arc<str>>,
 ) -> (PeerOutcome, Way) {
     let endpoint = endpoint(observed, ground, peer);
     let Some(remote) = endpoint else {
         let status = PeerStatus::Unresolved(format!("{} has no address", peer.remote));
-        let way = Way { source: None, exit: None, next_hop: None };
-        return (PeerOutcome { status, endpoint, neighbor: None }, way);
+        return (PeerOutcome { status, endpoint, neighbor: None, rival }, Way::default());
     };
+    if let Some(other) = &rival {
+        let status =
+            PeerStatus::Down(format!("{remote} is peer {other}, in the same segment: delete one of the two"));
+        return (PeerOutcome { status, endpoint, neighbor: None, rival }, Way::default());
+    }
     let route = observed.routes.get(&remote).copied().flatten().map(|route| Route {
         mtu: route.mtu.into_iter().chain(observed.path_mtu.get(&remote).copied()).min(),
         ..route
@@ -164,18 +180,27 @@ pub(super) fn outcome(
     let neighbor = route.and_then(|route| next_hop(ground, &route, remote));
     let next_hop = resolve(remote, route.as_ref(), &observed.links, &ground.underlays, &observed.neighbors);
     let source = route.and_then(|route| source(state, observed, route.ifindex, remote));
+    // There is no route from an address that is not there.
+    let from = source.or_else(|| ground.locals_like(remote).next().filter(|_| route.is_none()));
+    let unusable = from.and_then(|local| Some(why_unusable(local, *observed.unusable.get(&local)?)));
+    let source = source.filter(|_| unusable.is_none());
     let status = match (&next_hop, source) {
         (_, None) if ground.underlays.is_empty() => {
             PeerStatus::Down("there is no underlay: mgre underlay add".to_owned())
         }
+        (_, None) if let Some(why) = unusable => PeerStatus::Down(why),
         (Ok(_), Some(local)) if ground.missing.contains(&local) => PeerStatus::Down(missing_local(local)),
         (Ok(next_hop), Some(_)) => PeerStatus::Up(*next_hop),
         (Ok(next_hop), None) => PeerStatus::Down(no_local(observed, next_hop.ifindex, remote)),
+        (Err(_), _) if ground.locals_like(remote).next().is_none() => PeerStatus::Down(format!(
+            "no underlay has an {} address: mgre underlay add IFACE --local IP",
+            version(remote)
+        )),
         (Err(why), _) => PeerStatus::Unresolved(why.to_string()),
     };
     let exit = exit(route.as_ref(), &observed.links, &ground.underlays).ok();
     let next_hop = next_hop.ok().map(|next_hop| next_hop.destination_mac);
-    (PeerOutcome { status, endpoint, neighbor }, Way { source, exit, next_hop })
+    (PeerOutcome { status, endpoint, neighbor, rival }, Way { source, exit, next_hop })
 }
 
 /// The neighbour that a route needs resolved: interface and address.
@@ -195,11 +220,25 @@ pub fn missing_local(local: IpAddr) -> String {
     format!("{local} is not an address of this host: ip address add it")
 }
 
+fn why_unusable(local: IpAddr, why: Unusable) -> String {
+    match why {
+        Unusable::Missing => missing_local(local),
+        Unusable::Duplicate => {
+            format!(
+                "another host has {local} too (duplicate address detection failed): give one of them another"
+            )
+        }
+    }
+}
+
 /// That the underlay by which a remote is reached has no endpoint for it.
 fn no_local(observed: &Observed, ifindex: u32, remote: IpAddr) -> String {
     let name = observed.links.get(&ifindex).map_or("IFACE", |link| &link.name);
-    let version = if remote.is_ipv4() { "IPv4" } else { "IPv6" };
-    format!("{name} has no {version} endpoint: mgre underlay add {name} --local IP")
+    format!("{name} has no {} endpoint: mgre underlay add {name} --local IP", version(remote))
+}
+
+const fn version(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// The record of an adjacency.

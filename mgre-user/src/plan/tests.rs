@@ -104,6 +104,49 @@ fn everything_resolved() {
 }
 
 #[test]
+fn of_two_peers_with_one_endpoint_in_a_segment_one_is_used() {
+    let named = [
+        Change::AddPeer { name: "y".into(), settings: peer("y.example", &["red"]) },
+        Change::AddPeer { name: "z".into(), settings: peer("z.example", &["red"]) },
+    ];
+    let both = state().apply_all(named, &Ids::default()).expect("a state");
+    let del = |state: &State, name: &str| {
+        state.apply(Change::DelPeer { name: name.into() }, &Ids::default()).expect("a state")
+    };
+    let mut observed = observed();
+    let resolve = |observed: &mut Observed, name: &str, v4: &str| {
+        let v4 = v4.parse().ok();
+        observed.endpoints.insert(name.into(), Endpoints { v4, ..Endpoints::default() });
+    };
+    resolve(&mut observed, "y.example", "192.0.2.2");
+    resolve(&mut observed, "z.example", "192.0.2.2");
+    let red = both.segments["red"].id;
+    let used = |compiled: &Compiled| -> Vec<String> {
+        let up = compiled.peers.iter().filter(|(_, outcome)| matches!(outcome.status, PeerStatus::Up(_)));
+        let names: Vec<String> = up.map(|(name, _)| name.to_string()).collect();
+        assert_eq!(compiled.plan.floods[&red].adjacencies.len(), names.len());
+        names
+    };
+    // b was given by address.
+    let compiled = compile(&both, &observed);
+    assert_eq!(used(&compiled), ["b", "c"]);
+    let why = "192.0.2.2 is peer b, in the same segment: delete one of the two";
+    assert_eq!(compiled.peers["z"].status, PeerStatus::Down(why.into()));
+    for name in ["y", "z"] {
+        assert!(!compiled.plan.adjacencies.contains_key(&both.peers[name].segments["red"]), "{name}");
+    }
+    // Who is next takes its place, and gives it back.
+    let without = del(&both, "b");
+    let next = compiled.next(&without, &observed);
+    assert_eq!(used(&next), ["c", "y"]);
+    assert_eq!(used(&next.next(&both, &observed)), ["b", "c"]);
+    // Where names come apart, both are used.
+    resolve(&mut observed, "z.example", "198.51.100.3");
+    let apart = next.next(&del(&without, "c"), &observed);
+    assert_eq!(used(&apart), ["y", "z"]);
+}
+
+#[test]
 fn the_narrowest_of_link_route_and_path_counts() {
     let state = state();
     let mtu = |route: Option<u32>, path: Option<u32>| {

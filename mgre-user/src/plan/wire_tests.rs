@@ -135,7 +135,7 @@ fn an_underlay_without_an_endpoint_of_the_version() {
 fn a_name_has_the_address_that_an_underlay_is_for() {
     let mut observed = observed();
     let (v4, v6) = ("192.0.2.2".parse().ok(), "2001:db8::2".parse().ok());
-    observed.endpoints.insert("b.example".into(), Endpoints { v4, v6 });
+    observed.endpoints.insert("b.example".into(), Endpoints { v4, v6, v6_first: false });
     let both = state([peer("b", "b.example", "red", PeerSettings::default())]);
     let endpoint = |state: &State, observed: &Observed| compile(state, observed).peers["b"].endpoint;
     assert_eq!(endpoint(&both, &observed), Some(ip("192.0.2.2")), "IPv4 before IPv6");
@@ -145,7 +145,7 @@ fn a_name_has_the_address_that_an_underlay_is_for() {
     };
     assert_eq!(endpoint(&without("192.0.2.1"), &observed), Some(ip("2001:db8::2")));
     assert_eq!(endpoint(&without("2001:db8::1"), &observed), Some(ip("192.0.2.2")));
-    observed.endpoints.insert("b.example".into(), Endpoints { v4: None, v6 });
+    observed.endpoints.insert("b.example".into(), Endpoints { v4: None, v6, v6_first: true });
     assert_eq!(endpoint(&both, &observed), Some(ip("2001:db8::2")));
     // What changes with the underlays is worked out anew.
     let compiled = compile(&both, &observed);

@@ -1,4 +1,4 @@
-//! Takes ICMP messages that say that a packet was too big.
+//! Takes ICMP messages that say that a packet was too big, or that there was no way for it.
 
 use std::io;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::counters::Happening;
 use super::outer::take_v4;
-use super::quote::{Narrow, is_about_size, read_v4, read_v6};
+use super::quote::{Said, is_about_path, read_v4, read_v6};
 use super::{Shared, read, socket};
 
 /// The longest message that is looked at; one that is longer has a wrong checksum then.
@@ -23,13 +23,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct Listener {
     v6: bool,
     socket: AsyncFd<Socket>,
-    engine: mpsc::Sender<Narrow>,
+    engine: mpsc::Sender<Said>,
     shared: Shared,
 }
 
 impl Listener {
     /// Opens a socket for one family.
-    pub(super) fn new(v6: bool, engine: mpsc::Sender<Narrow>, shared: Shared) -> io::Result<Self> {
+    pub(super) fn new(v6: bool, engine: mpsc::Sender<Said>, shared: Shared) -> io::Result<Self> {
         let socket = super::readable(socket::errors(v6)?)?;
         Ok(Self { v6, socket, engine, shared })
     }
@@ -50,11 +50,11 @@ impl Listener {
     fn take(&self, bytes: &[u8]) {
         // A raw IPv4 socket gives the IP header too.
         let message = if self.v6 { Some(bytes) } else { take_v4(bytes).map(|(_, message)| message) };
-        let Some(message) = message.filter(|message| is_about_size(message)) else { return };
+        let Some(message) = message.filter(|message| is_about_path(self.v6, message)) else { return };
         let read = if self.v6 { read_v6 } else { read_v4 };
-        let narrow = read(message, &self.shared.known.borrow());
+        let said = read(message, &self.shared.known.borrow());
         // The engine says whether it is news.
-        let told = narrow.is_some_and(|narrow| self.engine.try_send(narrow).is_ok());
+        let told = said.is_some_and(|said| self.engine.try_send(said).is_ok());
         if !told {
             self.shared.counters.count(Happening::IcmpIgnored);
         }

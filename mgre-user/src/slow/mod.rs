@@ -22,6 +22,7 @@
 pub mod counters;
 mod errors;
 pub mod fragment;
+mod frames;
 pub mod icmp;
 pub mod known;
 pub mod limit;
@@ -51,8 +52,9 @@ use tokio::task::AbortHandle;
 
 use self::counters::Counters;
 use self::errors::Listener;
+pub(crate) use self::frames::FrameSender;
 use self::known::Known;
-use self::quote::Narrow;
+use self::quote::Said;
 use self::receive::{Kind, Receiver};
 use self::send::Cutter;
 use self::too_big::Teller;
@@ -117,20 +119,12 @@ impl Drop for Task {
     }
 }
 
-/// Sends one frame out of an interface.
-///
-/// # Errors
-/// There is no such interface, it is down, or it takes no more.
-pub(crate) fn send_frame(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    socket::frames(ifindex)?.send(frame).map(drop)
-}
-
 /// The slow path of one instance, as the engine has it.
 pub struct Slow {
     known: watch::Sender<Known>,
     pair: watch::Sender<Option<Pair>>,
     counters: Counters,
-    narrow: (mpsc::Sender<Narrow>, mpsc::Receiver<Narrow>),
+    said: (mpsc::Sender<Said>, mpsc::Receiver<Said>),
     tasks: BTreeMap<Work, Task>,
     /// What could not be begun, when that was, and why.
     failed: BTreeMap<Work, (Instant, String)>,
@@ -158,7 +152,7 @@ impl Slow {
             known,
             pair,
             counters,
-            narrow: mpsc::channel(QUEUE),
+            said: mpsc::channel(QUEUE),
             tasks: BTreeMap::new(),
             failed: BTreeMap::new(),
             _teller: teller.map(|teller| Task::spawn(teller.run())),
@@ -175,10 +169,10 @@ impl Slow {
         self.failed.iter().map(|(work, (_, why))| format!("cannot {work}: {why}"))
     }
 
-    /// The next path that a router calls too narrow.
-    pub async fn narrow(&mut self) -> Narrow {
-        match self.narrow.1.recv().await {
-            Some(narrow) => narrow,
+    /// The next thing that a router says of a path.
+    pub async fn said(&mut self) -> Said {
+        match self.said.1.recv().await {
+            Some(said) => said,
             // Not while `self` holds a sender.
             None => std::future::pending().await,
         }
@@ -233,7 +227,7 @@ impl Slow {
             Work::Gre(local, pair) => receive(Kind::Gre, local, pair),
             Work::GreInUdp(local, pair) => receive(Kind::GreInUdp, local, pair),
             Work::Errors { v6 } => {
-                let listener = Listener::new(v6, self.narrow.0.clone(), shared);
+                let listener = Listener::new(v6, self.said.0.clone(), shared);
                 listener.map(|listener| Task::spawn(listener.run()))
             }
             Work::Cut(pair) => Cutter::new(pair.outer.0, shared).map(|cutter| Task::spawn(cutter.run())),

@@ -41,8 +41,11 @@ fn said(outer: &Outer, mtu: u32, total: u16, rest: &[u8]) -> Vec<u8> {
 }
 
 fn read(message: &[u8], known: &Known) -> Option<u32> {
-    let narrow = if message[0] == 3 { read_v4(message, known) } else { read_v6(message, known) };
-    narrow.map(|narrow| narrow.mtu)
+    let said = if message[0] == 3 { read_v4(message, known) } else { read_v6(message, known) };
+    match said? {
+        Said::Narrow(narrow) => Some(narrow.mtu),
+        Said::NoWay { .. } => None,
+    }
 }
 
 /// An adjacency of every kind.
@@ -81,7 +84,9 @@ fn what_quotes_our_packet_is_taken_whatever_is_quoted_beyond_eight_bytes() {
         }
         let narrow = if outer.source.is_ipv4() { read_v4 } else { read_v6 };
         let message = said(&outer, 1400, 1500, &rest);
-        assert_eq!(narrow(&message, &known).map(|narrow| narrow.remote), Some(outer.destination));
+        assert!(
+            matches!(narrow(&message, &known), Some(Said::Narrow(said)) if said.remote == outer.destination)
+        );
         assert_eq!(read(&said(&outer, 1400, 1500, &rest[..7]), &known), None, "too little");
     }
 }
@@ -107,17 +112,20 @@ fn what_quotes_no_packet_of_ours_is_not_taken() {
 }
 
 #[test]
-fn what_is_not_about_size_is_not_taken() {
+fn what_is_not_about_a_path_is_not_taken() {
     let (v4, v6) = (outer(false), outer(true));
     let known = known(&[v4, v6]);
     for kind in 0..=255 {
         for code in 0..=16 {
             let mut message = said(&v4, 1400, 1500, &sent(&v4));
             message[..2].copy_from_slice(&[kind, code]);
-            assert_eq!(read_v4(&with_checksum(message), &known).is_some(), (kind, code) == (3, 4));
+            assert_eq!(
+                read_v4(&with_checksum(message), &known).is_some(),
+                kind == 3 && [0, 1, 4].contains(&code)
+            );
             let mut message = said(&v6, 1400, 1500, &sent(&v6));
             message[..2].copy_from_slice(&[kind, code]);
-            assert_eq!(read_v6(&message, &known).is_some(), (kind, code) == (2, 0));
+            assert_eq!(read_v6(&message, &known).is_some(), [(2, 0), (1, 0), (1, 3)].contains(&(kind, code)));
         }
     }
     let mut damaged = said(&v4, 1400, 1500, &sent(&v4));
@@ -187,5 +195,30 @@ proptest! {
             known.is_peer(remote, local);
             read_v4(&with_checksum(bytes), &known);
         }
+    }
+}
+
+#[test]
+fn routers_that_have_no_way() {
+    for outer in kinds() {
+        let (known, v6) = (known(&[outer]), outer.destination.is_ipv6());
+        let kind = if v6 { 1 } else { 3 };
+        let says = |code: u8, total: u16| {
+            let mut message = said(&outer, 0, total, &sent(&outer));
+            message[..2].copy_from_slice(&[kind, code]);
+            let message = with_checksum(message);
+            if v6 { read_v6(&message, &known) } else { read_v4(&message, &known) }
+        };
+        let no_way = Some(Said::NoWay { remote: outer.destination });
+        // Whatever the packet's length.
+        assert_eq!([says(0, 100), says(0, 1500)], [no_way, no_way]);
+        assert_eq!([says(if v6 { 3 } else { 1 }, 100), says(if v6 { 1 } else { 2 }, 100)], [no_way, None]);
+        // Another's packet.
+        let other = Outer { key: Key::Plain(0x7777), ..outer };
+        let mut message = said(&other, 0, 100, &sent(&other));
+        message[..2].copy_from_slice(&[kind, 0]);
+        let message = with_checksum(message);
+        let read = if v6 { read_v6(&message, &known) } else { read_v4(&message, &known) };
+        assert_eq!(read, None);
     }
 }

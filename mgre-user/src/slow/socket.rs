@@ -16,6 +16,8 @@ const SOL_RAW: c_int = 255;
 const ICMPV6_FILTER: c_int = 1;
 const DESTINATION_UNREACHABLE: u32 = 3;
 const PACKET_TOO_BIG: u32 = 2;
+/// The ICMPv6 type for a packet that could not be delivered.
+const ICMPV6_UNREACHABLE: u32 = 1;
 /// `IP_PMTUDISC_INTERFACE`, for IPv6 the same: what others say of paths is not taken, by ourselves
 /// or by the kernel on our behalf.
 const PMTUDISC_INTERFACE: c_int = 4;
@@ -142,7 +144,9 @@ pub(super) fn errors(v6: bool) -> io::Result<Socket> {
         let socket = open(Domain::IPV6, Type::RAW, IpProtocol::ICMPV6.0.into())?;
         // Bits that are set are kept out.
         let mut filter = [u32::MAX; 8];
-        filter[(PACKET_TOO_BIG / 32) as usize] &= !(1 << (PACKET_TOO_BIG % 32));
+        for kind in [PACKET_TOO_BIG, ICMPV6_UNREACHABLE] {
+            filter[(kind / 32) as usize] &= !(1 << (kind % 32));
+        }
         set(&socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)?;
         return Ok(socket);
     }
@@ -173,6 +177,17 @@ pub(super) fn frames(ifindex: u32) -> io::Result<Socket> {
     let socket = open(Domain::PACKET, Type::RAW, 0)?;
     socket.bind(&link_address(ifindex, 0)?)?;
     Ok(socket)
+}
+
+/// A socket to send frames out of any interface with. It receives nothing. To close one waits for a grace period of the
+/// kernel.
+pub(super) fn any_frames() -> io::Result<Socket> {
+    open(Domain::PACKET, Type::RAW, 0)
+}
+
+/// Sends a frame out of an interface.
+pub(super) fn send_frame(socket: &Socket, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    socket.send_to(frame, &link_address(ifindex, 0)?).map(drop)
 }
 
 /// A socket for frames that an interface receives and that have no mark.

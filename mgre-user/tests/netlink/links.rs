@@ -54,10 +54,10 @@ fn links_and_addresses() {
         netlink.add_address(b.index, six, 64).await.unwrap();
         let all = netlink.addresses().await.unwrap();
         for expected in [
-            Address { ifindex: a.index, address: address("192.0.2.1"), prefix_len: 24 },
-            Address { ifindex: b.index, address: four, prefix_len: 24 },
-            Address { ifindex: b.index, address: six, prefix_len: 64 },
-            Address { ifindex: lo.index, address: address("127.0.0.1"), prefix_len: 8 },
+            Address { ifindex: a.index, address: address("192.0.2.1"), prefix_len: 24, duplicate: false },
+            Address { ifindex: b.index, address: four, prefix_len: 24, duplicate: false },
+            Address { ifindex: b.index, address: six, prefix_len: 64, duplicate: false },
+            Address { ifindex: lo.index, address: address("127.0.0.1"), prefix_len: 8, duplicate: false },
         ] {
             assert!(all.contains(&expected), "{expected:?} in {all:?}");
         }
@@ -132,6 +132,34 @@ fn routes() {
         let foreign = netlink.route_to(address("192.0.2.9"), Some(address("192.0.2.8"))).await.unwrap_err();
         assert_eq!(foreign.to_string(), "192.0.2.8 is not an address of this host");
         assert_eq!(netlink.route_to(address("10.2.0.1"), Some(address("192.0.2.7"))).await.unwrap(), None);
+
+        // Rules for the source, of either IP version; many at once.
+        for (option, other, rest) in
+            [("", "192.0.2.7", "10.9.0.0/16"), ("-6 ", "2001:db8::7", "2001:db8:9::/48")]
+        {
+            let prefix = if option.is_empty() { 32 } else { 128 };
+            ip(&format!("addr replace {other}/{prefix} dev near"));
+            ip(&format!("{option}route add {rest} dev near table 100"));
+            ip(&format!("{option}rule add from {other} lookup 100"));
+        }
+        let ask = |destination: &str, source: Option<&str>, by| Lookup {
+            destination: address(destination),
+            source: source.map(address),
+            by,
+        };
+        let all = vec![
+            ask("10.9.0.1", None, None),
+            ask("10.9.0.1", Some("192.0.2.7"), None),
+            ask("10.9.0.1", Some("192.0.2.8"), None),
+            ask("2001:db8:9::1", Some("2001:db8::1"), None),
+            ask("2001:db8:9::1", Some("2001:db8::7"), None),
+            // By an interface, and by one that is gone.
+            ask("192.0.2.9", None, Some(near)),
+            ask("192.0.2.9", None, Some(9999)),
+        ];
+        let found = netlink.routes(all).await.unwrap();
+        let by: Vec<_> = found.iter().map(|route| route.map(|route| route.ifindex)).collect();
+        assert_eq!(by, [None, Some(near), None, None, Some(near), Some(near), None]);
     });
 }
 

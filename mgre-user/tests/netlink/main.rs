@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mgre_common::wire::MacAddr;
-use mgre_user::netlink::{Address, Change, Error, Link, Monitor, Netlink};
+use mgre_user::netlink::{Address, Change, Error, Link, Lookup, Monitor, Netlink};
 use nix::sched::{CloneFlags, unshare};
 
 const NEAR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);

@@ -111,3 +111,44 @@ fn what_others_provide_is_left_alone() {
         assert!(line.contains("proto static") && !line.contains("managed"), "{line}");
     });
 }
+
+#[test]
+fn kept_neighbours_take_nobodys_place() {
+    // One limit for all namespaces, which the first one alone shows.
+    let limit = std::fs::read_to_string("/proc/sys/net/ipv4/neigh/default/gc_thresh3");
+    let limit: usize = limit.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
+    // Some machines have a high one, and no need.
+    let count = limit.min(4096) + 300;
+    in_namespace(move || async move {
+        let _far = Far::new();
+        let netlink = Netlink::connect().unwrap();
+        let near = link(&netlink, "near").await.index;
+        // Those that are asked for are incomplete for a while, and take room in no other way.
+        set("ipv4/neigh/near/retrans_time_ms", "3000");
+        let ip_of = |number: usize| IpAddr::from([10, 0, (number / 250) as u8, (number % 250 + 1) as u8]);
+        let all: Vec<(u32, IpAddr)> = (0..count).map(|number| (near, ip_of(number))).collect();
+        let kept = netlink.keep_neighbors(all.clone()).await.unwrap();
+        let failed: Vec<_> = kept.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{} of {count}: {}", failed.len(), failed[0]);
+        // Somebody else's.
+        ip("neigh add 192.0.2.99 lladdr 02:00:00:00:00:63 dev near nud stale");
+        let table = netlink.neighbors().await.unwrap();
+        assert_eq!(all.iter().filter(|key| table.contains_key(*key)).count(), count);
+        // Released, they are ordinary ones.
+        let (first, others) = all.split_first().unwrap();
+        assert!(ip_neighbour(first.1).contains("extern_learn"), "{}", ip_neighbour(first.1));
+        netlink.release_neighbor(first.0, first.1).await.unwrap();
+        assert!(!ip_neighbour(first.1).contains("extern_learn"), "{}", ip_neighbour(first.1));
+        assert!(!ip_neighbour(first.1).contains("managed"), "{}", ip_neighbour(first.1));
+        assert!(ip_neighbour(others[0].1).contains("managed"));
+        // Many at once are gone, so that others have room.
+        assert!(netlink.release_neighbors(others.to_vec()).await.unwrap().is_empty());
+        let table = netlink.neighbors().await.unwrap();
+        assert_eq!(others.iter().filter(|key| table.contains_key(*key)).count(), 0);
+        // One that an older daemon marked is marked anew; another's mark is left alone.
+        ip("neigh add 192.0.2.50 dev near managed proto 109");
+        netlink.keep_neighbor(near, address("192.0.2.50")).await.unwrap();
+        let line = ip_neighbour(address("192.0.2.50"));
+        assert!(line.contains("managed") && line.contains("extern_learn"), "{line}");
+    });
+}

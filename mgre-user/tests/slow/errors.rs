@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use mgre_common::checksum::checksum;
 use mgre_common::template::{Encapsulation, Key, Outer};
 use mgre_user::slow::counters::Happening;
+use mgre_user::slow::quote::{Narrow, Said};
 use socket2::Type;
 
 use super::*;
@@ -44,9 +45,24 @@ fn a_router_is_believed_where_it_quotes_a_packet_of_ours() {
             router.send_to(&too_big(&other, 1300), &to.into()).unwrap();
             world.counted(Happening::IcmpIgnored, 1).await;
             router.send_to(&too_big(&outer, 1300), &to.into()).unwrap();
-            let narrow = tokio::time::timeout(Duration::from_secs(5), world.slow.narrow()).await.unwrap();
-            assert_eq!((narrow.remote, narrow.mtu), (outer.destination, 1300));
+            let said = tokio::time::timeout(Duration::from_secs(5), world.slow.said()).await.unwrap();
+            assert_eq!(said, Said::Narrow(Narrow { remote: outer.destination, mtu: 1300 }));
             assert_eq!(world.count(Happening::IcmpIgnored), 1);
+            // That there is no way, too, by way of a network; that there is no such protocol is another matter.
+            for (code, taken) in [(if v6 { 1 } else { 2 }, false), (0, true)] {
+                let mut message = too_big(&outer, 0);
+                message[..2].copy_from_slice(&[if v6 { 1 } else { 3 }, code]);
+                if !v6 {
+                    message[2..4].fill(0);
+                    let sum = checksum(&message);
+                    message[2..4].copy_from_slice(&sum.to_be_bytes());
+                }
+                router.send_to(&message, &to.into()).unwrap();
+                if taken {
+                    let said = tokio::time::timeout(Duration::from_secs(5), world.slow.said()).await.unwrap();
+                    assert_eq!(said, Said::NoWay { remote: outer.destination });
+                }
+            }
         });
     }
 }
@@ -59,7 +75,7 @@ fn the_kernel_takes_no_word_for_what_we_send() {
         let router = world.far.socket(Type::RAW, 1, STRANGERS[0], 0);
         let to = SocketAddr::new(address(OURS[0]), 0);
         router.send_to(&too_big(&outer, 1300), &to.into()).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), world.slow.narrow()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), world.slow.said()).await.unwrap();
         let shown = Command::new("ip").args(["route", "get", THEIRS[0]]).output().unwrap();
         let shown = String::from_utf8(shown.stdout).unwrap();
         assert!(!shown.contains("mtu"), "{shown}");
