@@ -29,6 +29,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod event;
 pub mod fdb;
+pub mod near;
 pub mod neighbor;
 pub mod reason;
 #[cfg(not(loom))]
@@ -60,7 +61,7 @@ pub mod call {
 pub mod map_name {
     /// Array: [`crate::table::PortSlot`]s.
     pub const PORT_SLOTS: &str = "mgre_port_slot";
-    /// Array of one: [`crate::table::NearMacs`].
+    /// Array of one: [`crate::near::NearMacs`].
     pub const NEAR_MACS: &str = "mgre_near_mac";
     /// Hash: ifindex to port id, of every port.
     pub const PORT_INDEX: &str = "mgre_port_idx";

@@ -12,7 +12,6 @@ use bytemuck::{Pod, Zeroable};
 use crate::cell::{AtomicU32, AtomicU64};
 
 use crate::target::Target;
-use crate::wire::MacAddr;
 
 /// The most ports in one instance.
 pub const MAX_PORTS: u32 = 1024;
@@ -47,46 +46,6 @@ pub struct Clock {
     /// The kernel's jiffies up to which the daemon answers for the next hops in the
     /// templates; it is renewed with `seconds`.
     pub lease: AtomicU64,
-}
-
-/// The MAC addresses of underlay interfaces whose packets XDP takes, in a map of one. A socket buffer says itself
-/// whether it was sent to its interface.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct NearMacs([AtomicU64; Self::SLOTS]);
-
-impl NearMacs {
-    const SLOTS: usize = 8;
-
-    /// Notes the address of an interface. Two whose indices differ by a multiple of eight share a place: XDP leaves the
-    /// packets of one of them to TC.
-    pub fn set(&self, ifindex: u32, mac: MacAddr) {
-        self.0[Self::slot(ifindex)].store(Self::word(ifindex, mac), Ordering::Relaxed);
-    }
-
-    /// Forgets that of an interface.
-    pub fn clear(&self, ifindex: u32) {
-        let slot = &self.0[Self::slot(ifindex)];
-        if slot.load(Ordering::Relaxed) >> 48 == (ifindex & 0xffff) as u64 {
-            slot.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether this is the address of an interface.
-    #[inline(always)]
-    pub fn is(&self, ifindex: u32, mac: MacAddr) -> bool {
-        self.0[Self::slot(ifindex)].load(Ordering::Relaxed) == Self::word(ifindex, mac)
-    }
-
-    #[inline(always)]
-    const fn slot(ifindex: u32) -> usize {
-        ifindex as usize % Self::SLOTS
-    }
-
-    #[inline(always)]
-    const fn word(ifindex: u32, MacAddr([a, b, c, d, e, f]): MacAddr) -> u64 {
-        u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) | (ifindex as u64) << 48
-    }
 }
 
 /// How long the lease on next hops is, in jiffies: 15 seconds where the kernel's clock
@@ -434,7 +393,6 @@ pub struct Adjacency {
 }
 
 const _: () = assert!(size_of::<Clock>() == 16);
-const _: () = assert!(size_of::<NearMacs>() == 64);
 const _: () = assert!(size_of::<Port>() == 16);
 const _: () = assert!(size_of::<PortSlot>() == 8);
 const _: () = assert!(size_of::<Segment>() == 16);

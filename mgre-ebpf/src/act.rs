@@ -11,6 +11,7 @@ use crate::decide::{self, Interface, Last, OutOf, Returned, Verdict};
 use crate::dress::Via;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, Whole};
 use crate::handoff::{Chain, Handoff, Next};
+use crate::superframe::is_mute;
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
 use crate::{flood, mss, neighbor, tunnel};
@@ -225,7 +226,11 @@ fn forward_plain<F: Replicate, T: Tables>(
 ) -> Option<Result<F::Action, DropReason>> {
     let bytes = inner_len(frame, out_of);
     match (to.kind(), out_of) {
-        (TargetKind::Port(_), Some(out_of)) if out_of.remarks() || out_of.clamps != 0 => None,
+        (TargetKind::Port(_), Some(out_of))
+            if out_of.remarks() || out_of.clamps != 0 || is_mute(frame, out_of.strip.outer_len) =>
+        {
+            None
+        }
         (TargetKind::Port(id), _) => Some(deliver(frame, tables, to, id, out_of, bytes)),
         (TargetKind::Adjacency(id), None) => {
             let Some(adjacency) = tables.adjacency(id) else { return Some(Err(DropReason::Internal)) };
@@ -277,6 +282,14 @@ fn forward<F: Replicate, T: Tables>(
         TargetKind::Port(id) => {
             let egress = way_to_port(frame, tables, id, bytes)?;
             if let Some(out_of) = out_of {
+                if is_mute(frame, out_of.strip.outer_len) {
+                    return tunnel::to_be_finished(
+                        frame,
+                        tables,
+                        Journey { source, to, bytes },
+                        Some(out_of),
+                    );
+                }
                 frame.undress(out_of)?;
                 if out_of.clamps != 0
                     && let TargetKind::Adjacency(id) = source.kind()

@@ -20,9 +20,7 @@ use crate::dress::{Dressing, Outside, Via};
 use crate::frame::{Egress, Replicate, Side, Step, Strip};
 use crate::handoff::Handoff;
 use crate::stamp::Traits;
-use crate::superframe::{
-    inner_wire_len, is_cut_before_copies, is_cut_on_the_way, shed_jumbo_header, wire_len,
-};
+use crate::superframe::{inner_wire_len, is_cut_before_copies, is_cut_on_the_way, wire_len};
 use crate::tables::Tables;
 use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
 
@@ -157,7 +155,6 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
         match out_of {
             None => {
                 self.wrapped = tunnels;
-                shed_jumbo_header(self.frame);
                 if is_cut_before_copies(self.frame) {
                     self.state = state::CUT_FIRST;
                 }

@@ -80,7 +80,9 @@ pub fn packet_id<T: Tables>(tables: &T, template: &Template, to: Target, segment
         return 0;
     }
     let TargetKind::Adjacency(id) = to.kind() else { return 0 };
-    tables.sequence(id).map_or(0, |sequence| tables.next_ids(sequence, segments))
+    // A peer has them in every segment, and packets of all are put together by the same addresses.
+    let first = (id as u16).wrapping_mul(0x9e37);
+    tables.sequence(id).map_or(0, |sequence| tables.next_ids(sequence, segments).wrapping_add(first))
 }
 
 /// The first packet has number 0 (RFC 2890 2.2).

@@ -81,7 +81,10 @@ pub fn inner_wire_len<F: Frame>(frame: &F, strip: Strip) -> u32 {
 pub fn segments<F: Frame>(frame: &F) -> u16 {
     match frame.segment_size() {
         0 => 1,
-        size => (frame.len() / size) as u16 + 1,
+        size => {
+            let segments = frame.len() / size + 1;
+            if segments < u16::MAX as u32 { segments as u16 } else { u16::MAX }
+        }
     }
 }
 
@@ -114,7 +117,21 @@ fn headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     inner.l3 + ip_len + transport_len
 }
 
-/// Takes out the header in which kernels up to 6.x note the length of IPv6 superframes over 64 KiB (BIG TCP), as they do
+/// Whether a superframe that comes out of a tunnel is one of IPv6 whose length nothing in it tells, as [`shed_jumbo_header`]
+/// leaves it: hosts would take it for an empty packet. It is cut before they get it.
+#[inline(always)]
+pub fn is_mute<F: Frame>(frame: &F, outer_len: u32) -> bool {
+    const LENGTH_AT: usize = 4;
+    if frame.segment_size() == 0 || frame.len() <= IPV6_MAX_PAYLOAD {
+        return false;
+    }
+    let Some(inner) = Inner::read(frame, outer_len) else { return false };
+    inner.version.is_v6()
+        && frame.read_behind::<u16>(outer_len, inner.l3 as usize + LENGTH_AT) == Some(0)
+        && inner.protocol(frame, outer_len) != IpProtocol::HOP_BY_HOP
+}
+
+/// Takes out the header in which kernels note the length of IPv6 superframes over 64 KiB (BIG TCP), as they do
 /// when they cut one. With a tunnel around it they would not find it, and it would be in each segment.
 ///
 /// Where that cannot be done nothing is, and the frame is one that must be cut first.

@@ -283,7 +283,7 @@ pub(crate) fn copy_egress<F: Frame, T: Tables>(
 
 /// Hands a frame to the slow interface, from where it comes back for its target.
 #[inline(always)]
-fn to_be_finished<F: Replicate, T: Tables>(
+pub(crate) fn to_be_finished<F: Replicate, T: Tables>(
     frame: &mut F,
     tables: &T,
     journey: Journey,
@@ -293,7 +293,7 @@ fn to_be_finished<F: Replicate, T: Tables>(
     if let Some(out_of) = out_of {
         frame.undress(out_of)?;
     }
-    let hops = out_of.map_or(u8::MAX, |out_of| out_of.strip.hops - 1);
+    let hops = out_of.map_or(u8::MAX, |out_of| out_of.strip.hops.saturating_sub(1));
     frame.set_mark(Mark { target: journey.to, hops }.to_bits());
     frame.redirect(Egress::new(ifindex, Side::Out))
 }

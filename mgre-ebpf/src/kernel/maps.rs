@@ -17,12 +17,13 @@ use mgre_common::event::{
     TOO_BIG_INTERVAL_NS, TooBig, TooBigHead,
 };
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
+use mgre_common::near::NearMacs;
 use mgre_common::neighbor::{MAX_NEIGHBORS, NeighborEvent, NeighborKey, NeighborSlot, Protocol};
 use mgre_common::reason::{Direction, DropReason, REASON_SLOTS};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, NearMacs,
-    PORT_SLOTS, Port, PortSlot, Segment, Sequence, VlanKey,
+    Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
+    Port, PortSlot, Segment, Sequence, VlanKey,
 };
 use mgre_common::target::Target;
 use mgre_ebpf::frame::Whole;

@@ -252,7 +252,7 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     #[inline(always)]
     fn is_for_another(&self) -> bool {
         let (Some(macs), Some(to)) = (NEAR_MACS.get(0), self.read::<MacAddr>(0)) else { return true };
-        !macs.is(self.ifindex(), to)
+        !macs.contain(to)
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! What only superframes need.
 
+use core::sync::atomic::Ordering;
 use std::collections::HashSet;
 
 use etherparse::{Ipv4Header, Ipv6Header};
@@ -9,7 +10,7 @@ use mgre_common::template::DontFragment;
 use crate::act;
 use crate::frame::{Egress, Side};
 use crate::host::frame::{Failures, HostAction, HostFrame};
-use crate::host::packet::{change_ip, tcp_v4, tcp_v6, udp_v6};
+use crate::host::packet::{Outer, change_ip, tcp_v4, tcp_v6, udp_v6};
 use crate::host::tables::MemoryTables;
 use crate::host::world::{Entry, LOCAL, NEAR_MAC, PEER_A, PeerSpec, PortSpec, SLOW, World, station};
 
@@ -48,8 +49,8 @@ fn refused_and_cut(bytes: &[u8]) {
 fn the_length_of_a_jumbogram_stays_behind() {
     let tables = tables();
     for payload in [60_000, 150_000] {
-        for to in [station(3), station(99)] {
-            let plain = tcp_v6(to, station(1), payload);
+        {
+            let plain = tcp_v6(station(3), station(1), payload);
             let mut noted = plain.clone();
             noted.splice(54..54, [6, 0, 0xc2, 4, 0, 2, 0x49, 0xf0]);
             noted[14 + 6] = 0;
@@ -67,6 +68,27 @@ fn the_length_of_a_jumbogram_stays_behind() {
             assert_eq!((ip.next_header.0, ip.payload_length), (6, 0));
             assert_eq!(transport, &plain[54..]);
         }
+    }
+}
+
+/// Hosts would take it for an empty packet: they get it in segments.
+#[test]
+fn a_jumbogram_without_its_length_is_cut_when_it_arrives() {
+    let tables = tables();
+    tables.clock.slow_ifindex.store(SLOW, Ordering::Relaxed);
+    for (length, slow) in [(0_u16, true), (60_000, false)] {
+        let mut inner = tcp_v6(station(1), station(3), 150_000);
+        inner[14 + 4..14 + 6].copy_from_slice(&length.to_be_bytes());
+        let mut packet = Outer::from_peer(PEER_A, Some(7)).wrap(&tcp_v4(station(1), station(3), 0));
+        let header = packet.len() - 54;
+        packet.splice(header.., inner.clone());
+        let packet = change_ip(&packet, |_| ());
+        let mut superframe = HostFrame::new(packet).with_segment_size(1388);
+        act::process_underlay(&mut superframe, &tables);
+        let (egress, bytes) = &superframe.sent[0];
+        assert_eq!((egress.ifindex == SLOW, bytes), (slow, &inner), "length {length}");
+        let target = Mark::from_bits(superframe.mark).target;
+        assert_eq!(target, if slow { Target::port(0) } else { Target::NONE });
     }
 }
 

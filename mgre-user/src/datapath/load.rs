@@ -12,11 +12,11 @@ use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic
 use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
+use mgre_common::near::NearMacs;
 use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::storm::Storm;
 use mgre_common::table::{
-    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, NearMacs, Port, PortSlot, Segment,
-    Sequence, VlanKey,
+    Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
 
 use super::calls;

@@ -25,8 +25,8 @@ use aya::maps::MapError;
 use mgre_common::counters::row_of;
 use mgre_common::endpoint::Owner;
 use mgre_common::table::{
-    Adjacency, FloodList, Indexed, NearMacs, PORT_BY_VLAN, PortSlot, VlanKey, adjacency_flag, port_flag,
-    segment_flag, template_option,
+    Adjacency, FloodList, Indexed, PORT_BY_VLAN, PortSlot, VlanKey, adjacency_flag, port_flag, segment_flag,
+    template_option,
 };
 use mgre_common::target::{Target, TargetKind};
 
@@ -125,8 +125,9 @@ impl Datapath {
                 self.attachments.attach(&mut self.programs, *ifindex, *hook, attachment)?;
             }
             Op::SetSlow(ifindex) => self.set_slow(*ifindex),
-            Op::SetNearMac(ifindex, mac) => self.near_macs().set(*ifindex, *mac),
-            Op::ClearNearMac(ifindex) => self.near_macs().clear(*ifindex),
+            Op::SetNearMacs(macs) => {
+                self.tables.near_macs.get(0).context("no place for addresses")?.set(macs.iter().copied())
+            }
             Op::AddDevice(ifindex) => self.tables.devices.insert(*ifindex, *ifindex, None, 0)?,
             // An interface that is gone took its entry with it.
             Op::RemoveDevice(ifindex) => self.tables.devices.remove(*ifindex).or_else(not_there)?,
@@ -185,10 +186,6 @@ impl Datapath {
             removed.extend(self.fdb.remove_where(|entry| entry.target == target));
         }
         self.counters().clear(target);
-    }
-
-    fn near_macs(&self) -> &NearMacs {
-        self.tables.near_macs.get(0).expect("the map has one")
     }
 
     /// A pair without programs would lose what it is given.

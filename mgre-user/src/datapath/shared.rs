@@ -19,7 +19,7 @@ pub unsafe trait Shared {}
 // SAFETY: all fields are atomics.
 unsafe impl Shared for mgre_common::table::Clock {}
 // SAFETY: all fields are atomics.
-unsafe impl Shared for mgre_common::table::NearMacs {}
+unsafe impl Shared for mgre_common::near::NearMacs {}
 // SAFETY: as above.
 unsafe impl Shared for mgre_common::table::Port {}
 // SAFETY: all fields are atomics.

@@ -115,7 +115,7 @@ impl Compiled {
         let Frame { attachments, hooks, devices, ports, mut port_lists, .. } = frame;
         let early =
             attachments.keys().filter(|(_, hook)| *hook == Hook::XdpUnderlay).map(|(ifindex, _)| *ifindex);
-        let mac = |ifindex: u32| Some((ifindex, self.observed.links.get(&ifindex)?.mac?));
+        let mac = |ifindex: u32| self.observed.links.get(&ifindex)?.mac;
         self.plan.near_macs = early.filter_map(mac).collect();
         self.hooks = hooks;
         self.plan.attachments = attachments;

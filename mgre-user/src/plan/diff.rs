@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use std::collections::BTreeSet;
+
 use mgre_common::endpoint::EndpointKey;
 use mgre_common::fdb::FdbKey;
 use mgre_common::wire::MacAddr;
@@ -33,10 +35,8 @@ pub enum Op {
     },
     /// Give what the datapath cannot do out of an interface; nowhere if zero.
     SetSlow(u32),
-    /// Note the address of an underlay interface for XDP.
-    SetNearMac(u32, MacAddr),
-    /// Forget that of one.
-    ClearNearMac(u32),
+    /// Note the addresses of underlay interfaces for XDP.
+    SetNearMacs(BTreeSet<MacAddr>),
     /// Let XDP redirect to an interface.
     AddDevice(u32),
     /// Let it no more.
@@ -95,10 +95,9 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     let (port_index, vlan_ports) = index_changes(old, new, &ports);
     let (added_devices, removed_devices) = devices(old, new);
 
-    let gone = |ifindex: &&u32| !new.near_macs.contains_key(ifindex);
-    ops.extend(old.near_macs.keys().filter(gone).map(|ifindex| Op::ClearNearMac(*ifindex)));
-    let fresh = |(ifindex, mac): &(&u32, &MacAddr)| old.near_macs.get(ifindex) != Some(mac);
-    ops.extend(new.near_macs.iter().filter(fresh).map(|(ifindex, mac)| Op::SetNearMac(*ifindex, *mac)));
+    if old.near_macs != new.near_macs {
+        ops.push(Op::SetNearMacs(new.near_macs.clone()));
+    }
     ops.extend(added_devices.into_iter().map(Op::AddDevice));
     ops.extend(adjacencies.set.into_iter().map(|(id, record)| Op::SetAdjacency(*id, *record)));
     ops.extend(ports.set.into_iter().map(|(id, record)| Op::SetPort(*id, *record)));

@@ -273,7 +273,7 @@ pub struct Plan {
     /// The interface that the datapath gives what it cannot do; zero for none.
     pub slow: u32,
     /// The addresses of underlay interfaces at which XDP takes packets.
-    pub near_macs: BTreeMap<u32, MacAddr>,
+    pub near_macs: BTreeSet<MacAddr>,
     /// Interfaces that XDP may redirect to.
     pub devices: OrdSet<u32>,
     /// By port id.

@@ -225,8 +225,7 @@ impl Model {
         let Self { plan, port_index, vlan_ports } = self;
         match op {
             Op::SetSlow(ifindex) => plan.slow = ifindex,
-            Op::SetNearMac(ifindex, mac) => drop(plan.near_macs.insert(ifindex, mac)),
-            Op::ClearNearMac(ifindex) => drop(plan.near_macs.remove(&ifindex)),
+            Op::SetNearMacs(macs) => plan.near_macs = macs,
             Op::AddDevice(ifindex) => assert!(plan.devices.insert(ifindex).is_none()),
             Op::RemoveDevice(ifindex) => assert!(plan.devices.remove(&ifindex).is_some()),
             Op::Attach { ifindex, hook, attachment } => {
@@ -290,7 +289,7 @@ prop_compose! {
             plan.floods.insert(segment, FloodTargets::default());
         }
         if underlay {
-            plan.near_macs.insert(1, MacAddr([2, 0, 0, 0, 0, adjacencies.len() as u8]));
+            plan.near_macs.insert(MacAddr([2, 0, 0, 0, 0, adjacencies.len() as u8]));
             plan.attachments.insert((1, Hook::Underlay), Attachment { interface: "wan0".into(), xdp: None, optional: false });
         }
         if let Some(slow) = slow {

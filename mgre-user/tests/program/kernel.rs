@@ -161,7 +161,7 @@ impl Kernel {
         let capacity = Capacity { fdb_entries, adjacencies };
         let mut this = Self { loaded: load::load(object, capacity).unwrap() };
         load::renew_lease(&mut this.loaded.programs).unwrap();
-        this.loaded.tables.near_macs.get(0).unwrap().set(UNDERLAY, NEAR_MAC);
+        this.loaded.tables.near_macs.get(0).unwrap().set([NEAR_MAC]);
         world.install(&mut this);
         this
     }

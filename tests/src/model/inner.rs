@@ -153,6 +153,12 @@ impl Frame {
         self.is_superframe() && (stacked || self.segment_size == BY_BUFFERS || !simple)
     }
 
+    /// A superframe of IPv6 that tells its length nowhere.
+    pub(super) fn is_mute(&self) -> bool {
+        let ip = self.ip().filter(|ip| ip.v6 && self.is_superframe());
+        ip.is_some_and(|ip| word(&self.bytes, ip.at + 4) == Some(0) && ip.protocol(&self.bytes) != 0)
+    }
+
     /// The same of one that goes from tunnel to tunnel.
     pub(super) fn is_cut_on_the_way(&self) -> bool {
         self.segment_size == BY_BUFFERS

@@ -3,7 +3,7 @@
 use mgre_common::event::{LearnEvent, PROBE};
 use mgre_common::fdb::FdbKey;
 use mgre_common::reason::{Direction, DropReason};
-use mgre_common::target::{Target, TargetKind};
+use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::MacAddr;
 use mgre_ebpf::frame::{Egress, Side};
 use mgre_ebpf::host::cases::End;
@@ -232,6 +232,19 @@ impl<'a> Run<'a> {
         });
         match sent {
             Err(reason) => self.refuse(arrival.source, reason),
+            Ok(_)
+                if arrival.tunnel.is_some() && self.input.bytes.len() > 65_535 && arrival.frame.is_mute() =>
+            {
+                match network.slow {
+                    None => self.refuse(arrival.source, DropReason::Headroom),
+                    Some(slow) => {
+                        let hops = arrival.tunnel.map_or(0, |tunnel| tunnel.hops.saturating_sub(1));
+                        let mark = Mark { target: Target::port(id), hops }.to_bits();
+                        let bytes = arrival.delivered().on_the_wire();
+                        self.output(Egress::new(slow, Side::Out), bytes, mark, Free::NOTHING);
+                    }
+                }
+            }
             Ok((port, egress)) => {
                 let mut frame = arrival.delivered();
                 if let Some(Tunnel { peer, .. }) = arrival.tunnel.filter(|tunnel| tunnel.peer.clamps)

@@ -34,6 +34,8 @@ impl Skb {
     pub(super) fn strip_headers(&self, strip: Strip) -> Result<(), DropReason> {
         let mut inner = Ethernet::read_behind(self, strip.outer_len).ok_or(DropReason::Malformed)?;
         let tag = self.inner_tag(strip, &inner);
+        // It may be passed off as another packet then.
+        let tunnel = self.tunnel_flag();
         self.fit(strip, inner.ethertype())?;
         let mut outer_len = strip.outer_len;
         let mut payload_len = strip.inner_len - ETHERNET_LEN as u32;
@@ -49,8 +51,7 @@ impl Skb {
             EtherType::IPV6 if payload_len >= 40 => DECAP_L3_IPV6,
             _ => 0,
         };
-        let flags = (inside | self.tunnel_flag()) & u64::from(config().strip_flags)
-            | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        let flags = (inside | tunnel) & u64::from(config().strip_flags) | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
         self.adjust_room(-(outer_len as i32), flags)?;
         self.write_ethernet(0, inner)?;
         // Kernels before 6.2 were not told what was inside, and would cut a GSO packet by what was outside.

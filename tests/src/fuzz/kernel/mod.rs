@@ -185,7 +185,7 @@ impl Kernel {
         sched_setaffinity(Pid::from_raw(0), &set)?;
         make_interfaces()?;
         let mut bench = Bench::load()?;
-        bench.loaded.tables.near_macs.get(0).context("a map of one")?.set(UNDERLAY, NEAR_MAC);
+        bench.loaded.tables.near_macs.get(0).context("a map of one")?.set([NEAR_MAC]);
         for interface in interfaces() {
             bench.loaded.tables.devices.insert(interface, interface, None, 0)?;
             // A test run wants an interface that is ready for XDP.
