@@ -92,13 +92,13 @@ type Lookup = MaybeUninit<EndpointWords>;
 /// The address that a packet is for, and whose it is or what else it is.
 type Judged = ([u32; 4], Result<Packet, Outer>);
 
-/// Of a packet whose address does not matter.
 /// Whether a tag names no VLAN.
 #[inline(always)]
 const fn is_priority_tag((protocol, control): (EtherType, u16)) -> bool {
     protocol.to_word() == EtherType::VLAN.to_word() && control & VLAN_ID == 0
 }
 
+/// Of a packet whose address does not matter.
 const FOREIGN: Judged = ([0; 4], Err(Outer::Foreign));
 
 /// Parses the outer headers.

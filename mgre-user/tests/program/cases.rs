@@ -262,7 +262,7 @@ struct Numbers {
     flooded: Vec<SegmentTraffic>,
 }
 
-/// What a test run shows of what must come of a case, on a kernel that can be told what is inside a tunnel or not.
+/// What a test run shows of what must come of a case.
 fn as_in_a_test_run(case: &Case) -> Expected {
     let mut expected = case.expected.clone();
     if expected.end != End::Sent {
