@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use mgre_tests::{
     daemon::{Daemon, Options},
     http,
+    lone::Lone,
     skip::skipped,
     topology::{Layout, SEGMENT, Spokes, Underlay},
     traffic, wait,
@@ -103,6 +104,28 @@ fn a_hangup_reads_the_configuration_again() -> Result<()> {
     hang_up(&two.daemon)?;
     wait::until("it says so", wait::SOON, || Ok(two.daemon.log().contains("SIGHUP: no configuration")))?;
     assert!(traffic::reaches(&two.host, &one.host_ip())?);
+    Ok(())
+}
+
+#[test]
+fn an_empty_configuration_at_the_start_leaves_what_is_saved() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("mgre.toml");
+    fs::write(&config, "")?;
+    let options = Options { config: Some(config.clone()), ..Options::default() };
+    let (mut lone, ()) = Lone::prepared(options, |_| Ok(()))?;
+    // Where there is nothing, an empty document takes nothing away.
+    lone.daemon.mgre(&["apply", &config.to_string_lossy()])?;
+    lone.set_up()?;
+    let before = lone.daemon.mgre(&["export"])?;
+    assert!(before.contains("wan0"), "{before}");
+    lone.daemon.stop()?;
+    lone.daemon.start_again()?;
+    assert_eq!(lone.daemon.mgre(&["export"])?, before);
+    assert!(lone.daemon.log().contains("what is saved stays in force"), "{}", lone.daemon.log());
     Ok(())
 }
 

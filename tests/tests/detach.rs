@@ -79,6 +79,7 @@ fn without_a_daemon_detach_removes_what_it_left(tc: Tc) -> Result<()> {
     let outcome = one.daemon.outcome(&["detach"])?;
     assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
     assert!(outcome.stderr.contains("not running"), "{outcome:?}");
+    assert!(state.join("default.detached.json").exists(), "the only copy");
     one.daemon.start_again()?;
     assert_eq!(one.daemon.mgre(&["export"])?, "");
     Ok(())
@@ -92,6 +93,44 @@ fn without_a_daemon_detach_removes_links() -> Result<()> {
 #[test]
 fn without_a_daemon_detach_removes_filters() -> Result<()> {
     without_a_daemon_detach_removes_what_it_left(Tc::Clsact)
+}
+
+#[test]
+fn a_detach_that_does_not_know_the_socket_leaves_a_daemon_alone() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lone = Lone::new(Options::default())?;
+    let elsewhere = tempfile::tempdir()?;
+    let mut command = std::process::Command::new(mgre_tests::daemon::program()?);
+    command.arg("--run-dir").arg(elsewhere.path()).arg("detach");
+    command.arg("--state-dir").arg(lone.daemon.path().join("state")).arg("--bpffs").arg(lone.daemon.bpffs());
+    let refused = mgre_tests::daemon::outcome(&mut command)?;
+    assert!(refused.code == Some(1) && refused.stderr.contains("--run-dir"), "{refused:?}");
+    assert_eq!(tcx::attached(&lone.netns, "wan0")?, 1);
+    lone.wait_up()
+}
+
+#[test]
+fn what_is_in_another_namespace_than_the_daemons_is_left_alone() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut lone = Lone::new(Options::default())?;
+    lone.daemon.mgre(&["port", "create", SEGMENT, "ov0"])?;
+    lone.daemon.kill()?;
+    // As if an inode of an earlier boot had been given out again.
+    let places = lone.daemon.path().join("run/default.places");
+    let mut noted: serde_json::Value = serde_json::from_slice(&fs::read(&places)?)?;
+    assert!(noted["boot_id"].is_string() && noted["cookie"].is_u64(), "{noted}");
+    noted["boot_id"] = "another".into();
+    fs::write(&places, noted.to_string())?;
+    let outcome = lone.daemon.outcome(&["detach"])?;
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(0), 1), "{outcome:?}");
+    assert!(outcome.stderr.contains("namespace is gone"), "{outcome:?}");
+    assert!(lone.netns.run(&["ip", "link", "show"])?.contains("ov0"));
+    assert!(lone.daemon.path().join("state/default.detached.json").exists() && !places.exists());
+    Ok(())
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn a_state_that_cannot_be_understood_is_left_as_it_is() -> Result<()> {
         (SNAPSHOT, vec![0; 4096], &[SNAPSHOT, "mend it, or move it away"]),
         (SNAPSHOT, vec![0xff; 4096], &[SNAPSHOT, "mend it, or move it away"]),
         (SNAPSHOT, b"{\"state\": []}".to_vec(), &[SNAPSHOT, "mend it, or move it away"]),
-        (SNAPSHOT, future, &[SNAPSHOT, "format version 91, this program reads 1"]),
+        (SNAPSHOT, future, &[SNAPSHOT, "format version 92, this program reads 1 to 2"]),
         (JOURNAL, damaged, &[JOURNAL, "line 1 is damaged"]),
     ];
     let start = |lone: &Lone, words: &[&str]| -> Result<()> {

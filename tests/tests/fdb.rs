@@ -1,16 +1,18 @@
 //! The forwarding database: what is learned, told, limited and forgotten.
 
-use std::{thread::sleep, time::Duration};
+use std::{fs, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::{self, Capture},
+    daemon::Daemon,
     metrics::Metrics,
     packet::{BROADCAST, Mac, UNKNOWN, mac_text, marked},
     skip::skipped,
     topology::{SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
+use serde_json::Value;
 
 #[test]
 fn entries_say_where_a_host_is() -> Result<()> {
@@ -192,12 +194,34 @@ fn a_new_segment_counts_from_zero() -> Result<()> {
         })?;
     }
     assert!(moves(SEGMENT)? >= 1.0);
+    let old = saved_id(&one.daemon, SEGMENT)?;
     for words in [&["port", "del", "lan0"][..], &["port", "del", "lan1"], &["segment", "del", SEGMENT]] {
         one.daemon.mgre(words)?;
     }
-    // Until its id may be given out again.
-    sleep(Duration::from_secs(5));
-    one.daemon.mgre(&["segment", "add", "fresh", "--key", "7"])?;
+    // Its id rests for a while. With another one there would be nothing to see.
+    wait::until("the id is given out again", wait::SOON, || {
+        one.daemon.mgre(&["segment", "add", "fresh", "--key", "7"])?;
+        let again = saved_id(&one.daemon, "fresh")? == old;
+        if !again {
+            one.daemon.mgre(&["segment", "del", "fresh"])?;
+            sleep(Duration::from_secs(1));
+        }
+        Ok(again)
+    })?;
     assert_eq!(moves("fresh")?, 0.0);
     Ok(())
+}
+
+/// The id that a segment has, or had last, by what is saved.
+fn saved_id(daemon: &Daemon, segment: &str) -> Result<u64> {
+    let state = daemon.path().join("state");
+    let snapshot: Value = serde_json::from_slice(&fs::read(state.join("default.json"))?)?;
+    let mut states = vec![snapshot["state"].clone()];
+    for line in fs::read_to_string(state.join("default.journal")).unwrap_or_default().lines() {
+        let json = line.splitn(3, ' ').nth(2).context("a line of another form")?;
+        let unit: Value = serde_json::from_str(json)?;
+        states.extend(unit["changes"].as_array().into_iter().flatten().map(|change| change["state"].clone()));
+    }
+    let id = states.iter().rev().find_map(|state| state["segments"][segment]["id"].as_u64());
+    id.context("no such segment was saved")
 }

@@ -115,6 +115,24 @@ fn an_interface_that_cannot_be_made_holds_up_nothing_else() -> Result<()> {
 }
 
 #[test]
+fn an_interface_with_another_alias_stays_the_ports() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = spokes()?;
+    let one = spokes.spoke_mut(1);
+    one.netns.ip("link set ov0 alias uplink")?;
+    // Once this is through, so is what came before it.
+    one.netns.ip("link set ov1 down")?;
+    wait::until("it is noticed", wait::SOON, || Ok(port(one, "ov1")?["state"] == "down"))?;
+    assert_eq!(port(one, "ov0")?["state"], "up");
+    assert_eq!(tcx::attached(&one.netns, "ov0")?, 1);
+    one.daemon.mgre(&["port", "del", "ov0"])?;
+    assert!(link(&one.netns, "ov0").is_err(), "it was made, and is deleted with its port");
+    Ok(())
+}
+
+#[test]
 fn what_is_applied_to_an_interface_of_the_host_is_done() -> Result<()> {
     if skipped() {
         return Ok(());

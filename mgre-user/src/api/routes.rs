@@ -379,7 +379,8 @@ async fn apply(
         json::<Document>(&bytes)?
     };
     document.check().map_err(|error| Problem::invalid(error.to_string()))?;
-    let refused = document.is_empty() && !allow_empty;
+    // Where there is nothing, nothing is removed.
+    let refused = document.is_empty() && !allow_empty && !app.engine.config().await?.is_empty();
     let why = || format!("the document is empty: {REMOVE_ALL}");
     if refused && !dry_run {
         return Err(Problem::conflict(why()));

@@ -23,6 +23,14 @@ pub enum SocketError {
         /// The other daemon's process, if it says.
         pid: Option<u32>,
     },
+    /// Another daemon has the instance, and another directory for its socket.
+    #[error("instance {instance:?} is already running with its state in {}: say where its socket is (--run-dir), or give this one another name or --state-dir", .state_dir.display())]
+    StateInUse {
+        /// The instance.
+        instance: String,
+        /// Where its state is.
+        state_dir: PathBuf,
+    },
     /// Something that is no socket stands in the way.
     #[error("{} exists and is no socket; it is not ours to remove", .0.display())]
     Foreign(PathBuf),
@@ -55,6 +63,8 @@ pub fn socket_path(run_dir: &Path, instance: &str) -> PathBuf {
 #[derive(Debug)]
 pub struct InstanceLock {
     path: PathBuf,
+    /// Let go first: who has this lock may have that one.
+    _state: Option<StateLock>,
     /// Held until drop.
     _file: Flock<File>,
 }
@@ -89,12 +99,68 @@ impl InstanceLock {
                 continue;
             }
             write_pid(&mut file).map_err(failed("cannot write", &path))?;
-            return Ok(Self { path, _file: file });
+            return Ok(Self { path, _state: None, _file: file });
         }
     }
 }
 
+impl InstanceLock {
+    /// With another lock, for as long as this one.
+    pub fn with_state(mut self, state: Option<StateLock>) -> Self {
+        self._state = state;
+        self
+    }
+}
+
 impl Drop for InstanceLock {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// The lock on an instance's saved state. It holds for whoever names another directory for the socket, too.
+#[derive(Debug)]
+pub struct StateLock {
+    path: PathBuf,
+    /// Held until drop.
+    _file: Flock<File>,
+}
+
+impl StateLock {
+    /// Takes the lock, or fails at once. None where nothing can be written: frames are forwarded all the same.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn acquire(state_dir: &Path, instance: &str) -> Result<Option<Self>, SocketError> {
+        // Not the name of an instance's lock, should both directories be one.
+        let path = state_dir.join(format!(".{instance}.state-lock"));
+        loop {
+            // Not for writing, so that the file system can be made read-only meanwhile.
+            let mut options = OpenOptions::new();
+            options.read(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CREAT);
+            let file = match options.open(&path) {
+                Ok(file) => file,
+                Err(error) => {
+                    tracing::warn!("cannot lock {}: {error}", path.display());
+                    return Ok(None);
+                }
+            };
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    let (instance, state_dir) = (instance.to_owned(), state_dir.to_owned());
+                    return Err(SocketError::StateInUse { instance, state_dir });
+                }
+                Err((_, errno)) => return Err(failed("cannot lock", &path)(errno.into())),
+            };
+            if is_at(&file, &path) {
+                return Ok(Some(Self { path, _file: file }));
+            }
+        }
+    }
+}
+
+impl Drop for StateLock {
     fn drop(&mut self) {
         remove(&self.path);
     }
@@ -194,6 +260,21 @@ mod tests {
         assert_eq!(metadata.mode() & 0o777, SOCKET_MODE);
         drop((socket, other));
         assert_eq!(fs::read_dir(&run_dir).expect("lists").count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn a_state_has_one_daemon_wherever_its_socket_is() {
+        let (state, run) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let first = StateLock::acquire(state.path(), "a").expect("free");
+        let error = StateLock::acquire(state.path(), "a").expect_err("taken");
+        assert!(error.to_string().contains("--run-dir"), "{error}");
+        assert!(StateLock::acquire(state.path(), "b").expect("another instance").is_some());
+        let lock = InstanceLock::acquire(run.path(), "a").expect("free").with_state(first);
+        assert!(StateLock::acquire(state.path(), "a").is_err(), "held with the other lock");
+        drop(lock);
+        assert_eq!(fs::read_dir(state.path()).expect("lists").count(), 0, "nothing is left behind");
+        assert!(StateLock::acquire(state.path(), "a").expect("free again").is_some());
+        assert!(StateLock::acquire(&state.path().join("none"), "a").expect("goes without").is_none());
     }
 
     #[tokio::test]

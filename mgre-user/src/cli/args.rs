@@ -51,9 +51,14 @@ impl Args {
     pub fn read<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error> {
         let mut args = Self::try_parse_from(words)?;
         if let Noun::Peer(verb) = &mut args.noun
-            && let Err(what) = verb.settle()
+            && let Err((verb, what)) = verb.settle()
         {
-            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, what));
+            // From there, so that the usage is that command's.
+            let mut command = Self::command();
+            command.build();
+            let verb = command.find_subcommand_mut("peer").and_then(|peer| peer.find_subcommand_mut(verb));
+            let kind = ErrorKind::MissingRequiredArgument;
+            return Err(verb.map_or_else(|| clap::Error::raw(kind, what), |verb| verb.error(kind, what)));
         }
         Ok(args)
     }
@@ -61,7 +66,10 @@ impl Args {
 
 impl Peer {
     /// `--segment` takes all the words that follow it. Names that come after it are taken back.
-    fn settle(&mut self) -> Result<(), &'static str> {
+    ///
+    /// # Errors
+    /// The verb that lacks something, and what.
+    fn settle(&mut self) -> Result<(), (&'static str, &'static str)> {
         match self {
             Self::Add { name, remote, segments, .. } => {
                 if name.is_none() && segments.len() > 2 {
@@ -73,15 +81,16 @@ impl Peer {
                     *remote = if segments.len() > 1 { segments.pop_if(address) } else { None };
                 }
                 let whole = name.is_some() && remote.is_some();
-                whole
-                    .then_some(())
-                    .ok_or("a name or a remote is missing: mgre peer add NAME REMOTE --segment SEGMENT...")
+                whole.then_some(()).ok_or((
+                    "add",
+                    "a name or a remote is missing: mgre peer add NAME REMOTE --segment SEGMENT...",
+                ))
             }
             Self::Set { name, segments, .. } => {
                 if name.is_none() {
                     *name = segments.as_mut().filter(|segments| segments.len() > 1).and_then(Vec::pop);
                 }
-                name.is_some().then_some(()).ok_or("the name is missing: mgre peer set NAME ...")
+                name.is_some().then_some(()).ok_or(("set", "the name is missing: mgre peer set NAME ..."))
             }
             Self::Del { .. } | Self::Show => Ok(()),
         }

@@ -35,11 +35,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             let answer = runtime.block_on(ask(&client, json, command));
             match (answer, left) {
                 (Err(error), Some(left)) if is_not_running(&error) => {
-                    if daemon::clear(&left)? {
-                        Ok(())
-                    } else {
-                        Err(error)
-                    }
+                    log_warnings();
+                    if daemon::clear(&left)? { Ok(()) } else { Err(error) }
                 }
                 (answer, _) => answer,
             }
@@ -66,6 +63,17 @@ fn log() {
         .with_env_filter(filter)
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
+        .init();
+}
+
+/// What a command does without a daemon warns on stderr, for a person to read.
+fn log_warnings() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(io::stderr)
         .init();
 }
 
@@ -166,7 +174,9 @@ async fn apply(
     };
     let text = text.with_context(|| format!("cannot read {name}"))?;
     let document = Document::from_toml(&text).with_context(|| format!("{name}"))?;
-    let path = format!("/v1/apply?dry_run={dry_run}&allow_empty={allow_empty}");
+    // A daemon that does not know an option refuses it: only what is asked for.
+    let allow_empty = if allow_empty { "&allow_empty=true" } else { "" };
+    let path = format!("/v1/apply?dry_run={dry_run}{allow_empty}");
     let applied: Applied = client.send(Method::POST, &path, Some(&document)).await?;
     warn(&applied);
     if json {

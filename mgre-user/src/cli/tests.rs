@@ -303,3 +303,14 @@ fn bad_usage_is_refused() {
         assert_eq!(error.exit_code(), 2, "{line}");
     }
 }
+
+#[test]
+fn what_a_verb_lacks_is_told_with_its_own_usage() {
+    for (line, usage) in [
+        ("peer add b --segment lan", "mgre peer add [OPTIONS] <NAME> <REMOTE>"),
+        ("peer set --ttl 9", "mgre peer set [OPTIONS] <NAME>"),
+    ] {
+        let text = parse(line).expect_err(line).to_string();
+        assert!(text.contains("missing") && text.contains(usage), "{text}");
+    }
+}

@@ -1,26 +1,20 @@
 //! Takes off what a daemon left that runs no more: `mgre detach` without one.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, Result};
-use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Builder;
 
 use super::interfaces::alias;
+use super::namespace::Namespace;
 use super::slow::pair_alias;
-use super::store::Store;
+use super::store::{self, Store};
 use super::system;
-use crate::api::socket::{InstanceLock, socket_path};
+use crate::api::socket::{InstanceLock, StateLock, socket_path};
 use crate::datapath::attach;
 use crate::netlink::Netlink;
-
-/// The calling thread's network namespace, and where `ip netns` keeps others.
-const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
-const NAMESPACES: &str = "/run/netns";
 
 /// Whose traces to remove, and where they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +34,9 @@ pub struct Clear {
 pub(super) struct Places {
     state_dir: PathBuf,
     bpffs: PathBuf,
-    /// The inode of its network namespace.
-    namespace: u64,
+    /// Its network namespace.
+    #[serde(flatten)]
+    namespace: Namespace,
 }
 
 impl Places {
@@ -57,10 +52,10 @@ impl Places {
         let places = Self {
             state_dir: absolute(&options.state_dir)?,
             bpffs: absolute(&options.bpffs)?,
-            namespace: fs::metadata(OWN_NAMESPACE)?.ino(),
+            namespace: Namespace::own()?,
         };
         let path = Self::path(&options.run_dir, &options.instance);
-        fs::write(&path, serde_json::to_vec(&places)?)
+        store::replace(&path, &serde_json::to_vec(&places)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -93,10 +88,16 @@ pub fn clear(options: &Clear) -> Result<bool> {
     let state_dir =
         choose(&options.state_dir, places.as_ref().map(|places| &places.state_dir), super::STATE_DIR);
     let _lock = if run_dir.exists() { Some(InstanceLock::acquire(run_dir, instance)?) } else { None };
-    if let Some(places) = &places {
-        enter(places.namespace)?;
-    }
-    let mut found = attach::clear(instance, &bpffs.join("mgre"))?;
+    let _state_lock = if state_dir.is_dir() { StateLock::acquire(&state_dir, instance)? } else { None };
+    let there = places.as_ref().map_or(Ok(true), |places| places.namespace.enter())?;
+    let pins = bpffs.join("mgre");
+    let mut found = if there {
+        attach::clear(instance, &pins)?
+    } else {
+        // What is in the caller's namespace by the same name is somebody else's.
+        tracing::warn!("the daemon's network namespace is gone, and what was in it: only files are cleared");
+        attach::clear_pins(instance, &pins)?
+    };
     let mut promiscuous = Default::default();
     if state_dir.is_dir() {
         let mut store = Store::open(&state_dir, instance)?;
@@ -107,8 +108,10 @@ pub fn clear(options: &Clear) -> Result<bool> {
         }
         found |= store.put_aside()?;
     }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    found |= runtime.block_on(clear_interfaces(instance, &promiscuous))?;
+    if there {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        found |= runtime.block_on(clear_interfaces(instance, &promiscuous))?;
+    }
     Places::forget(run_dir, instance);
     // One that was killed leaves it.
     fs::remove_file(socket_path(run_dir, instance)).ok();
@@ -137,22 +140,4 @@ async fn clear_interfaces(instance: &str, promiscuous: &std::collections::BTreeS
         netlink.release_all_neighbors().await?;
     }
     Ok(found)
-}
-
-/// Enters the network namespace with this inode, unless it is gone, and what was in it.
-fn enter(namespace: u64) -> Result<()> {
-    if fs::metadata(OWN_NAMESPACE)?.ino() == namespace {
-        return Ok(());
-    }
-    let named = match fs::read_dir(NAMESPACES) {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {NAMESPACES}")),
-    };
-    let of_processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path().join("ns/net"));
-    let is = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.ino() == namespace);
-    let Some(path) = named.into_iter().chain(of_processes).find(is) else { return Ok(()) };
-    let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    setns(file, CloneFlags::CLONE_NEWNET)
-        .with_context(|| format!("cannot enter the daemon's network namespace, {}", path.display()))
 }

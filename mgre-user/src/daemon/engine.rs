@@ -21,6 +21,7 @@ use mgre_common::target::Target;
 use super::Options;
 use super::claims::Claims;
 use super::detours::Detours;
+use super::host::Unmade;
 use super::index::Index;
 use super::interfaces::alias;
 use super::kernel::Kernel;
@@ -116,8 +117,8 @@ pub(super) struct Engine {
     pub(super) slow: Slow,
     /// Why there is no pair of interfaces for that.
     pub(super) no_pair: Option<String>,
-    /// Interfaces of the host that could not be made, by name, and why.
-    pub(super) unmade: BTreeMap<String, String>,
+    /// Interfaces of the host that could not be made, by name.
+    pub(super) unmade: BTreeMap<String, Unmade>,
     /// What was told of underlays and ports.
     pub(super) told: Told,
     /// What routers said of paths.
@@ -224,6 +225,7 @@ impl Engine {
         // Zero is the time of what was never seen.
         self.datapath.set_clock(1);
         self.refresh(&Stale::links()).await?;
+        self.observed.take_up_made();
         self.restore_interfaces().await;
         self.refresh(&Stale::all()).await?;
         self.keep_pair().await;
@@ -439,6 +441,7 @@ impl Engine {
     pub(super) async fn refresh(&mut self, stale: &Stale) -> crate::netlink::Result<()> {
         let links = self.observed.links.clone();
         let result = self.observer.refresh(&self.state, &mut self.observed, stale, &self.compiled).await;
+        self.observed.forget_made(&links);
         self.follow_renames(&links);
         result
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::Hasher;
 use std::path::Path;
+use std::sync::Once;
 
 use imbl::ordmap::DiffItem;
 use mgre_common::wire::MacAddr;
@@ -19,8 +20,35 @@ use crate::netlink::{self, Link};
 const PEER_NAME: &str = "mgre%d";
 /// What says which machine this is: machine-id(5), and where it was before systemd.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
-/// An interface that cannot be made is tried again after so many seconds, should nothing happen before.
+/// An interface that cannot be made is tried again after so many seconds, twice as many each time, up to the most.
 const AGAIN_SECONDS: u32 = 5;
+const AGAIN_SECONDS_MOST: u32 = 60;
+
+/// An interface that could not be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unmade {
+    pub(super) why: String,
+    /// What was asked for.
+    host: HostInterface,
+    /// When it is tried again, and how long that is after the last time. What is made in part and deleted again is
+    /// news of interfaces itself, so that news do not make it tried earlier.
+    again: u32,
+    pause: u32,
+}
+
+impl Unmade {
+    fn new(why: String, host: &HostInterface, before: Option<&Self>, now: u32) -> Self {
+        let before = before.filter(|before| before.host == *host);
+        let pause = before
+            .map_or(AGAIN_SECONDS, |before| (before.pause * 2).clamp(AGAIN_SECONDS, AGAIN_SECONDS_MOST));
+        Self { why, host: host.clone(), again: now + pause, pause }
+    }
+
+    /// Whether it is too early to try the same again.
+    fn rests(&self, host: &HostInterface, now: u32) -> bool {
+        self.host == *host && now < self.again
+    }
+}
 
 impl Engine {
     /// Makes the interfaces that a state wants and the one before did not: all of them, or none.
@@ -53,14 +81,28 @@ impl Engine {
     /// cannot be made is named, tried again, and holds nothing else up. Says whether there are new ones.
     pub(super) async fn restore_interfaces(&mut self) -> bool {
         let state = self.state.clone();
+        let now = self.datapath.now();
         let (mut made, mut failed) = (false, BTreeMap::new());
         for (name, host, segment) in wanted(&state) {
+            let before = self.unmade.remove(name);
             let result = match self.observed.link(name) {
                 Some(link) if self.is_ours(link) => continue,
-                Some(_) => Err("there is another interface with its name: rename that one".to_owned()),
-                None => {
-                    self.create_interface(&state, name, host, segment).await.map_err(|problem| problem.detail)
+                Some(_) => {
+                    let why = "there is another interface with its name: rename that one".to_owned();
+                    if before.as_ref().is_none_or(|before| before.why != why) {
+                        tracing::warn!("cannot make {name}: {why}");
+                    }
+                    // Nothing was tried: once the name is free, it is.
+                    failed.insert(name.to_owned(), Unmade { why, host: host.clone(), again: now, pause: 0 });
+                    continue;
                 }
+                None => match before {
+                    Some(before) if before.rests(host, now) => {
+                        failed.insert(name.to_owned(), before);
+                        continue;
+                    }
+                    _ => self.create_interface(&state, name, host, segment).await,
+                },
             };
             match result {
                 Ok(_) if self.had_interface(name) => {
@@ -71,11 +113,11 @@ impl Engine {
                     tracing::info!("made {name}");
                     made = true;
                 }
-                Err(why) => {
-                    if self.unmade.get(name) != Some(&why) {
+                Err(Problem { detail: why, .. }) => {
+                    if before.as_ref().is_none_or(|before| before.why != why) {
                         tracing::warn!("cannot make {name}: {why}; trying again");
                     }
-                    failed.insert(name.to_owned(), why);
+                    failed.insert(name.to_owned(), Unmade::new(why, host, before.as_ref(), now));
                 }
             }
         }
@@ -90,14 +132,14 @@ impl Engine {
 
     /// Has interfaces that could not be made tried again, now and then.
     pub(super) fn restore_again(&mut self, now: u32) {
-        if !self.unmade.is_empty() && now.is_multiple_of(AGAIN_SECONDS) {
+        if self.unmade.values().any(|unmade| unmade.pause > 0 && unmade.again <= now) {
             self.stale.links = true;
             self.catch_up_soon();
         }
     }
 
     async fn create_interface(
-        &self,
+        &mut self,
         state: &State,
         name: &str,
         host: &HostInterface,
@@ -108,6 +150,7 @@ impl Engine {
         let mac = self.host_mac(name, host);
         let (link, _) =
             self.netlink.create_veth(name, PEER_NAME, mac, mtu, &self.alias()).await.map_err(kernel)?;
+        self.observed.made.insert(link.index);
         for cidr in &host.addresses {
             if let Err(error) = self.netlink.add_address(link.index, cidr.address, cidr.prefix).await {
                 self.delete_interfaces(&[link.index]).await;
@@ -122,7 +165,13 @@ impl Engine {
     fn host_mac(&self, name: &str, host: &HostInterface) -> Option<MacAddr> {
         host.mac.or_else(|| {
             let Some(machine) = machine_id() else {
-                tracing::warn!("no {}: {name} gets another MAC address each time", MACHINE_IDS[0]);
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "no machine id in {} (machine-id(5)): interfaces get other MAC addresses each time",
+                        MACHINE_IDS[0]
+                    );
+                });
                 return None;
             };
             let state = fs::canonicalize(&self.options.state_dir).ok();
@@ -200,7 +249,12 @@ fn wanted(state: &State) -> impl Iterator<Item = (&str, &HostInterface, &str)> {
 
 fn machine_id() -> Option<String> {
     let ids = MACHINE_IDS.iter().filter_map(|path| fs::read_to_string(path).ok());
-    ids.map(|id| id.trim().to_owned()).find(|id| !id.is_empty())
+    ids.map(|id| id.trim().to_owned()).find(|id| is_machine_id(id))
+}
+
+/// "uninitialized" is what images have there, and no machine's.
+fn is_machine_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// A station's MAC, locally administered, that is the same for the same four. The state's directory tells apart daemons
@@ -222,6 +276,30 @@ fn derived_mac(machine: &str, state_dir: &Path, instance: &str, name: &str) -> M
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_32_hex_digits_are_a_machines_id() {
+        assert!(is_machine_id("0123456789abcdef0123456789abcdef"));
+        for id in ["", "uninitialized", "0123456789abcdef", "0123456789abcdef0123456789abcdeg"] {
+            assert!(!is_machine_id(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_tried_less_and_less_often() {
+        let host = HostInterface::default();
+        let mut unmade = Unmade::new("no".into(), &host, None, 100);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            pauses.push(unmade.pause);
+            assert!(unmade.rests(&host, unmade.again - 1) && !unmade.rests(&host, unmade.again));
+            unmade = Unmade::new("no".into(), &host, Some(&unmade), unmade.again);
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 60, 60]);
+        let other = HostInterface { mac: Some(MacAddr([2, 0, 0, 0, 0, 1])), ..host };
+        assert!(!unmade.rests(&other, 0), "what is asked for anew is tried at once");
+        assert_eq!(Unmade::new("no".into(), &other, Some(&unmade), 0).pause, 5);
+    }
 
     #[test]
     fn a_derived_mac_is_a_stations_and_always_the_same() {

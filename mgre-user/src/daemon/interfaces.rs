@@ -11,9 +11,12 @@ use crate::netlink::Link;
 /// What is sent on Ethernet where nothing else was agreed on.
 const ETHERNET_MTU: u32 = 1500;
 
+/// What the marks of all instances begin with.
+const ALIAS_PREFIX: &str = "mgre:";
+
 /// The mark on interfaces that an instance made.
 pub(super) fn alias(instance: &str) -> String {
-    format!("mgre:{instance}")
+    format!("{ALIAS_PREFIX}{instance}")
 }
 
 impl Engine {
@@ -60,12 +63,17 @@ impl Engine {
         }
     }
 
-    /// What the other members of its bridge may send, for an interface that is enslaved to one. A bridge drops what is longer
-    /// than the MTU of the interface that it goes to, without a word; here the senders are told.
+    /// What the other members of its bridge may send, for an interface that is enslaved to one. A bridge drops what is
+    /// longer than the MTU of the interface that it goes to, without a word; here the senders are told. Interfaces that
+    /// were made like this one do not count: each would keep up what the other had once.
     fn bridge_mtu(&self, link: &Link) -> u32 {
         let members = |bridge: u32| {
             let others = self.observed.links.values().filter(move |other| other.controller == Some(bridge));
-            others.filter(|other| other.index != link.index).map(|other| other.mtu).max()
+            let made = |other: &Link| {
+                self.is_ours(other)
+                    || other.alias.as_ref().is_some_and(|alias| alias.starts_with(ALIAS_PREFIX))
+            };
+            others.filter(|other| other.index != link.index && !made(other)).map(|other| other.mtu).max()
         };
         let bridge = link.controller.filter(|index| {
             self.observed.links.get(index).is_some_and(|link| link.kind.as_deref() == Some("bridge"))

@@ -1,7 +1,7 @@
 //! The journal's form: units that are written in one go, one a line.
 //!
 //! ```text
-//! 1b851995 000001a4 {"version":1,"generation":3,"changes":[{"state":{"peers":{"b":{...}}}},...]}
+//! 1b851995 000001a4 {"version":2,"generation":3,"changes":[{"state":{"peers":{"b":{...}}}},...]}
 //! ```
 //!
 //! The first number is the CRC-32 of that of the line before and of the rest of the line, so that no line can be
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Saved;
 use crate::model::Record;
-use crate::model::state::STATE_VERSION;
+use crate::model::state::{STATE_VERSION, is_readable};
 
 /// Digits of a checksum, and of a length.
 const DIGITS: usize = 8;
@@ -114,7 +114,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Journal> {
         };
         let said = || format!("line {}", number + 1);
         let OwnedUnit { version, generation, changes } = serde_json::from_slice(json).with_context(said)?;
-        ensure!(version == STATE_VERSION, "line {} has format version {version}", number + 1);
+        ensure!(is_readable(version), "line {} has format version {version}", number + 1);
         ensure!(
             journal.generation.is_none_or(|before| before == generation),
             "line {} is of another journal",

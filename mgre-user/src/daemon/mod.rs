@@ -10,7 +10,7 @@
 //! - `slow`: the slow path's pair of interfaces, and what routers say of paths;
 //! - `states`: what underlays and ports are, and by which name;
 //! - `observe`, `names`: the picture of the kernel, and of DNS names; `losses`: notifications that did not come;
-//! - `clear`: what `detach` does without a daemon;
+//! - `clear`: what `detach` does without a daemon; `namespace`: in which network namespace that is;
 //! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
 
 mod attached;
@@ -30,6 +30,7 @@ mod listing;
 mod loops;
 mod losses;
 mod names;
+mod namespace;
 mod neighbors;
 mod numbers;
 mod observe;
@@ -156,6 +157,8 @@ pub async fn run(options: Options) -> Result<()> {
     let release = system::kernel_release()?;
     system::check_kernel(&release)?;
     let lock = socket::InstanceLock::acquire(&options.run_dir, &options.instance)?;
+    let mut store = Store::open(&options.state_dir, &options.instance)?;
+    let lock = lock.with_state(socket::StateLock::acquire(&options.state_dir, &options.instance)?);
     system::ensure_bpffs(&options.bpffs)?;
     Places::note(&options)?;
     let metrics = match options.metrics {
@@ -165,7 +168,6 @@ pub async fn run(options: Options) -> Result<()> {
         None => None,
     };
     let config = options.config.as_ref().map(|path| read_config(path)).transpose()?;
-    let mut store = Store::open(&options.state_dir, &options.instance)?;
     let saved = store.load()?;
     let highest = saved.state.adjacencies().map(|(id, ..)| id).max();
     if let Some(id) = highest.filter(|id| *id >= options.adjacencies) {
@@ -208,7 +210,16 @@ pub async fn run(options: Options) -> Result<()> {
     let monitor = engine.open_monitor()?;
     engine.start().await?;
     if let Some(document) = config {
-        report(engine.configure(Box::new(document)).await.context("the configuration cannot be applied")?);
+        if document.is_empty() && engine.has_state() {
+            tracing::warn!(
+                "the configuration (--config) is empty: what is saved stays in force; to remove everything, say so \
+                 (mgre apply --allow-empty FILE)"
+            );
+        } else {
+            report(
+                engine.configure(Box::new(document)).await.context("the configuration cannot be applied")?,
+            );
+        }
     }
 
     let socket = socket::Socket::bind(&options.run_dir, &options.instance, lock)?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Saved;
 use crate::model::State;
-use crate::model::state::STATE_VERSION;
+use crate::model::state::{OLDEST_STATE_VERSION, STATE_VERSION, is_readable};
 
 const HEAD: &str = "{\n  \"checksum\": \"";
 const TAIL: &str = "\",\n";
@@ -65,7 +65,10 @@ pub(super) fn parse(text: &[u8]) -> Result<(u64, Saved)> {
         state: Version,
     }
     let Outline { state: Version { version } } = serde_json::from_slice(text)?;
-    ensure!(version == STATE_VERSION, "it has format version {version}, this program reads {STATE_VERSION}");
+    ensure!(
+        is_readable(version),
+        "it has format version {version}, this program reads {OLDEST_STATE_VERSION} to {STATE_VERSION}"
+    );
     let OwnedSnapshot { checksum, generation, state, promiscuous } = serde_json::from_slice(text)?;
     ensure!(
         checksum.is_none() || is_whole(text),

@@ -79,8 +79,8 @@ impl Engine {
 
     pub(super) fn port_state(&self, name: &str, port: &Port) -> (PortState, Option<String>) {
         let interface = port.interface(name);
-        if let Some(why) = self.unmade.get(name) {
-            return (PortState::Missing, Some(format!("cannot be made: {why}")));
+        if let Some(unmade) = self.unmade.get(name) {
+            return (PortState::Missing, Some(format!("cannot be made: {}", unmade.why)));
         }
         let Some(link) = self.observed.link(interface) else {
             return (PortState::Missing, Some(format!("there is no interface named {interface}")));

@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nix::libc::{ELOOP, O_NOFOLLOW};
 use nix::unistd::{AccessFlags, access};
 
 use super::journal::{self, Entry};
@@ -76,7 +77,8 @@ impl Store {
         let path = directory.join(format!("{instance}.json"));
         let journal = directory.join(format!("{instance}.journal"));
         // Older versions let everybody read them.
-        for path in [&path, &journal] {
+        let aside = [path.with_extension("detached.json"), journal.with_extension("detached.journal")];
+        for path in [&path, &journal].into_iter().chain(&aside) {
             if fs::symlink_metadata(path)
                 .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o077 != 0)
                 && let Err(error) = fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
@@ -213,15 +215,12 @@ impl Store {
     /// # Errors
     /// As [`Store::retire`].
     pub(super) fn put_aside(&mut self) -> Result<bool> {
-        let mut moved: Vec<(&Path, PathBuf)> = Vec::new();
+        let (mut moved, mut stale): (Vec<(&Path, PathBuf)>, Vec<PathBuf>) = Default::default();
         for (path, aside) in [(&self.path, "detached.json"), (&self.journal, "detached.journal")] {
             let aside = path.with_extension(aside);
             match fs::rename(path, &aside) {
                 Ok(()) => moved.push((path, aside)),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // One of an earlier time does not belong to the other file.
-                    fs::remove_file(&aside).ok();
-                }
+                Err(error) if error.kind() == ErrorKind::NotFound => stale.push(aside),
                 Err(error) => {
                     for (path, aside) in moved {
                         fs::rename(aside, path).ok();
@@ -231,6 +230,12 @@ impl Store {
             }
         }
         let any = !moved.is_empty();
+        if any {
+            // One of an earlier time does not belong to the other file. With nothing moved, they are all there is.
+            for aside in stale {
+                fs::remove_file(aside).ok();
+            }
+        }
         (self.snapshot, self.end, self.last) = (None, End::default(), None);
         Ok(any)
     }
@@ -240,6 +245,8 @@ impl Store {
         let start = self.end.length;
         let file = match file_options().create(start == 0).open(&self.journal) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            // A link that leads elsewhere: a snapshot takes its place.
+            Err(error) if error.raw_os_error() == Some(ELOOP) => return Ok(false),
             other => other?,
         };
         if file.metadata()?.len() != start {
@@ -273,7 +280,7 @@ impl Store {
         let new = self.path.with_extension("json.new");
         let generation = self.generation + 1;
         let text = snapshot::text(generation, whole)?;
-        let written = write(&new, &text).and_then(|()| {
+        let written = write(&new, text.as_bytes()).and_then(|()| {
             fs::rename(&new, &self.path)?;
             self.sync_directory()
         });
@@ -315,19 +322,31 @@ fn mend(path: &Path) -> String {
 /// A file that is written where it is, by its owner alone.
 fn file_options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.write(true).mode(FILE_MODE);
+    options.write(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW);
     options
 }
 
-/// Writes a snapshot to the disk, to a file of its own.
-fn write(path: &Path, text: &str) -> io::Result<()> {
+/// Puts a file in the place of one that is there, for its owner alone.
+///
+/// # Errors
+/// It cannot be written; what was there is as it was.
+pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    write(&new, text)?;
+    fs::rename(&new, path)
+}
+
+/// Writes to the disk, to a file of its own.
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     // One that a daemon left which was killed, or a link that leads elsewhere.
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = file_options().create_new(true).open(path)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(text)?;
     file.sync_all()
 }
 

@@ -262,13 +262,13 @@ fn nobody_else_reads_what_is_saved() {
 }
 
 #[test]
-fn a_full_disk_changes_nothing() {
+fn a_journal_that_cannot_be_written_changes_nothing() {
     let (directory, mut store, first) = store();
-    symlink("/dev/full", journal(&directory)).expect("a link");
+    fs::create_dir(journal(&directory)).expect("stands in the way");
     let one = with_peer(&first, 1);
     let error = format!("{:#}", save(&mut store, &first, &one).expect_err("no room"));
     assert!(error.contains("cannot save"), "{error}");
-    fs::remove_file(journal(&directory)).expect("removed");
+    fs::remove_dir(journal(&directory)).expect("removed");
     assert_eq!(loaded(&directory).expect("loads"), first);
     save(&mut store, &first, &one).expect("saves");
     assert_eq!(loaded(&directory).expect("loads"), one);
@@ -296,6 +296,63 @@ fn what_was_saved_last_can_be_taken_back() {
     // Also if it went into a snapshot.
     store.snapshot(&two).expect("saves");
     store.amend(&[], &one).expect("amends");
+    assert_eq!(loaded(&directory).expect("loads"), one);
+}
+
+#[test]
+fn files_of_both_versions_are_read_and_of_no_newer_one() {
+    let versions = |from: u32, to: u32| {
+        let (directory, mut store, first) = store();
+        let one = with_peer(&first, 1);
+        save(&mut store, &first, &one).expect("saves");
+        store.close(&one).expect("a snapshot");
+        let path = directory.path().join("x.json");
+        let text = fs::read_to_string(&path).expect("there");
+        let (here, there) = (format!("\"version\": {from}"), format!("\"version\": {to}"));
+        assert!(text.contains(&here), "{text}");
+        // Without the checksum, as whoever mends it does.
+        let text: Vec<&str> = text.lines().filter(|line| !line.contains("\"checksum\"")).collect();
+        fs::write(&path, text.join("\n").replacen(&here, &there, 1)).expect("written");
+        let json =
+            serde_json::json!({"version": to, "changes": [entry(&one, &with_peer(&one, 2))]}).to_string();
+        let sum = crc32fast::hash(json.as_bytes());
+        let journal = journal::read(format!("{sum:08x} {json}\n").as_bytes());
+        (loaded(&directory).map(|saved| saved == one), journal.map(|journal| journal.entries.len()))
+    };
+    for version in [1, 2] {
+        let (snapshot, journal) = versions(2, version);
+        assert!(snapshot.expect("read") && journal.expect("read") == 1, "{version}");
+    }
+    let (snapshot, journal) = versions(2, 3);
+    assert!(
+        format!("{:#}", snapshot.expect_err("newer")).contains("format version 3, this program reads 1 to 2")
+    );
+    assert!(format!("{:#}", journal.expect_err("newer")).contains("format version 3"));
+}
+
+#[test]
+fn what_was_put_aside_stays_until_there_is_something_newer() {
+    let (directory, mut store, first) = store();
+    store.retire(&first).expect("retires");
+    let aside = |name: &str| directory.path().join(name);
+    assert!(!store.put_aside().expect("nothing to do"));
+    assert!(aside("x.detached.json").exists(), "the only copy");
+    fs::write(aside("x.detached.journal"), "of another").expect("written");
+    fs::write(aside("x.json"), "newer").expect("written");
+    assert!(store.put_aside().expect("puts aside"));
+    assert_eq!(fs::read(aside("x.detached.json")).expect("there"), b"newer");
+    assert!(!aside("x.detached.journal").exists(), "it goes with another snapshot");
+}
+
+#[test]
+fn a_journal_that_is_a_link_is_not_followed() {
+    let (directory, mut store, first) = store();
+    let one = with_peer(&first, 1);
+    let elsewhere = directory.path().join("elsewhere");
+    fs::write(&elsewhere, "").expect("written");
+    symlink(&elsewhere, directory.path().join("x.journal")).expect("linked");
+    save(&mut store, &first, &one).expect("saves");
+    assert_eq!(fs::read(&elsewhere).expect("there"), b"");
     assert_eq!(loaded(&directory).expect("loads"), one);
 }
 

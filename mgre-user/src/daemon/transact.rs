@@ -100,10 +100,15 @@ impl Engine {
         answer.await.map_err(|_| Problem::unavailable())?
     }
 
+    /// Whether anything is wanted.
+    pub(super) fn has_state(&self) -> bool {
+        self.state != State::default()
+    }
+
     /// Puts the daemon's configuration in force. What the host has not got yet is waited for, as after a start from the
     /// saved state: at boot, interfaces and addresses come when they come.
     pub(super) async fn configure(&mut self, document: Box<Document>) -> Result<Applied, Problem> {
-        if document.is_empty() && self.state != State::default() {
+        if document.is_empty() && self.has_state() {
             return Err(Problem::conflict(
                 "the configuration is empty: to remove everything, say so (mgre apply --allow-empty FILE)",
             ));

@@ -417,10 +417,7 @@ fn unpin(pin: &Path, ifindex: u32, hook: Hook) -> Result<Option<Ending>> {
 /// # Errors
 /// A pin, a filter or a directory cannot be removed.
 pub fn clear(instance: &str, base: &Path) -> Result<bool> {
-    let mut found = false;
-    for version in pins::entries(base)? {
-        found |= pins::remove_all(&version.join(instance).join("links"))?;
-    }
+    let mut found = clear_pins(instance, base)?;
     let mut clsact = Clsact::new(instance.to_owned(), base.join("qdiscs"))?;
     for filter in clsact.left_behind()? {
         found = true;
@@ -430,6 +427,18 @@ pub fn clear(instance: &str, base: &Path) -> Result<bool> {
     clsact.tidy_all()?;
     // Not if another instance has something there.
     fs::remove_dir(base).ok();
+    Ok(found)
+}
+
+/// Takes off links alone, which are wherever they were attached, and touches nothing in this network namespace.
+///
+/// # Errors
+/// A pin or a directory cannot be removed.
+pub fn clear_pins(instance: &str, base: &Path) -> Result<bool> {
+    let mut found = false;
+    for version in pins::entries(base)? {
+        found |= pins::remove_all(&version.join(instance).join("links"))?;
+    }
     Ok(found)
 }
 

@@ -15,7 +15,14 @@ use super::locals::Locals;
 use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
 
 /// Version of the state file's format.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
+/// The oldest one that is read: its snapshots may have no checksum, and its journals no chain of them.
+pub const OLDEST_STATE_VERSION: u32 = 1;
+
+/// Whether a saved state of this version is read.
+pub fn is_readable(version: u32) -> bool {
+    (OLDEST_STATE_VERSION..=STATE_VERSION).contains(&version)
+}
 
 /// Defaults of what an operator does not say.
 pub mod default {
@@ -70,7 +77,8 @@ struct Fields {
 impl From<Fields> for State {
     fn from(Fields { version, underlays, segments, ports, peers, fdb }: Fields) -> Self {
         let index = Index::new(&segments, &ports, &peers);
-        Self { version, underlays, segments, ports, peers, fdb, index }
+        // An older one is this version's once it is read.
+        Self { version: version.max(STATE_VERSION), underlays, segments, ports, peers, fdb, index }
     }
 }
 
@@ -251,7 +259,9 @@ pub enum StaticTarget {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// It was written by a program with another format.
-    #[error("the state has format version {0}, this program reads version {STATE_VERSION}")]
+    #[error(
+        "the state has format version {0}, this program reads versions {OLDEST_STATE_VERSION} to {STATE_VERSION}"
+    )]
     Version(u32),
     /// It is not the JSON of a state.
     #[error("the state is damaged: {0}")]
@@ -269,7 +279,7 @@ impl State {
             version: u32,
         }
         let Versioned { version } = serde_json::from_str(text)?;
-        if version != STATE_VERSION {
+        if !is_readable(version) {
             return Err(LoadError::Version(version));
         }
         Ok(serde_json::from_str(text)?)

@@ -177,11 +177,15 @@ impl Step {
                         up,
                         running: up,
                         ethernet: true,
-                        // Now and then somebody's else.
-                        alias: (last % 3 != 0).then(|| "mgre:x".to_owned()),
                         ..Link::default()
                     },
                 );
+                // Now and then somebody's else.
+                if last % 3 != 0 {
+                    observed.made.insert(index);
+                } else {
+                    observed.made.remove(&index);
+                }
             }
             Self::NoLink(index) => drop(observed.links.remove(&index)),
             Self::Features { index, bits } => {
@@ -213,13 +217,28 @@ impl Step {
     }
 }
 
+#[test]
+fn what_was_made_is_known_by_its_alias_at_the_start_alone() {
+    let link = |index, alias: &str| Link { index, alias: Some(alias.to_owned()), ..Link::default() };
+    let mut observed = Observed { mark: "mgre:x".to_owned(), ..Observed::default() };
+    observed.links.insert(1, link(1, "mgre:x"));
+    observed.links.insert(2, link(2, "uplink"));
+    observed.take_up_made();
+    let renamed = [link(1, "uplink"), link(2, "mgre:x")];
+    assert!(observed.is_made(&renamed[0]) && !observed.is_made(&renamed[1]));
+    let before = observed.links.clone();
+    observed.links.remove(&1);
+    observed.forget_made(&before);
+    assert!(!observed.is_made(&renamed[0]), "it is gone, and its index may be another's");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn incremental_is_as_from_nothing(steps in prop::collection::vec((step(), any::<bool>()), 1..60)) {
         let mut state = State::default();
-        let mut observed = Observed { mark: "mgre:x".to_owned(), ..Observed::default() };
+        let mut observed = Observed::default();
         let mut compiled = Compiled::default();
         for (step, compiles) in steps {
             step.take(&mut state, &mut observed);

@@ -71,8 +71,10 @@ pub struct Observed {
     pub unusable: BTreeMap<IpAddr, Unusable>,
     /// The pair of interfaces of the slow path; none if it could not be made.
     pub slow: Option<Pair>,
-    /// The alias of interfaces that this instance made for the host.
+    /// The alias of interfaces that this instance made for the host: what tells them when it starts.
     pub mark: String,
+    /// Their indices, from then on: an alias is anybody's to change.
+    pub made: OrdSet<u32>,
     /// Interfaces that got another name while they were in use, by the name that they are wanted by.
     pub renamed: OrdMap<String, u32>,
     /// This host's addresses; none if they were not asked for yet.
@@ -122,7 +124,22 @@ impl Observed {
 
     /// Whether this instance made an interface for the host.
     pub fn is_made(&self, link: &Link) -> bool {
-        link.alias.as_ref().is_some_and(|alias| *alias == self.mark)
+        self.made.contains(&link.index)
+    }
+
+    /// Takes up the interfaces that an earlier process of this instance made.
+    pub fn take_up_made(&mut self) {
+        let marked = self.links.values().filter(|link| link.alias.as_ref() == Some(&self.mark));
+        self.made = marked.map(|link| link.index).collect();
+    }
+
+    /// Forgets those that were there before and are gone: their indices may be others' one day.
+    pub fn forget_made(&mut self, before: &OrdMap<u32, Link>) {
+        let Self { made, links, .. } = self;
+        let gone = |index: &u32| before.contains_key(index) && !links.contains_key(index);
+        if made.iter().any(gone) {
+            *made = made.iter().copied().filter(|index| !gone(index)).collect();
+        }
     }
 
     /// An interface by the name that it is wanted by: its own, or that which it had when it was taken up.
