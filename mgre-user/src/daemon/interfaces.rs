@@ -60,8 +60,8 @@ impl Engine {
         }
     }
 
-    /// What the other members of its bridge may send, for an interface that is enslaved to one. A bridge drops what is longer
-    /// than the MTU of the interface that it goes to, without a word; here the senders are told.
+    /// What the other members of its bridge may send, for an interface that is enslaved to one. A bridge drops what is
+    /// longer than the MTU of the interface that it goes to, without a word; here the senders are told.
     fn bridge_mtu(&self, link: &Link) -> u32 {
         let members = |bridge: u32| {
             let others = self.observed.links.values().filter(move |other| other.controller == Some(bridge));
