@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering;
 use crate::cell::AtomicU64;
 use crate::wire::MacAddr;
 
-/// Addresses of underlay interfaces at which XDP takes packets, in a map of one. (A socket buffer says itself whether it
-/// was sent to its interface.)
+/// Addresses of underlay interfaces at which XDP takes packets, in a map of one. (A socket buffer says itself whether
+/// it was sent to its interface.)
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct NearMacs([AtomicU64; Self::SLOTS]);
@@ -18,8 +18,8 @@ impl NearMacs {
     /// What is in use is not zero.
     const USED: u64 = 1 << 63;
 
-    /// Notes the addresses, and forgets all others. Of two that end in the same three bits, one has the place; XDP leaves
-    /// what is sent to the other to TC.
+    /// Notes the addresses, and forgets all others. Of two that end in the same three bits, one has the place; XDP
+    /// leaves what is sent to the other to TC.
     pub fn set(&self, macs: impl IntoIterator<Item = MacAddr>) {
         let mut words = [0; Self::SLOTS];
         for mac in macs {

@@ -113,8 +113,8 @@ impl OutOf {
 pub trait Stage {
     /// Whether another hook comes after it.
     const EARLY: bool;
-    /// Whether checksums may still be left to a device to finish: a sender on this host, or on another guest of the same
-    /// one, leaves that to the device, and a virtual one leaves it at that.
+    /// Whether checksums may still be left to a device to finish: a sender on this host, or on another guest of the
+    /// same one, leaves that to the device, and a virtual one leaves it at that.
     const UNFINISHED: bool = false;
     /// Whether the packet is where it was sent to. (One that comes back has been somewhere else.)
     const ARRIVES: bool = true;

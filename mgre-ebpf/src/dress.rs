@@ -1,7 +1,7 @@
 //! Puts outer headers on a frame and takes them off, where that need not be done in line.
 //!
-//! In the kernel each of the two is a function that the verifier looks at by itself, once, whatever its callers know. So
-//! all that they are told fits into a few numbers.
+//! In the kernel each of the two is a function that the verifier looks at by itself, once, whatever its callers know.
+//! So all that they are told fits into a few numbers.
 
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;

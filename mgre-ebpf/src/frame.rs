@@ -383,8 +383,8 @@ pub trait Resize: Frame {
     /// A tag beside the frame goes into it.
     ///
     /// # Errors
-    /// The kernel could not. A superframe, which it refuses if there are the marks of another tunnel on it, is as it was;
-    /// another frame must then be dropped.
+    /// The kernel could not. A superframe, which it refuses if there are the marks of another tunnel on it, is as it
+    /// was; another frame must then be dropped.
     fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
 
     /// Puts a template's header in the place of the outer headers that it came with.

@@ -1,7 +1,7 @@
 //! What a program hands over to the one that goes on with its frame.
 //!
-//! The programs at the hooks finish what most frames need. The rest is the job of two programs of their own, reached by a
-//! tail call: the verifier looks at each once, and not once more in every program that may need it.
+//! The programs at the hooks finish what most frames need. The rest is the job of two programs of their own, reached by
+//! a tail call: the verifier looks at each once, and not once more in every program that may need it.
 
 use mgre_common::target::Target;
 

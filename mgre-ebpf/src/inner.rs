@@ -83,8 +83,8 @@ impl Inner {
         self.l3 + header_len as u32 <= frame_len
     }
 
-    /// The protocol that it says it carries; of IPv6 packets, what follows the fixed header. None is 0, as where it is cut
-    /// short.
+    /// The protocol that it says it carries; of IPv6 packets, what follows the fixed header. None is 0, as where it is
+    /// cut short.
     #[inline(always)]
     pub fn protocol<F: Frame>(&self, frame: &F, outer_len: u32) -> IpProtocol {
         let at = if self.version.is_v6() { 6 } else { 9 };

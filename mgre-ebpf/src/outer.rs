@@ -226,12 +226,12 @@ fn parse_v6<F: Frame, T: Tables>(frame: &F, tables: &T, slot: &mut Lookup) -> Ju
     (addresses.local, judged)
 }
 
-/// Length of a destination options header that says how many more tunnels a packet may enter, and no more (RFC 2473 4.1.1):
-/// what Linux tunnels over IPv6 put before GRE, unless they are told not to.
+/// Length of a destination options header that says how many more tunnels a packet may enter, and no more (RFC 2473
+/// 4.1.1): what Linux tunnels over IPv6 put before GRE, unless they are told not to.
 const LIMIT_LEN: usize = 8;
 
-/// Whether a destination options header in front of GRE is such a one. The limit itself is for those who put the packet into
-/// another tunnel; here it leaves one.
+/// Whether a destination options header in front of GRE is such a one. The limit itself is for those who put the packet
+/// into another tunnel; here it leaves one.
 #[inline(always)]
 fn is_encapsulation_limit(header: u64) -> bool {
     /// Next header and length; the option, its length and the limit; and a PadN of one byte (RFC 8200 4.2).

@@ -1,8 +1,8 @@
 //! The programs' entry points.
 //!
-//! `mgre_port` runs where a local interface gives us frames, `mgre_underlay`
-//! where the underlay does, `mgre_slow` where the slow interface does; they go on in `mgre_forward` and `mgre_replicate`
-//! where a frame needs more than its headers. `mgre_probe` runs once, to learn what the kernel can do.
+//! `mgre_port` runs where a local interface gives us frames, `mgre_underlay` where the underlay does, `mgre_slow` where
+//! the slow interface does; they go on in `mgre_forward` and `mgre_replicate` where a frame needs more than its
+//! headers. `mgre_probe` runs once, to learn what the kernel can do.
 
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};

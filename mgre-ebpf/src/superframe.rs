@@ -26,8 +26,8 @@ pub fn is_cut_first<F: Frame>(frame: &F) -> bool {
     }
 }
 
-/// The same of one that is flooded, where it is too late to be cut when the kernel refuses: of datagrams it may be those
-/// of a program, or another tunnel's.
+/// The same of one that is flooded, where it is too late to be cut when the kernel refuses: of datagrams it may be
+/// those of a program, or another tunnel's.
 #[inline(always)]
 pub fn is_cut_before_copies<F: Frame>(frame: &F) -> bool {
     is_cut_first(frame) || frame.segment_size() != 0 && protocol(frame) != IpProtocol::TCP
@@ -46,7 +46,8 @@ fn protocol<F: Frame>(frame: &F) -> IpProtocol {
     Inner::read(frame, 0).map_or(RESERVED, |inner| inner.protocol(frame, 0))
 }
 
-/// Whether it has a tag beside it and another one inside, which the kernel cannot cut once there is a tunnel around both.
+/// Whether it has a tag beside it and another one inside, which the kernel cannot cut once there is a tunnel around
+/// both.
 #[inline(always)]
 fn is_stacked<F: Frame>(frame: &F) -> bool {
     frame.has_tag_beside() && frame.read::<EtherType>(ETHERNET_LEN - 2).is_some_and(EtherType::is_vlan)
@@ -117,8 +118,8 @@ fn headers_len<F: Frame>(frame: &F, outer_len: u32) -> u32 {
     inner.l3 + ip_len + transport_len
 }
 
-/// Whether a superframe that comes out of a tunnel is one of IPv6 whose length nothing in it tells, as [`shed_jumbo_header`]
-/// leaves it: hosts would take it for an empty packet. It is cut before they get it.
+/// Whether a superframe that comes out of a tunnel is one of IPv6 whose length nothing in it tells, as
+/// [`shed_jumbo_header`] leaves it: hosts would take it for an empty packet. It is cut before they get it.
 #[inline(always)]
 pub fn is_mute<F: Frame>(frame: &F, outer_len: u32) -> bool {
     const LENGTH_AT: usize = 4;

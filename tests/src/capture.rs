@@ -109,8 +109,8 @@ impl Capture {
         Ok(Self { frames, stop, asked, caught_up, thread: Some(thread) })
     }
 
-    /// Waits until all is read that has come, so that a frame that passed is not missed because its reader was late. Not
-    /// for ever: where frames never stop to come there is always one more.
+    /// Waits until all is read that has come, so that a frame that passed is not missed because its reader was late.
+    /// Not for ever: where frames never stop to come there is always one more.
     fn catch_up(&self) {
         let question = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let start = Instant::now();

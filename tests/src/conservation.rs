@@ -1,6 +1,7 @@
 //! Nothing vanishes: what a spoke's counters add up to (`docs/counters.md`).
 //!
-//! All terms are of one scrape of `/metrics`. While frames are under way they do not add up, so it is asked until they do.
+//! All terms are of one scrape of `/metrics`. While frames are under way they do not add up, so it is asked until they
+//! do.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -198,7 +199,8 @@ impl Books {
         Ok(())
     }
 
-    /// Checks that what each host sent was received by its port `lan0`, and that what the port sent was received by the host.
+    /// Checks that what each host sent was received by its port `lan0`, and that what the port sent was received by the
+    /// host.
     ///
     /// # Errors
     /// It was not.
@@ -216,7 +218,8 @@ impl Books {
     }
 }
 
-/// Checks the balance of each spoke since it began. No port and no peer was removed since then: their counters went with them.
+/// Checks the balance of each spoke since it began. No port and no peer was removed since then: their counters went
+/// with them.
 ///
 /// # Errors
 /// As [`Books::check`].
@@ -256,8 +259,8 @@ fn is_gre_to(frame: &[u8], local: IpAddr) -> bool {
 /// IPv6's next header of fragments.
 const IPV6_FRAGMENT: u8 = 44;
 
-/// Checks that what a spoke sent to another is what that one received from it. Frames that are cut or put together on the way
-/// count differently at the ends.
+/// Checks that what a spoke sent to another is what that one received from it. Frames that are cut or put together on
+/// the way count differently at the ends.
 ///
 /// # Errors
 /// It is not.

@@ -36,8 +36,8 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take until it has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in, else the one on
-/// `PATH`.
+/// The `mgre` program: what `MGRE_BIN` names, else the one in the target folder that this program is in, else the one
+/// on `PATH`.
 ///
 /// # Errors
 /// There is none.

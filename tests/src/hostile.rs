@@ -1,9 +1,9 @@
 //! A peer that sends frames from as many addresses as it can think of, and what becomes of the others meanwhile.
 //!
-//! The peer is one that is configured, so its packets are taken. The others are two hosts with a TCP stream between them that
-//! goes through the same spoke. Phases alternate: in one the peer sends frames from one address (the *control*), in the other as many frames, as
-//! fast and as long, each from an address of its own. What the frames themselves cost, and what it costs to make them on
-//! the same machine, is in both.
+//! The peer is one that is configured, so its packets are taken. The others are two hosts with a TCP stream between
+//! them that goes through the same spoke. Phases alternate: in one the peer sends frames from one address (the
+//! *control*), in the other as many frames, as fast and as long, each from an address of its own. What the frames
+//! themselves cost, and what it costs to make them on the same machine, is in both.
 
 use std::{
     fs,

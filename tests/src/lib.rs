@@ -9,7 +9,8 @@
 //! - [`battery`]: what two stations do with each other, whoever is between them;
 //! - [`mod@bench`]: mgre beside what the kernel offers;
 //! - [`hostile`]: a peer that means no good;
-//! - [`model`]: what must come of a frame, apart from the pipeline; [`fuzz`]: both, and the kernel, on millions of frames;
+//! - [`model`]: what must come of a frame, apart from the pipeline; [`fuzz`]: both, and the kernel, on millions of
+//!   frames;
 //! - [`vlan`]: hosts whose frames have VLAN tags;
 //! - [`capture`]: raw frames to and from an interface;
 //! - [`traffic`]: ping and iperf3;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The core is a bridge (then the spokes' addresses are 10.0.0.1, 10.0.0.2, ... of one network) or a router with a
-//! network for each spoke. Over IPv6 they are fd00::1, fd00::2, ..., and fd00:0:0:1::1, fd00:0:0:2::1, .... MAC addresses say whose they are: `02:00:00:00:SPOKE:WHAT`.
+//! network for each spoke. Over IPv6 they are fd00::1, fd00::2, ..., and fd00:0:0:1::1, fd00:0:0:2::1, .... MAC
+//! addresses say whose they are: `02:00:00:00:SPOKE:WHAT`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -100,7 +101,8 @@ impl Layout {
         }
     }
 
-    /// The largest packet of a host: 1500 bytes less IP, what is between it and GRE, GRE, and the inner Ethernet header.
+    /// The largest packet of a host: 1500 bytes less IP, what is between it and GRE, GRE, and the inner Ethernet
+    /// header.
     pub fn mtu(&self) -> u32 {
         let ip = if self.family == Family::V4 { 20 } else { 40 };
         let key = if self.key.is_some() || self.vsid.is_some() { 4 } else { 0 };
@@ -325,8 +327,8 @@ impl Spokes {
         (self.spokes, self.core)
     }
 
-    /// Makes the link between the core and a spoke one that carries packets up to so many bytes. A router tells who sends
-    /// larger ones.
+    /// Makes the link between the core and a spoke one that carries packets up to so many bytes. A router tells who
+    /// sends larger ones.
     ///
     /// # Errors
     /// `ip`'s.
@@ -335,8 +337,8 @@ impl Spokes {
         self.spoke(number).netns.ip(&format!("link set wan0 mtu {mtu}"))
     }
 
-    /// A packet as another spoke sends it to this one, by hand: what is to arrive at its `wan0`, if the core sends it out of
-    /// the interface that leads there.
+    /// A packet as another spoke sends it to this one, by hand: what is to arrive at its `wan0`, if the core sends it
+    /// out of the interface that leads there.
     pub fn outer(&self, from: u8, to: u8) -> Outer {
         let spoke = self.spoke(to);
         let (source, destination) = (self.layout.remote(to, from), self.layout.remote(from, to));

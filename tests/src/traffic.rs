@@ -86,8 +86,8 @@ pub fn cut_off(netns: &Netns, address: &str) -> Result<bool> {
     Ok(ping(netns, &["-c", "1", "-W", &seconds(1.0), address])?.received == 0)
 }
 
-/// Whether an echo request of so many bytes, that nobody may cut, has a reply. The one who sends it must know the other's
-/// address: no other request is sent.
+/// Whether an echo request of so many bytes, that nobody may cut, has a reply. The one who sends it must know the
+/// other's address: no other request is sent.
 ///
 /// # Errors
 /// `ping` cannot be run.
@@ -142,8 +142,8 @@ impl Background {
         self.replies.lock().unwrap_or_else(PoisonError::into_inner).last().copied().unwrap_or(0)
     }
 
-    /// Waits for one more reply, then interrupts it and returns what came of the requests up to that one. (What is under
-    /// way when it is interrupted is not lost.)
+    /// Waits for one more reply, then interrupts it and returns what came of the requests up to that one. (What is
+    /// under way when it is interrupted is not lost.)
     ///
     /// # Errors
     /// There is no reply any more, or it has ended.
@@ -208,8 +208,8 @@ pub fn iperf3(from: &Netns, to: &Netns, address: &str, seconds: u32, arguments: 
     result
 }
 
-/// Runs `iperf3` until a run moves at least so many bits a second, three times at most. A machine that does something else
-/// for a while is no path that does not work, and that one is as slow the third time.
+/// Runs `iperf3` until a run moves at least so many bits a second, three times at most. A machine that does something
+/// else for a while is no path that does not work, and that one is as slow the third time.
 ///
 /// # Errors
 /// No run does, or the last one fails.

@@ -13,8 +13,8 @@ use crate::{
 /// A tag: its protocol (802.1Q is 0x8100, 802.1ad 0x88a8), and priority and VLAN.
 pub type Tag = (u16, u16);
 
-/// What leaves an interface has tags while this lives, and what comes in with them has them no more. The kernel keeps the
-/// outer one beside the frame, as it does for VLAN interfaces; superframes have theirs too.
+/// What leaves an interface has tags while this lives, and what comes in with them has them no more. The kernel keeps
+/// the outer one beside the frame, as it does for VLAN interfaces; superframes have theirs too.
 #[derive(Debug)]
 pub struct Tagging {
     _links: [Link; 2],

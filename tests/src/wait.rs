@@ -7,22 +7,22 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long something may take that is done at once where the machine has nothing else to do, and within the second that
-/// a host waits between two questions for an address.
+/// How long something may take that is done at once where the machine has nothing else to do, and within the second
+/// that a host waits between two questions for an address.
 pub const SOON: Duration = Duration::from_secs(10);
 /// How often to look.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How many times as slow as a usual one the machine is: emulated processors are, by ten times or more.
 const PATIENCE: &str = "MGRE_TEST_PATIENCE";
 
-/// A deadline of a usual machine, as long as it is on this one. Not a time that is the daemon's or the kernel's own, such as
-/// for how long an entry lives.
+/// A deadline of a usual machine, as long as it is on this one. Not a time that is the daemon's or the kernel's own,
+/// such as for how long an entry lives.
 pub fn patient(limit: Duration) -> Duration {
     limit * patience()
 }
 
-/// A silence that shows on a usual machine that nothing comes, as long as it is on this one. It is many round trips long to
-/// begin with, and always waited for to its end, so that it need not grow as deadlines do.
+/// A silence that shows on a usual machine that nothing comes, as long as it is on this one. It is many round trips
+/// long to begin with, and always waited for to its end, so that it need not grow as deadlines do.
 pub fn quiet(silence: Duration) -> Duration {
     silence.mul_f64(f64::from(patience()).sqrt())
 }

@@ -300,8 +300,8 @@ fn random_packets_of_a_peer() -> Result<()> {
     Ok(())
 }
 
-/// Fragments that never become a packet are the kernel's to forget. They are counted, and others work; fragments of others have to
-/// wait until the kernel has forgotten: its memory for them is one for all of a network namespace.
+/// Fragments that never become a packet are the kernel's to forget. They are counted, and others work; fragments of
+/// others have to wait until the kernel has forgotten: its memory for them is one for all of a network namespace.
 #[test]
 fn a_flood_of_fragments() -> Result<()> {
     const PACKETS: u16 = 5000;

@@ -4,12 +4,15 @@ use anyhow::{Context as _, Result};
 use mgre_tests::{
     netns::{self, Netns},
     skip::skipped,
-    topology::{SEGMENT, Spoke, Spokes, Underlay},
+    topology::{Family, Layout, SEGMENT, Spoke, Spokes, Underlay},
     traffic, wait,
 };
 
 /// What TCP does at least where superframes get through whole or cut; one that are dropped leave far less.
 const TCP_LEAST: f64 = 300e6;
+
+/// The same where the host cuts them in software.
+const CUT_LEAST: f64 = 50e6;
 
 /// What was dropped, for an error.
 fn drops(spoke: &Spoke) -> String {
@@ -46,6 +49,76 @@ fn vxlan_inside_the_overlay_keeps_its_offloads() -> Result<()> {
     }
     assert_nothing_lost(one, &["headroom", "internal", "malformed", "redirect_failed"])?;
     assert_nothing_lost(two, &["headroom", "internal", "malformed", "redirect_failed"])
+}
+
+/// Hosts with VXLAN of their own, over either IP version, in a tunnel over either, and an uplink that cuts nothing:
+/// what is cut in software has one tunnel at a time.
+#[test]
+fn vxlan_inside_is_cut_whole_where_the_uplink_cuts_nothing() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    for family in [Family::V4, Family::V6] {
+        let spokes = Layout { family, ..Layout::new(2, Underlay::Switched) }.build()?;
+        let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+        for (spoke, other) in [(one, two), (two, one)] {
+            let features =
+                ["tso", "tx-gre-segmentation", "tx-gre-csum-segmentation", "tx-udp_tnl-segmentation"];
+            for feature in features {
+                spoke.netns.run(&["ethtool", "-K", "wan0", feature, "off"])?;
+            }
+            for (id, remote) in [(4, other.host_ip()), (6, other.host_ipv6())] {
+                spoke.host.ip(&format!(
+                    "link add vx{id} type vxlan id {id} remote {remote} dstport 8472 dev eth0\n\
+                     addr add 10.8{id}.0.{}/24 dev vx{id}\nlink set vx{id} up",
+                    spoke.number
+                ))?;
+            }
+        }
+        for address in ["10.84.0.2", "10.86.0.2"] {
+            traffic::wait_reachable(&one.host, address, wait::SOON)?;
+            traffic::iperf3_at_least(CUT_LEAST, (&one.host, &two.host), address, 1, &[])
+                .with_context(|| format!("{address} over {family:?}\n{}{}", drops(one), drops(two)))?;
+        }
+        for spoke in [one, two] {
+            assert_nothing_lost(spoke, &["headroom", "internal", "malformed", "redirect_failed", "too_big"])?;
+        }
+    }
+    Ok(())
+}
+
+/// IPv6 superframes over 64 KiB (BIG TCP): the kernel's note of their length is in no segment, and where one arrives
+/// whole a host can take it.
+#[test]
+fn ipv6_superframes_over_64_kib() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let spokes = Spokes::new(2, Underlay::Switched)?;
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let big = |netns: &Netns, interface: &str| {
+        netns.ip(&format!("link set {interface} gso_max_size 185000 gro_max_size 185000"))
+    };
+    // Linux 5.19 and newer take that.
+    for spoke in [one, two] {
+        big(&spoke.host, "eth0")?;
+    }
+    for whole in [false, true] {
+        if whole {
+            for spoke in [one, two] {
+                big(&spoke.netns, "wan0")?;
+                big(&spoke.netns, "lan0")?;
+                big(&spokes.core, &format!("s{}", spoke.number))?;
+            }
+        }
+        traffic::wait_reachable(&one.host, &two.host_ipv6(), wait::SOON)?;
+        traffic::iperf3_at_least(CUT_LEAST, (&one.host, &two.host), &two.host_ipv6(), 1, &["-l", "1M"])
+            .with_context(|| format!("whole: {whole}\n{}{}", drops(one), drops(two)))?;
+    }
+    for spoke in [one, two] {
+        assert_nothing_lost(spoke, &["headroom", "internal", "malformed", "redirect_failed", "too_big"])?;
+    }
+    Ok(())
 }
 
 /// A router behind spoke 2, with a leg in each of two segments: what it forwards comes out of one tunnel and goes into

@@ -20,8 +20,8 @@ fn build(family: Family, options: &'static [&'static str]) -> Result<Spokes> {
     Layout { family, options, ..Layout::new(2, Underlay::Switched) }.build()
 }
 
-/// Every packet that left a spoke's core end, of a peer with these options: its flags are these, each checksum is right and
-/// each frame inside is whole and finished.
+/// Every packet that left a spoke's core end, of a peer with these options: its flags are these, each checksum is right
+/// and each frame inside is whole and finished.
 fn check_wire(at_core: Capture, flags: u16) -> Result<Vec<Gre>> {
     let frames = at_core.stop();
     let mut packets = Vec::new();

@@ -186,8 +186,8 @@ fn a_local_address_that_is_gone_or_anothers_is_said() -> Result<()> {
     Ok(())
 }
 
-/// Each spoke has an address that both uplinks lead to, as in a routed fabric. A router loses the way to it, which the other
-/// spoke cannot see.
+/// Each spoke has an address that both uplinks lead to, as in a routed fabric. A router loses the way to it, which the
+/// other spoke cannot see.
 #[test]
 fn an_uplink_whose_router_has_no_way_is_left() -> Result<()> {
     if skipped() {

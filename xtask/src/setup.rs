@@ -38,8 +38,8 @@ const TOOLS: [Tool; 8] = [
     Tool { program: "curl", package: "curl", purpose: "metrics and the API" },
 ];
 
-/// What makes and boots virtual machines. qemu and kernels are not installed: `cargo xtask vm` unpacks them in the target
-/// folder.
+/// What makes and boots virtual machines. qemu and kernels are not installed: `cargo xtask vm` unpacks them in the
+/// target folder.
 const MACHINE_TOOLS: [Tool; 5] = [
     Tool { program: "busybox", package: "busybox-static", purpose: "the user space of virtual machines" },
     Tool { program: "depmod", package: "kmod", purpose: "modules of kernels of virtual machines" },

@@ -1,7 +1,8 @@
 //! Which Rust toolchain builds the eBPF crate.
 //!
 //! The eBPF targets have no prebuilt `core`, so it takes a rustc that comes with the library's source and accepts
-//! unstable flags, and a `bpf-linker` whose LLVM is no older than that rustc's. Two sources are looked at, in this order:
+//! unstable flags, and a `bpf-linker` whose LLVM is no older than that rustc's. Two sources are looked at, in this
+//! order:
 //!
 //! 1. a nightly of rustup with the `rust-src` component, with `bpf-linker` on `PATH` or in the project's tools;
 //! 2. the system's `/usr/bin/rustc` with the source at `/usr/lib/rustlib/src/rust` (Debian: `rustc-web` and

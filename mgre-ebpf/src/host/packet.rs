@@ -16,7 +16,8 @@ pub fn frame(destination: MacAddr, source: MacAddr, ethertype: u16, payload_len:
     with_payload(destination, source, ethertype, &payload)
 }
 
-/// What Linux tunnels over IPv6 put before GRE, behind the next header: an encapsulation limit (RFC 2473 4.1.1), and padding.
+/// What Linux tunnels over IPv6 put before GRE, behind the next header: an encapsulation limit (RFC 2473 4.1.1), and
+/// padding.
 pub const ENCAPSULATION_LIMIT: [u8; 7] = [0, 4, 1, 4, 1, 1, 0];
 
 /// A packet over IPv6 with an extension header of eight bytes behind the IP header.

@@ -307,7 +307,8 @@ impl Resize for Skb {
         let class = self.read_behind::<u16>(l3, 0).map(u16::from_be).ok_or(DropReason::Malformed)?;
         let ipv6 = inner.version.is_v6();
         let new = if ipv6 { class & 0xf00f | u16::from(tos) << 4 } else { class & 0xff00 | u16::from(tos) };
-        // In IPv4, the header's checksum makes up for it: the sum over both, which a device may have told, stays as it is.
+        // In IPv4, the header's checksum makes up for it: the sum over both, which a device may have told, stays as it
+        // is.
         let mut flags = RECOMPUTE;
         if !ipv6 {
             let at = l3 + 10;

@@ -160,8 +160,9 @@ pub(super) fn opaque(number: usize) -> usize {
     number
 }
 
-/// The length of a template's header, which is at least `LEAST`. The verifier must learn both bounds of the number itself:
-/// the compiler makes of a range one comparison of a difference, from which verifiers before 6.18 learn nothing.
+/// The length of a template's header, which is at least `LEAST`. The verifier must learn both bounds of the number
+/// itself: the compiler makes of a range one comparison of a difference, from which verifiers before 6.18 learn
+/// nothing.
 #[inline(always)]
 pub(super) fn header_len<const LEAST: usize>(template: &Template) -> Result<u32, DropReason> {
     let len = opaque(usize::from(template.header_len));
@@ -172,8 +173,8 @@ pub(super) fn header_len<const LEAST: usize>(template: &Template) -> Result<u32,
     if len > TEMPLATE_HEADER_LEN { Err(DropReason::Internal) } else { Ok(len as u32) }
 }
 
-/// A length that is at least one and at most `MAX`, if it is. That it is not zero, verifiers before 6.4 do not learn from
-/// a comparison with zero; that a sum of one is not, they know.
+/// A length that is at least one and at most `MAX`, if it is. That it is not zero, verifiers before 6.4 do not learn
+/// from a comparison with zero; that a sum of one is not, they know.
 #[inline(always)]
 pub(super) fn some_length<const MAX: usize>(len: usize) -> Option<usize> {
     let less = opaque(len.wrapping_sub(1));

@@ -5,8 +5,8 @@
 //! - [`event`]: what happens, as it happens;
 //! - [`problem`]: errors as a client sees them (RFC 9457);
 //! - [`socket`]: the Unix socket, of which an instance has one;
-//! - [`server`]: its connections, and how they end; `activity`: who gives way when there are too many; `stream`: what goes
-//!   through one; `lanes`: how much memory they may take;
+//! - [`server`]: its connections, and how they end; `activity`: who gives way when there are too many; `stream`: what
+//!   goes through one; `lanes`: how much memory they may take;
 //! - [`routes`]: which request does what;
 //! - [`client`]: the other end, for the command line.
 

@@ -292,7 +292,8 @@ pub struct SegmentSettings {
     /// Whether ARP and IPv6 neighbour questions for hosts that are known are answered here, not flooded
     #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = on_or_off)]
     pub suppress_neighbors: Option<bool>,
-    /// Frames that bridges keep to one link (01:80:c2:00:00:0X): pass all but pause, none, or a list such as stp,lldp [default: forward]
+    /// Frames that bridges keep to one link (01:80:c2:00:00:0X): pass all but pause, none, or a list such as stp,lldp
+    /// [default: forward]
     #[arg(long, value_name = "forward|drop|LIST")]
     pub link_local: Option<LinkLocal>,
 }

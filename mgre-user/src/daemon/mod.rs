@@ -11,7 +11,8 @@
 //! - `states`: what underlays and ports are, and by which name;
 //! - `observe`, `names`: the picture of the kernel, and of DNS names; `losses`: notifications that did not come;
 //! - `clear`: what `detach` does without a daemon; `namespace`: in which network namespace that is;
-//! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may be missing.
+//! - `store`, `snapshot`, `journal`: the saved state; `system`: what must be there before a start; `kernel`: what may
+//!   be missing.
 
 mod attached;
 mod check;

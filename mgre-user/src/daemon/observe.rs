@@ -163,8 +163,8 @@ impl Observer {
         Ok(())
     }
 
-    /// The routes to remotes, each once; detours to those that were said to be out of reach by an interface, as far as there
-    /// are.
+    /// The routes to remotes, each once; detours to those that were said to be out of reach by an interface, as far as
+    /// there are.
     async fn look_up_routes(
         &self,
         uplinks: &Uplinks,

@@ -1,8 +1,8 @@
 //! The programs that others go on in, by a tail call.
 //!
-//! The kernel empties a program array when nobody outside the kernel has it open any more, even while programs use it. So
-//! it is pinned beside the links: frames go on flowing when the daemon is gone. While the daemon runs, it has it open as
-//! well.
+//! The kernel empties a program array when nobody outside the kernel has it open any more, even while programs use it.
+//! So it is pinned beside the links: frames go on flowing when the daemon is gone. While the daemon runs, it has it
+//! open as well.
 
 use std::fs;
 use std::io::ErrorKind;

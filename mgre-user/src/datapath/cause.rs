@@ -1,8 +1,8 @@
 //! Why a kernel may refuse maps and programs, apart from what they do: from the error number and what surrounds the
 //! process, to a cause and a remedy.
 //!
-//! Lockdown is none of them: in either of its modes the kernel takes programs for TC and XDP (it denies helpers that read
-//! kernel memory, which ours do not call).
+//! Lockdown is none of them: in either of its modes the kernel takes programs for TC and XDP (it denies helpers that
+//! read kernel memory, which ours do not call).
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! What is said when the kernel does not take a map or a program.
 //!
-//! Programs are loaded without a log: to write one takes the verifier minutes for a large program. One that is refused is
-//! loaded again, for the verifier's last words, and once more for all that led there; a log that takes too long is left.
+//! Programs are loaded without a log: to write one takes the verifier minutes for a large program. One that is refused
+//! is loaded again, for the verifier's last words, and once more for all that led there; a log that takes too long is
+//! left.
 
 use std::fmt;
 use std::fs;

@@ -125,8 +125,8 @@ impl Netlink {
         self.release_neighbors(ours).await?.into_iter().collect()
     }
 
-    /// [`Netlink::release_neighbor`] for many at once. More than a few are deleted: as ordinary entries they would leave no
-    /// room in the table for a while.
+    /// [`Netlink::release_neighbor`] for many at once. More than a few are deleted: as ordinary entries they would
+    /// leave no room in the table for a while.
     pub async fn release_neighbors(&self, all: Vec<Key>) -> Result<Vec<Result<()>>> {
         self.run(move |socket| {
             let during = |failure: Failure| failure.during("release neighbours");

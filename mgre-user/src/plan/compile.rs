@@ -148,7 +148,8 @@ impl Compiled {
         }
     }
 
-    /// Enters the endpoints of these peers. Gives them, and those with whom one of them has or had an endpoint in common.
+    /// Enters the endpoints of these peers. Gives them, and those with whom one of them has or had an endpoint in
+    /// common.
     fn enter_endpoints(&mut self, old: &Self, names: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
         let mut touched = BTreeSet::new();
         for name in names {
@@ -172,9 +173,9 @@ impl Compiled {
         names
     }
 
-    /// A peer with the same endpoint in the same segment that comes first, if there is one: those given by address before
-    /// those given by name, and then by their names. Both would get every flooded frame, and frames from there can be
-    /// one's only.
+    /// A peer with the same endpoint in the same segment that comes first, if there is one: those given by address
+    /// before those given by name, and then by their names. Both would get every flooded frame, and frames from there
+    /// can be one's only.
     fn rival(&self, name: &Arc<str>, peer: &Peer) -> Option<Arc<str>> {
         let endpoint = endpoint(&self.observed, &self.ground, peer)?;
         let rank = |name: &Arc<str>, peer: &Peer| (peer.remote_address().is_none(), Arc::clone(name));

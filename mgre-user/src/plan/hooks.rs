@@ -65,16 +65,16 @@ impl Choice {
 
 /// Chooses. `foreign` is the id of an XDP program on the interface that is not ours.
 ///
-/// By itself this takes XDP for physical interfaces only. A virtual one carries frames whose checksums are
-/// unfinished, and superframes: XDP loses the first and forbids the second. `features` is none where the kernel does not
-/// tell them (before Linux 6.3): to attach a program shows that a driver runs one, but not that it can redirect, and a
-/// driver that cannot loses the frame.
+/// By itself this takes XDP for physical interfaces only. A virtual one carries frames whose checksums are unfinished,
+/// and superframes: XDP loses the first and forbids the second. `features` is none where the kernel does not tell them
+/// (before Linux 6.3): to attach a program shows that a driver runs one, but not that it can redirect, and a driver
+/// that cannot loses the frame.
 pub fn choose(link: &Link, features: Option<XdpFeatures>, mode: Mode, foreign: Option<u32>) -> Choice {
     let tc = |reason: String| Choice { xdp: None, reason };
     let xdp = |mode, reason: &str| Choice {
-        // In generic mode the kernel makes one piece of a packet for a program that does not know of several. For one that
-        // does, since Linux 6.9, it makes a new buffer without the length of the MAC header (`skb_pp_cow_data()`): TC would
-        // take the network header for the packet's start.
+        // In generic mode the kernel makes one piece of a packet for a program that does not know of several. For one
+        // that does, since Linux 6.9, it makes a new buffer without the length of the MAC header (`skb_pp_cow_data()`):
+        // TC would take the network header for the packet's start.
         xdp: Some(XdpHook { mode, several_pages: mode == XdpMode::Native && link.mtu > ONE_PAGE_MTU }),
         reason: reason.to_owned(),
     };

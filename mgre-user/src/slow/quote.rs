@@ -1,5 +1,5 @@
-//! What a router says of one of our packets: that it was too big for the next link (RFC 1191, RFC 8201), or that it has no
-//! way to the peer (RFC 792, RFC 4443 3.1). Pure.
+//! What a router says of one of our packets: that it was too big for the next link (RFC 1191, RFC 8201), or that it has
+//! no way to the peer (RFC 792, RFC 4443 3.1). Pure.
 //!
 //! Anybody can send such a message, so it is taken only if it quotes a packet that we could have sent: from one of
 //! our endpoints to a peer's, with the GRE header that goes there (RFC 5927 4, RFC 8201 6).

@@ -39,8 +39,8 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
     }
 }
 
-/// Whether the kernel tells what interfaces can do with XDP. Where it does not, says so for the running test, and not by
-/// `eprintln!`, which the test harness keeps for itself where a test passes.
+/// Whether the kernel tells what interfaces can do with XDP. Where it does not, says so for the running test, and not
+/// by `eprintln!`, which the test harness keeps for itself where a test passes.
 fn tells_features() -> bool {
     let tells = mgre_user::netlink::tells_xdp_features().unwrap();
     if !tells {

@@ -282,7 +282,8 @@ fn as_in_a_test_run(case: &Case) -> Expected {
             frame.drain(12..16);
         }
     }
-    // What is too short for the kernel to take a header off is padded: it wants to leave an IPv4 header and a tag's room.
+    // What is too short for the kernel to take a header off is padded: it wants to leave an IPv4 header and a tag's
+    // room.
     for (_, frame) in &mut expected.outputs {
         if frame.len() < 38 {
             frame.resize(60, 0);

@@ -26,8 +26,8 @@ const SHORTEST: usize = 60;
 /// How many bytes of a wrong frame are shown.
 const SHOWN: usize = 64;
 
-/// Sends each frame at one station; the other must get each once, with the same bytes. Frames whose names begin with one of
-/// `left_out` are not sent.
+/// Sends each frame at one station; the other must get each once, with the same bytes. Frames whose names begin with
+/// one of `left_out` are not sent.
 ///
 /// # Errors
 /// Frames cannot be sent, or not be captured.
@@ -90,8 +90,8 @@ fn introduce(from: &Station, to: &Station, sender: &Sender) -> Result<()> {
     Ok(())
 }
 
-/// Whether a frame is what was sent. Padding is allowed: short frames have it on a wire (IEEE 802.3 4.2.3.3), and keep it
-/// where a tag is added to them (IEEE 802.1Q G.2.3).
+/// Whether a frame is what was sent. Padding is allowed: short frames have it on a wire (IEEE 802.3 4.2.3.3), and keep
+/// it where a tag is added to them (IEEE 802.1Q G.2.3).
 fn same(sent: &Named, got: &[u8]) -> bool {
     let sent = &sent.bytes;
     let is_tag = |bytes: &&[u8]| matches!(bytes, [0x81 | 0x88, 0x00 | 0xa8, ..]);

@@ -23,7 +23,8 @@ pub enum Kind {
     Gretap(&'static str),
     /// The same in UDP, by foo-over-UDP.
     Fou(&'static str),
-    /// A gretap that `tc` tells what to send and to whom: the tunnel's id, `csum` or `nocsum`, and what packets are told by.
+    /// A gretap that `tc` tells what to send and to whom: the tunnel's id, `csum` or `nocsum`, and what packets are
+    /// told by.
     External {
         /// The id that packets are sent with.
         id: u32,

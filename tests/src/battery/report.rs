@@ -69,8 +69,8 @@ impl Report {
         })
     }
 
-    /// Whether checks are now made without mgre. Those that fail then are skipped, and are skipped again where they fail with
-    /// mgre: it is not its fault. A check is the same if it has the same name behind the first colon.
+    /// Whether checks are now made without mgre. Those that fail then are skipped, and are skipped again where they
+    /// fail with mgre: it is not its fault. A check is the same if it has the same name behind the first colon.
     pub fn set_baseline(&mut self, baseline: bool) {
         self.baseline = baseline;
     }

@@ -109,7 +109,8 @@ impl<'a> Station<'a> {
         self.netns.ip(&format!("link set {} mtu {mtu}", self.interface))
     }
 
-    /// Lets the interface finish checksums, cut superframes and set VLAN tags, or not. What an interface cannot change stays.
+    /// Lets the interface finish checksums, cut superframes and set VLAN tags, or not. What an interface cannot change
+    /// stays.
     pub fn set_offloads(&self, on: bool) {
         let value = if on { "on" } else { "off" };
         for name in OFFLOADS {

@@ -53,7 +53,8 @@ pub enum Hook {
 
 /// Calls the kernel. Every attribute here is a prefix of `union bpf_attr`, whose rest the kernel takes for zero.
 fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<RawFd> {
-    // SAFETY: the attribute is valid for its size, and the callers' pointers in it for what the command reads and writes.
+    // SAFETY: the attribute is valid for its size, and the callers' pointers in it for what the command reads and
+    // writes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attribute), size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -226,8 +227,8 @@ impl Program {
         ))
     }
 
-    /// Runs it on `count` frames that begin as this one, and does with each what it returns. Says how long that took for
-    /// one frame, in ns, without what it takes the kernel to begin and to end.
+    /// Runs it on `count` frames that begin as this one, and does with each what it returns. Says how long that took
+    /// for one frame, in ns, without what it takes the kernel to begin and to end.
     ///
     /// # Errors
     /// The kernel refuses, or a signal came between.

@@ -1,8 +1,8 @@
 //! CPU time: that of the whole machine, whoever's it is.
 //!
 //! What a frame costs is spent in interrupts, in kernel threads and in whatever ran when an interrupt came, so no
-//! process's own time holds it. Time that a CPU is not idle does. It holds the rest of the machine's work too, and that of
-//! the generator and the sink, which are the same for all.
+//! process's own time holds it. Time that a CPU is not idle does. It holds the rest of the machine's work too, and that
+//! of the generator and the sink, which are the same for all.
 
 use std::{
     fs,
@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 
 /// Of the times in /proc/stat (`USER_HZ`): the kernel gives all programs these, whatever its own tick is.
 const TICK: Duration = Duration::from_millis(10);
-/// The columns of a line of /proc/stat that are not work done here: idle, waiting for a disk, and stolen by other virtual
-/// machines.
+/// The columns of a line of /proc/stat that are not work done here: idle, waiting for a disk, and stolen by other
+/// virtual machines.
 const NOT_BUSY: [usize; 3] = [3, 4, 7];
 
 /// Since when, and how long CPUs had been idle then.

@@ -1,8 +1,8 @@
 //! mgre beside what the kernel offers, on one machine in one run.
 //!
 //! - [`part`]: what is measured, each part a function that makes a [`report`] of [`table`]s, bars and [`plot`]s;
-//! - [`contestant`]: who competes ([`kind`]), and the links between the hosts; [`ovs`]: one of them; [`field`]: those of a
-//!   run;
+//! - [`contestant`]: who competes ([`kind`]), and the links between the hosts; [`ovs`]: one of them; [`field`]: those
+//!   of a run;
 //! - [`race`]: rounds of contestants: [`small`], [`udp`], [`bulk`], [`latency`]; [`statistics`]: what comes of them;
 //! - [`old`]: another build of mgre;
 //! - [`micro`]: what programs cost by themselves;

@@ -1,7 +1,7 @@
 //! Open vSwitch with GRE, where it is installed.
 //!
-//! Its kernel datapath needs a module and the kernel's GRE; the userspace one needs neither. That takes frames from packet
-//! sockets, so it runs on whatever CPU is free, and what comes faster than it reads is lost.
+//! Its kernel datapath needs a module and the kernel's GRE; the userspace one needs neither. That takes frames from
+//! packet sockets, so it runs on whatever CPU is free, and what comes faster than it reads is lost.
 
 use std::{
     fs,
@@ -30,8 +30,8 @@ const SCHEMAS: [&str; 2] =
 const PROGRAMS: [&str; 5] = ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-appctl"];
 const READY_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-/// The kernel's uptime from which on Open vSwitch counts CPUs: before that it starts no threads for packets that its kernel
-/// datapath does not know what to do with, and those are lost.
+/// The kernel's uptime from which on Open vSwitch counts CPUs: before that it starts no threads for packets that its
+/// kernel datapath does not know what to do with, and those are lost.
 const SETTLED: f64 = 11.0;
 /// Its tunnel.
 const TUNNEL: &str = "gre0";
@@ -103,8 +103,8 @@ pub struct Ovs {
 }
 
 impl Ovs {
-    /// Starts one with its own datapath and lan0 as a port, and a GRE tunnel with key 7 through wan0, whose address it takes
-    /// over.
+    /// Starts one with its own datapath and lan0 as a port, and a GRE tunnel with key 7 through wan0, whose address it
+    /// takes over.
     ///
     /// # Errors
     /// It does not start.

@@ -1,13 +1,14 @@
 //! 64-byte frames: how many a second arrive, from a generator on one CPU.
 //!
-//! The kernel carries each batch of the generator's frames the whole way on the generator's CPU before the next one, so this
-//! measures what a frame costs, end to end; no second CPU helps. There are two entrances, and to each belongs a sink:
+//! The kernel carries each batch of the generator's frames the whole way on the generator's CPU before the next one, so
+//! this measures what a frame costs, end to end; no second CPU helps. There are two entrances, and to each belongs a
+//! sink:
 //!
-//! - [`Entrance::Stack`]: frames are handed to the kernel as if the interface that h1 is plugged into had received them and
-//!   its driver had made socket buffers of them. An XDP program there would not see them. What arrives at h2 is counted
-//!   where socket buffers pass.
-//! - [`Entrance::Driver`]: frames leave h1 as XDP frames, so that the interface's driver receives them; where there is no
-//!   XDP program that takes them, it makes socket buffers. What arrives at h2 is counted in its driver, and what was
+//! - [`Entrance::Stack`]: frames are handed to the kernel as if the interface that h1 is plugged into had received them
+//!   and its driver had made socket buffers of them. An XDP program there would not see them. What arrives at h2 is
+//!   counted where socket buffers pass.
+//! - [`Entrance::Driver`]: frames leave h1 as XDP frames, so that the interface's driver receives them; where there is
+//!   no XDP program that takes them, it makes socket buffers. What arrives at h2 is counted in its driver, and what was
 //!   delivered past that, behind it.
 //!
 //! GRO is off meanwhile: such frames do not merge, and to find that out is not forwarding.
@@ -98,7 +99,8 @@ impl Probe {
             }
             Entrance::Driver => {
                 links.push(sink(Kind::Xdp, Hook::Xdp, &delivered[0])?);
-                // A veth polls, as it must to get frames from XDP, only beside an XDP program. h1 gets answers to pings.
+                // A veth polls, as it must to get frames from XDP, only beside an XDP program. h1 gets answers to
+                // pings.
                 links.push(pass((h1, "eth0"))?);
                 let has_one = contestant.kind.is_xdp() || beside.0.name() == h2.name();
                 if !has_one {

@@ -1,7 +1,7 @@
 //! Small datagrams between sockets: how many a second the receiving program gets.
 //!
-//! The sender and its way through the kernel have one CPU, the receiver another, where there are two. Both hand over many
-//! datagrams with each system call, so that what is measured is the way and not the calls.
+//! The sender and its way through the kernel have one CPU, the receiver another, where there are two. Both hand over
+//! many datagrams with each system call, so that what is measured is the way and not the calls.
 
 use std::{
     io::{IoSlice, IoSliceMut},

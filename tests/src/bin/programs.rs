@@ -55,8 +55,8 @@ fn programs() -> Result<Value> {
     Ok(json!({ "load_seconds": load_seconds, "programs": programs }))
 }
 
-/// The daemon's own word, where its log is in an error. Of a verifier's log, which can have thousands of lines, the one that
-/// says why is the last before the statistics.
+/// The daemon's own word, where its log is in an error. Of a verifier's log, which can have thousands of lines, the one
+/// that says why is the last before the statistics.
 fn reason(error: &str) -> String {
     let said = error.lines().rev().find_map(|line| line.trim().strip_prefix("mgre: "));
     let Some(said) = said else { return error.lines().next().unwrap_or(error).to_owned() };

@@ -1,5 +1,5 @@
-//! ARP and ND in segments that suppress them (docs/architecture.md, *Neighbours*): what hosts say of themselves is noted,
-//! and questions that are known to be answered are not flooded.
+//! ARP and ND in segments that suppress them (docs/architecture.md, *Neighbours*): what hosts say of themselves is
+//! noted, and questions that are known to be answered are not flooded.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

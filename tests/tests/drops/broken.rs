@@ -56,8 +56,8 @@ pub(crate) const CASES: &[Case] = &[
         whose: Of::Peer("spoke1"),
         direction: Direction::Receive,
         provoke: |spokes| {
-            // Of two ports, the first gets a copy. (What becomes of the frame itself, which the last one gets, the kernel
-            // does not say.)
+            // Of two ports, the first gets a copy. (What becomes of the frame itself, which the last one gets, the
+            // kernel does not say.)
             let spoke = here(spokes);
             let _host = spoke.add_host(PORT, PORT_HOST)?;
             mgre(spokes, &["port", "add", SEGMENT, PORT])?;

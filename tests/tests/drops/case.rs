@@ -55,8 +55,8 @@ impl Of {
     }
 }
 
-/// Runs cases one after the other at the same spokes. Nothing else is counted at the one that drops, neither meanwhile nor
-/// afterwards.
+/// Runs cases one after the other at the same spokes. Nothing else is counted at the one that drops, neither meanwhile
+/// nor afterwards.
 pub(crate) fn run(spokes: &Spokes, cases: &[Case]) -> Result<()> {
     let daemon = &spokes.spoke(HERE).daemon;
     let start = Drops::read(daemon)?;

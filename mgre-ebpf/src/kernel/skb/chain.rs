@@ -1,5 +1,5 @@
-//! Goes on with a socket buffer in another program, or in a function that the verifier looks at by itself: such a global
-//! function has a BTF type, and takes the context and numbers.
+//! Goes on with a socket buffer in another program, or in a function that the verifier looks at by itself: such a
+//! global function has a BTF type, and takes the context and numbers.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::map;

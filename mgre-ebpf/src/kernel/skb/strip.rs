@@ -110,8 +110,8 @@ impl Skb {
             let tells = config().strip_flags & DECAP_L3_IPV4 as u32 != 0;
             let whole_v6 = strip.inner_len >= (ETHERNET_LEN + IPV6_LEN) as u32;
             if !(tells && (inner == EtherType::IPV4 || inner == EtherType::IPV6 && whole_v6)) {
-                // Padding is no way here: the kernel refuses it for a packet that still bears the marks of the tunnel, as
-                // do those that a sender in this host, or behind a veth, encapsulated.
+                // Padding is no way here: the kernel refuses it for a packet that still bears the marks of the tunnel,
+                // as do those that a sender in this host, or behind a veth, encapsulated.
                 self.pass_off_as(EtherType::IPV4)?;
             }
         }

@@ -1,12 +1,12 @@
 //! What a frame costs, in instructions.
 //!
-//! In a virtual machine whose clock counts instructions (qemu's `-icount shift=0,sleep=off`) the time that frames take on
-//! the one CPU is the number of instructions that were executed for them, whatever the machine underneath is doing. The
-//! sender and the veth pairs are part of it, and the same for all. There are two senders:
+//! In a virtual machine whose clock counts instructions (qemu's `-icount shift=0,sleep=off`) the time that frames take
+//! on the one CPU is the number of instructions that were executed for them, whatever the machine underneath is doing.
+//! The sender and the veth pairs are part of it, and the same for all. There are two senders:
 //!
 //! - a packet socket, whose frames are socket buffers from the start, so that XDP must make buffers of its own of them;
-//! - the driver's side of the veth pair, as a card's frames come in: as buffers of XDP, of which the driver makes socket
-//!   buffers where no program takes them.
+//! - the driver's side of the veth pair, as a card's frames come in: as buffers of XDP, of which the driver makes
+//!   socket buffers where no program takes them.
 
 mod contestant;
 

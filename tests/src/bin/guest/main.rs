@@ -1,6 +1,7 @@
 //! Batteries of checks between two stations, on the kernel that runs here.
 //!
-//! It needs root, `mgre` and a few tools, and no compiler: it runs in the initrd of a virtual machine as well as on a host.
+//! It needs root, `mgre` and a few tools, and no compiler: it runs in the initrd of a virtual machine as well as on a
+//! host.
 
 mod instructions;
 mod nic;

@@ -141,7 +141,8 @@ impl Run {
         }
     }
 
-    /// Packets of the underlay that XDP redirected at both spokes, by the driver's count; none where it has none to count.
+    /// Packets of the underlay that XDP redirected at both spokes, by the driver's count; none where it has none to
+    /// count.
     fn redirected(&self, report: &mut Report, pair: &Pair) -> Option<u64> {
         if self.mode != Mode::Native {
             return None;

@@ -1,19 +1,19 @@
 //! The loaded programs, in test runs, in a network namespace of their own.
 //!
-//! A test run says what became of the frame itself: the program's verdict, its bytes, its mark; not where it goes. Copies
-//! are really sent, and arrive at the far ends of pairs of interfaces, where all of them are read, with their marks.
-//! Counters, ages and sequence numbers are read, and made zero, in the memory that the maps share.
+//! A test run says what became of the frame itself: the program's verdict, its bytes, its mark; not where it goes.
+//! Copies are really sent, and arrive at the far ends of pairs of interfaces, where all of them are read, with their
+//! marks. Counters, ages and sequence numbers are read, and made zero, in the memory that the maps share.
 //!
 //! - `tables`: fills the maps, and reads what was counted;
 //! - `capture`: what copies come out of which interface.
 //!
-//! **What a test run does differently.** The kernel pads what it strips to Ethernet's least length, and puts a tag before
-//! an IP packet beside the frame, where a test run does not show it. It refuses frames shorter than the IP header that
-//! their type announces.
+//! **What a test run does differently.** The kernel pads what it strips to Ethernet's least length, and puts a tag
+//! before an IP packet beside the frame, where a test run does not show it. It refuses frames shorter than the IP
+//! header that their type announces.
 //!
-//! **What is told once in a while.** The programs note in a table what they told of; the slots that a frame will use are
-//! made empty before it, so that everything must be told. Now and then the same frame comes again at once, and nothing
-//! may be told.
+//! **What is told once in a while.** The programs note in a table what they told of; the slots that a frame will use
+//! are made empty before it, so that everything must be told. Now and then the same frame comes again at once, and
+//! nothing may be told.
 
 mod capture;
 mod tables;
@@ -416,8 +416,8 @@ fn tags(prediction: &Prediction) -> Vec<u64> {
 }
 
 /// Whether there are three tags in a row. The programs take two from beside a frame, as which the kernel gives them one
-/// by one; a frame with a third one is dropped (`headroom`) where it was put beside, which here depends on who got a copy
-/// before.
+/// by one; a frame with a third one is dropped (`headroom`) where it was put beside, which here depends on who got a
+/// copy before.
 fn has_three_tags(bytes: &[u8]) -> bool {
     let tag = |at: &[u8]| matches!(at, [0x81, 0, ..] | [0x88, 0xa8, ..]);
     bytes.windows(10).any(|part| tag(part) && tag(&part[4..]) && tag(&part[8..]))
@@ -433,8 +433,9 @@ fn is_cut_in_a_tag(frame: &[u8]) -> bool {
     at > 12 && frame.len() < at + 4
 }
 
-/// Whether it is a frame of fewer than 16 bytes that may get one header in the place of another: between headers of the longest kind and the shortest the
-/// kernel would leave less than an IPv6 header, and refuses (`headroom`), which depends on who comes after whom.
+/// Whether it is a frame of fewer than 16 bytes that may get one header in the place of another: between headers of the
+/// longest kind and the shortest the kernel would leave less than an IPv6 header, and refuses (`headroom`), which
+/// depends on who comes after whom.
 fn is_runt(outcome: &Outcome) -> bool {
     outcome.received.is_some_and(|(_, bytes)| bytes < 16)
 }

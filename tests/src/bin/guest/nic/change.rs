@@ -82,7 +82,8 @@ pub(super) fn all(
     }
 }
 
-/// Makes a change while numbered datagrams go both ways. How many are lost is told, no more: a card that resets loses some.
+/// Makes a change while numbered datagrams go both ways. How many are lost is told, no more: a card that resets loses
+/// some.
 fn one(lab: &Lab, interface: &str, steps: Steps) -> Result<Verdict> {
     let [one, two] = lab.stations();
     one.know(&two)?;
