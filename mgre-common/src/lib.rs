@@ -29,6 +29,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod event;
 pub mod fdb;
+#[cfg(not(loom))]
 pub mod near;
 pub mod neighbor;
 pub mod reason;
