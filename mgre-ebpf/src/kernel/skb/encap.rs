@@ -225,16 +225,21 @@ impl Skb {
         self.store(NEXT_HEADER_AT, &next_header)
     }
 
-    /// Puts tags beside a frame that were taken from there.
+    /// Puts tags beside a frame that were taken from there. (Not in a loop: what goes round it lies on the stack, where
+    /// verifiers of Linux 6.1 see no end of it.)
     #[inline(always)]
     fn put_back(&self, tags: [[u8; VLAN_TAG_LEN]; MAX_TAGS], tags_len: u32) -> Result<(), DropReason> {
-        let inner = if tags_len as usize > VLAN_TAG_LEN { Some(tags[1]) } else { None };
-        for [a, b, high, low] in inner.into_iter().chain([tags[0]]) {
-            let protocol = u16::from_ne_bytes([a, b]);
-            // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_push(self.skb, protocol, u16::from_be_bytes([high, low])) })?;
+        if tags_len as usize > VLAN_TAG_LEN {
+            self.push_tag(tags[1])?;
         }
-        Ok(())
+        self.push_tag(tags[0])
+    }
+
+    #[inline(always)]
+    fn push_tag(&self, [a, b, high, low]: [u8; VLAN_TAG_LEN]) -> Result<(), DropReason> {
+        let (protocol, control) = (u16::from_ne_bytes([a, b]), u16::from_be_bytes([high, low]));
+        // SAFETY: the pointer is the program's context.
+        check(unsafe { bpf_skb_vlan_push(self.skb, protocol, control) })
     }
 
     /// Whether the outer headers that it has and a template's are of the same protocols.
