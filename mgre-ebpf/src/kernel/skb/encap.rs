@@ -225,8 +225,8 @@ impl Skb {
         self.store(NEXT_HEADER_AT, &next_header)
     }
 
-    /// Puts tags beside a frame that were taken from there. (Not in a loop: what goes round it lies on the stack, where
-    /// verifiers of Linux 6.1 see no end of it.)
+    /// Puts tags beside a frame that were taken from there. (Not in a loop over them: its state would lie on the stack,
+    /// and Linux 6.1's verifier takes the rounds for the same and refuses the program.)
     #[inline(always)]
     fn put_back(&self, tags: [[u8; VLAN_TAG_LEN]; MAX_TAGS], tags_len: u32) -> Result<(), DropReason> {
         if tags_len as usize > VLAN_TAG_LEN {
