@@ -7,7 +7,7 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 
 use crate::decide::OutOf;
-use crate::frame::{Replicate, Resize, Stamp, Strip};
+use crate::frame::{Bare, Replicate, Resize, Stamp, Strip};
 use crate::inner::{Inner, Version};
 use crate::tables::Tables;
 
@@ -111,19 +111,16 @@ impl Dressing {
 /// Puts an adjacency's header on a frame, or in the place of what stands there.
 ///
 /// # Errors
-/// The kernel could not; the frame must then be dropped.
+/// The kernel could not. What has a header is never left as it was.
 #[inline(always)]
-pub fn dress<F: Replicate, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    dressing: Dressing,
-) -> Result<(), DropReason> {
+pub fn dress<F: Replicate, T: Tables>(frame: &mut F, tables: &T, dressing: Dressing) -> Result<(), Bare> {
     let Dressing { adjacency, index, stamp, outside } = dressing;
-    let template = tables.adjacency(adjacency).ok_or(DropReason::Internal)?.template_at(index);
+    let adjacency = tables.adjacency(adjacency).ok_or(Bare::Broken(DropReason::Internal))?;
+    let template = adjacency.template_at(index);
     match outside {
         Outside::Nothing => frame.encapsulate(template, stamp),
-        Outside::Received(strip) => frame.relay(template, stamp, strip),
-        Outside::Ours(outer_len) => frame.readdress(template, stamp, outer_len),
+        Outside::Received(strip) => frame.relay(template, stamp, strip).map_err(Bare::Broken),
+        Outside::Ours(outer_len) => frame.readdress(template, stamp, outer_len).map_err(Bare::Broken),
     }
 }
 

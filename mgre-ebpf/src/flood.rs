@@ -334,7 +334,7 @@ impl<F: Replicate, T: Tables> Flood<'_, F, T> {
             Outside::Nothing
         };
         self.outer_len = template.header_len.into();
-        self.resized(|frame, tables| frame.dress(tables, Dressing { adjacency, index, stamp, outside }))
+        self.resized(|frame, tables| Ok(frame.dress(tables, Dressing { adjacency, index, stamp, outside })?))
     }
 
     #[inline(always)]

@@ -383,9 +383,8 @@ pub trait Resize: Frame {
     /// A tag beside the frame goes into it.
     ///
     /// # Errors
-    /// The kernel could not. A superframe, which it refuses if there are the marks of another tunnel on it, is as it
-    /// was; another frame must then be dropped.
-    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason>;
+    /// The kernel could not.
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), Bare>;
 
     /// Puts a template's header in the place of the outer headers that it came with.
     ///
@@ -443,9 +442,9 @@ pub trait Replicate: Resize + Whole {
     /// Puts an adjacency's header on ([`dress::dress`]).
     ///
     /// # Errors
-    /// The kernel could not; the frame must then be dropped.
+    /// The kernel could not.
     #[inline(always)]
-    fn dress<T: Tables>(&mut self, tables: &T, dressing: Dressing) -> Result<(), DropReason>
+    fn dress<T: Tables>(&mut self, tables: &T, dressing: Dressing) -> Result<(), Bare>
     where
         Self: Sized,
     {
@@ -468,6 +467,26 @@ pub trait Replicate: Resize + Whole {
 
     /// Runs `step` for 0, 1, ... below `count`, as long as it says to go on.
     fn repeat<S: Step>(count: u32, step: &mut S);
+}
+
+/// Why a frame got no outer header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bare {
+    /// The kernel refuses to make room, as for a superframe that bears the marks of another tunnel. The frame is as it
+    /// was.
+    Refused,
+    /// It failed on the way: the frame must be dropped.
+    Broken(DropReason),
+}
+
+impl From<Bare> for DropReason {
+    #[inline(always)]
+    fn from(bare: Bare) -> Self {
+        match bare {
+            Bare::Refused => Self::Headroom,
+            Bare::Broken(reason) => reason,
+        }
+    }
 }
 
 /// One round of [`Replicate::repeat`].

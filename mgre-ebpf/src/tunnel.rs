@@ -13,7 +13,7 @@ use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
 use crate::decide::OutOf;
 use crate::dress::{Dressing, Outside, Via};
-use crate::frame::{Egress, Frame, Replicate, Resize, Side, Stamp, Strip};
+use crate::frame::{Bare, Egress, Frame, Replicate, Resize, Side, Stamp, Strip};
 use crate::inner::{Inner, ecn};
 use crate::stamp::{Traits, next_sequence, packet_id};
 use crate::superframe::{
@@ -86,8 +86,8 @@ pub(crate) fn send<F: Replicate, T: Tables>(
     };
     let stamp = traits.stamp(tables, template, journey.to, hops);
     match frame.dress(tables, Dressing { adjacency: via.id, index: via.index, stamp, outside }) {
-        Err(_) if out_of.is_none() && frame.segment_size() != 0 => {
-            return to_be_finished(frame, tables, journey, None);
+        Err(Bare::Refused) if frame.segment_size() != 0 => {
+            return to_be_finished(frame, tables, journey, out_of);
         }
         dressed => dressed?,
     }
@@ -114,9 +114,8 @@ pub(crate) fn send_plain<F: Replicate, T: Tables>(
     let sent = match egress(tables, template, frame.carries_ip(), now) {
         Ok(egress) => match wrap_plain(frame, tables, template, journey.to) {
             Ok(()) => finish(frame, tables, journey.to, egress, journey.bytes),
-            // It bears the marks of another tunnel, and is as it was.
-            Err(_) if frame.segment_size() != 0 => return None,
-            Err(reason) => Err(reason),
+            Err(Bare::Refused) if frame.segment_size() != 0 => return None,
+            Err(bare) => Err(bare.into()),
         },
         Err(reason) => Err(reason),
     };
@@ -130,7 +129,7 @@ fn wrap_plain<F: Resize, T: Tables>(
     tables: &T,
     template: &Template,
     to: Target,
-) -> Result<(), DropReason> {
+) -> Result<(), Bare> {
     let id = packet_id(tables, template, to, segments(frame));
     frame.encapsulate(template, Stamp { id, tos: ecn(frame), ..Stamp::PLAIN })
 }
@@ -216,10 +215,10 @@ pub(crate) fn wrap<F: Resize, T: Tables>(
     out_of: Option<OutOf>,
 ) -> Result<(), DropReason> {
     match out_of {
-        None if template.options == 0 => wrap_plain(frame, tables, template, to),
+        None if template.options == 0 => Ok(wrap_plain(frame, tables, template, to)?),
         None => {
             let traits = Traits::read(frame, 0, template.options);
-            frame.encapsulate(template, traits.stamp(tables, template, to, u8::MAX))
+            Ok(frame.encapsulate(template, traits.stamp(tables, template, to, u8::MAX))?)
         }
         Some(out_of) => {
             let traits = relayed_traits(frame, out_of, template.options);

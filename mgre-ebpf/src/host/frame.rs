@@ -11,7 +11,7 @@ use mgre_common::wire::{
 
 use super::world::NEAR_MAC;
 use crate::act;
-use crate::frame::{Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
+use crate::frame::{Bare, Egress, Excerpt, Frame, Replicate, Resize, Stamp, Step, Strip, Whole};
 use crate::handoff::{Chain, Handoff, Next};
 use crate::inner::{Inner, Version};
 use crate::tables::Tables;
@@ -255,15 +255,15 @@ impl Resize for HostFrame {
         Ok(())
     }
 
-    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), Bare> {
         assert_eq!(self.outer_len, 0, "encapsulated already");
         assert!(!self.damaged, "encapsulated after a failure");
         if self.failures.encapsulate {
             self.damage();
-            return Err(DropReason::Headroom);
+            return Err(Bare::Broken(DropReason::Headroom));
         }
         if self.failures.marked {
-            return Err(DropReason::Headroom);
+            return Err(Bare::Refused);
         }
         let inner = self.on_the_wire();
         self.tag = None;
@@ -276,7 +276,7 @@ impl Resize for HostFrame {
     fn relay(&mut self, template: &Template, stamp: Stamp, strip: Strip) -> Result<(), DropReason> {
         assert_eq!(self.outer_len, 0, "encapsulated already");
         self.strip(strip)?;
-        self.encapsulate(template, stamp)
+        Ok(self.encapsulate(template, stamp)?)
     }
 
     fn remark(&mut self, inner: Inner, tos: u8) -> Result<(), DropReason> {

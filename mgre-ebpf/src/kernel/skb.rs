@@ -19,7 +19,7 @@ use mgre_common::table::Template;
 use mgre_common::wire::{EtherType, IpProtocol, VLAN_TAG_LEN};
 use mgre_ebpf::decide::OutOf;
 use mgre_ebpf::dress::{Dressing, out_of_to_words};
-use mgre_ebpf::frame::{Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
+use mgre_ebpf::frame::{Bare, Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
 use mgre_ebpf::inner::Inner;
 use mgre_ebpf::tables::Tables;
 
@@ -283,7 +283,7 @@ impl Resize for Skb {
     }
 
     #[inline(always)]
-    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), Bare> {
         if self.has_tag_beside() {
             return self.encapsulate_tagged(template, stamp);
         }
@@ -382,9 +382,13 @@ impl Replicate for Skb {
     }
 
     #[inline(always)]
-    fn dress<T: Tables>(&mut self, _: &T, dressing: Dressing) -> Result<(), DropReason> {
+    fn dress<T: Tables>(&mut self, _: &T, dressing: Dressing) -> Result<(), Bare> {
         let (adjacency, stamp, outside) = dressing.to_words();
-        check(chain::mgre_dress(self.skb, adjacency, stamp, outside).into())
+        match chain::mgre_dress(self.skb, adjacency, stamp, outside) {
+            chain::DRESSED => Ok(()),
+            chain::REFUSED => Err(Bare::Refused),
+            _ => Err(Bare::Broken(DropReason::Headroom)),
+        }
     }
 
     #[inline(always)]

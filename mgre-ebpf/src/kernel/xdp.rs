@@ -12,7 +12,7 @@ use mgre_common::checksum;
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option, template_shape};
 use mgre_common::wire::{EtherType, IPV4_LEN, MacAddr};
-use mgre_ebpf::frame::{Egress, Frame, Resize, Stamp, Strip};
+use mgre_ebpf::frame::{Bare, Egress, Frame, Resize, Stamp, Strip};
 use mgre_ebpf::inner::Inner;
 
 use super::maps::{DEVICES, NEAR_MACS};
@@ -276,10 +276,10 @@ impl<const FRAGS: bool> Resize for Xdp<FRAGS> {
     }
 
     #[inline(always)]
-    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, template: &Template, stamp: Stamp) -> Result<(), Bare> {
         let packet_len = u32::from(template.header_len) + self.len();
-        self.adjust_head(-i32::from(template.header_len))?;
-        self.write_outer(template, packet_len, stamp)
+        self.adjust_head(-i32::from(template.header_len)).map_err(|_| Bare::Refused)?;
+        self.write_outer(template, packet_len, stamp).map_err(Bare::Broken)
     }
 
     #[inline(always)]

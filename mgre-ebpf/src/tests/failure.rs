@@ -40,10 +40,15 @@ fn strip_fails() {
 fn encapsulation_fails() {
     let tables = tables();
     let failures = Failures { encapsulate: true, ..Failures::default() };
-    let mut frame = HostFrame::new(tcp_v4(station(3), station(1), 60)).with_failures(failures);
-    assert_eq!(act::process_port(&mut frame, &tables, 10), HostAction::Dropped);
+    // What is left of a superframe is nothing that could be cut.
+    for segment_size in [0, 1000] {
+        let mut frame = HostFrame::new(tcp_v4(station(3), station(1), 60))
+            .with_failures(failures.clone())
+            .with_segment_size(segment_size);
+        assert_eq!(act::process_port(&mut frame, &tables, 10), HostAction::Dropped);
+    }
     let drop = (Target::adjacency(0), Direction::Transmit, DropReason::Headroom);
-    assert_eq!(drops(&tables), [(drop, 1)]);
+    assert_eq!(drops(&tables), [(drop, 2)]);
     assert_eq!(tables.traffic(Target::adjacency(0)).transmit_packets, 0, "it was not sent");
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 use mgre_common::call;
 use mgre_common::reason::{Direction, DropReason};
 use mgre_ebpf::dress::{self, Dressing, out_of_from_words};
-use mgre_ebpf::frame::Resize as _;
+use mgre_ebpf::frame::{Bare, Resize as _};
 use mgre_ebpf::handoff::{Chain, HOOK_BIT, Handoff, Next};
 use mgre_ebpf::tables::Tables;
 
@@ -52,15 +52,26 @@ impl Chain for Skb {
     }
 }
 
-/// [`dress::dress`]; not zero if that failed.
+/// What [`mgre_dress`] says of a frame: it has its header.
+pub(super) const DRESSED: u32 = 0;
+/// It is as it was.
+pub(super) const REFUSED: u32 = 1;
+/// It must be dropped.
+const BROKEN: u32 = 2;
+
+/// [`dress::dress`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn mgre_dress(skb: *mut __sk_buff, adjacency: u32, stamp: u64, outside: u64) -> u32 {
     let dressing = Dressing::from_words(adjacency, stamp, outside);
-    dress::dress(&mut Skb { skb, ingress: true }, &Maps, dressing).is_err().into()
+    match dress::dress(&mut Skb { skb, ingress: true }, &Maps, dressing) {
+        Ok(()) => DRESSED,
+        Err(Bare::Refused) => REFUSED,
+        Err(Bare::Broken(_)) => BROKEN,
+    }
 }
 
-/// [`dress::undress`], likewise.
+/// [`dress::undress`]; not zero if that failed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn mgre_undress(skb: *mut __sk_buff, lens: u64, change: u32) -> u32 {

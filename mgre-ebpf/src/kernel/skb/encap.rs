@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_skb_vlan_p
 use mgre_common::reason::DropReason;
 use mgre_common::table::{Template, template_option, template_shape};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, VLAN_TAG_LEN};
-use mgre_ebpf::frame::{Ethernet, Frame, Stamp};
+use mgre_ebpf::frame::{Bare, Ethernet, Frame, Stamp};
 use mgre_ebpf::inner::Inner;
 
 use super::{Skb, check, field};
@@ -76,11 +76,11 @@ impl Skb {
 
     /// [`Resize::encapsulate`] for a frame without a tag beside it.
     #[inline(always)]
-    pub(super) fn encapsulate_plain(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
-        let inner = Ethernet::read(self).ok_or(DropReason::Malformed)?;
+    pub(super) fn encapsulate_plain(&self, template: &Template, stamp: Stamp) -> Result<(), Bare> {
+        let inner = Ethernet::read(self).ok_or(Bare::Broken(DropReason::Malformed))?;
         let packet_len = u32::from(template.header_len) + self.len();
-        self.grow(template, 0)?;
-        self.write_outer(template, packet_len, stamp, inner)
+        self.grow(template, 0).map_err(|_| Bare::Refused)?;
+        self.write_outer(template, packet_len, stamp, inner).map_err(Bare::Broken)
     }
 
     /// Writes the outer header of a packet of this length, and the inner Ethernet header behind it.
@@ -178,7 +178,7 @@ impl Skb {
 
     /// [`Resize::encapsulate`] for a frame with a tag beside it, which goes inside.
     #[inline(always)]
-    pub(super) fn encapsulate_tagged(&self, template: &Template, stamp: Stamp) -> Result<(), DropReason> {
+    pub(super) fn encapsulate_tagged(&self, template: &Template, stamp: Stamp) -> Result<(), Bare> {
         let mut tags = [[0_u8; VLAN_TAG_LEN]; MAX_TAGS];
         let mut tags_len = 0;
         for tag in &mut tags {
@@ -190,17 +190,30 @@ impl Skb {
             *tag = [a, b, c, d];
             tags_len += VLAN_TAG_LEN as u32;
             // SAFETY: the pointer is the program's context.
-            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+            check(unsafe { bpf_skb_vlan_pop(self.skb) }).map_err(Bare::Broken)?;
         }
         if field!(self.vlan_present) != 0 {
-            return Err(DropReason::Headroom);
+            return Err(Bare::Broken(DropReason::Headroom));
         }
-        let inner = Ethernet::read(self).ok_or(DropReason::Malformed)?;
-        let packet_len = u32::from(template.header_len) + self.len() + tags_len;
-        if let Err(reason) = self.grow(template, tags_len) {
-            self.put_back(tags, tags_len)?;
-            return Err(reason);
+        let inner = Ethernet::read(self).ok_or(Bare::Broken(DropReason::Malformed))?;
+        if self.grow(template, tags_len).is_err() {
+            self.put_back(tags, tags_len).map_err(Bare::Broken)?;
+            return Err(Bare::Refused);
         }
+        let packet_len = self.len();
+        self.write_tagged(template, packet_len, stamp, inner, (tags, tags_len)).map_err(Bare::Broken)
+    }
+
+    /// Writes an outer header, and an inner Ethernet header with tags behind it.
+    #[inline(always)]
+    fn write_tagged(
+        &self,
+        template: &Template,
+        packet_len: u32,
+        stamp: Stamp,
+        inner: Ethernet,
+        (tags, tags_len): ([[u8; VLAN_TAG_LEN]; MAX_TAGS], u32),
+    ) -> Result<(), DropReason> {
         const MACS_LEN: u32 = 12;
         let tags_at = u32::from(template.header_len) + MACS_LEN;
         // The checksum, if there is one, covers them.
