@@ -68,9 +68,13 @@ impl Skb {
         Ok(())
     }
 
-    /// Which marks of an encapsulation the packet has.
+    /// Which marks of an encapsulation the packet has. The kernel looks for such headers in what it takes the packet for,
+    /// and that is still what came in where an outer header of the other IP version was written over it.
     #[inline(always)]
     fn tunnel_flag(&self) -> u64 {
+        if !self.protocol_is_told() {
+            return 0;
+        }
         let v6 = self.takes_it_for(EtherType::IPV6);
         let protocol = self.read::<u8>(ETHERNET_LEN + if v6 { 6 } else { 9 });
         if protocol == Some(IpProtocol::UDP.0) { DECAP_L4_UDP } else { DECAP_L4_GRE }
