@@ -51,7 +51,7 @@ impl Kernel {
             (
                 self.strip_flags & DECAP_L4_GRE != 0,
                 "BPF_F_ADJ_ROOM_DECAP_L4_GRE (after Linux 6.18): a GSO packet of IPv6 that leaves one tunnel for another \
-                 in this host is dropped (headroom)",
+                 in this host is cut on the way, which is slower",
             ),
             (
                 version(&self.release) >= Some((5, 16)),
