@@ -90,6 +90,15 @@ struct Run {
     created: Vec<u32>,
     /// Between which states interfaces that there were got other addresses.
     altered: Option<(State, State)>,
+    /// Those that cannot be made: answered once what was done for them is undone.
+    refused: Vec<(Reply<Applied>, Problem)>,
+}
+
+impl Run {
+    fn new(interfaces: bool, addresses: Arc<[Address]>) -> Self {
+        let (steps, created, refused) = (Vec::new(), Vec::new(), Vec::new());
+        Self { interfaces, addresses, steps, created, altered: None, refused }
+    }
 }
 
 impl Engine {
@@ -157,9 +166,7 @@ impl Engine {
         let (before, old) = (self.compiled.clone(), self.state.clone());
         let remotes: BTreeSet<IpAddr> = asked.iter().flat_map(Asked::remotes).collect();
         let mut run = match self.look(&remotes, interfaces).await {
-            Ok(addresses) => {
-                Run { interfaces, addresses, steps: Vec::new(), created: Vec::new(), altered: None }
-            }
+            Ok(addresses) => Run::new(interfaces, addresses),
             Err(problem) => {
                 asked.into_iter().for_each(|asked| answer(asked.reply, Err(problem.clone())));
                 return Vec::new();
@@ -167,9 +174,8 @@ impl Engine {
         };
         self.prepare(&mut run, asked).await;
         if let Err(problem) = self.save(&run.steps).await {
-            for step in run.steps.drain(..) {
-                answer(step.asked.reply, Err(problem.clone()));
-            }
+            let steps = run.steps.drain(..);
+            run.refused.extend(steps.map(|step| (step.asked.reply, problem.clone())));
         }
         let (answers, again) = self.carry_out_all(&mut run).await;
         if answers.is_empty() {
@@ -197,6 +203,9 @@ impl Engine {
         for (reply, applied) in answers {
             answer(reply, Ok(applied));
         }
+        for (reply, problem) in run.refused {
+            answer(reply, Err(problem));
+        }
         if let Err(error) = self.tidy().await {
             tracing::warn!("{error:#}");
         }
@@ -216,7 +225,7 @@ impl Engine {
         self.observer.addresses().await.map_err(kernel)
     }
 
-    /// Checks and compiles changes, each on top of the one before. One that cannot be is answered.
+    /// Checks and compiles changes, each on top of the one before, or refuses them.
     async fn prepare(&mut self, run: &mut Run, asked: Vec<Asked>) {
         let (mut at, mut compiled, mut ids) = (self.state.clone(), self.compiled.clone(), self.ids.clone());
         for asked in asked {
@@ -238,7 +247,7 @@ impl Engine {
                     let compiled = compiled_next;
                     run.steps.push(Step { asked, next, compiled, promiscuous, entry, changed, warnings });
                 }
-                Err(problem) => answer(asked.reply, Err(problem)),
+                Err(problem) => run.refused.push((asked.reply, problem)),
             }
         }
     }
@@ -341,7 +350,7 @@ impl Engine {
                 if let Err(error) = self.with_store(move |store| store.amend(&saved, &whole)).await {
                     tracing::error!("{error:#}: what is saved is not what is in force");
                 }
-                answer(step.asked.reply, Err(failed(error)));
+                run.refused.push((step.asked.reply, failed(error)));
                 return (answers, steps.map(|step| step.asked).collect());
             }
             saved.extend(Some(step.entry.clone()).filter(|entry| !entry.is_empty()));
