@@ -8,7 +8,7 @@ use etherparse::{
     Ipv6HeaderSlice, UdpHeader, checksum::Sum16BitWords,
 };
 
-use crate::packet::Mac;
+use crate::packet::{Mac, same_sum};
 
 /// GRE's protocol type of an Ethernet frame (transparent Ethernet bridging, RFC 1701).
 pub const TRANSPARENT_ETHERNET: u16 = 0x6558;
@@ -137,7 +137,7 @@ fn read_udp<'a>(ip: &Ip<'a>) -> Result<(Udp, &'a [u8])> {
         source_port: header.source_port,
         destination_port: header.destination_port,
         has_checksum: header.checksum != 0,
-        checksum_ok: header.checksum == udp_checksum(ip.source, ip.destination, &header, payload)?,
+        checksum_ok: same_sum(header.checksum, udp_checksum(ip.source, ip.destination, &header, payload)?),
     };
     Ok((udp, payload))
 }
@@ -215,7 +215,8 @@ impl Gre {
             flags,
             protocol: u16::from_be_bytes([*p0, *p1]),
             // The two bytes behind the checksum are sent as zero (RFC 2784 2.6).
-            gre_checksum_ok: checksum.map(|field| field == u32::from(gre_checksum(gre)) << 16),
+            gre_checksum_ok: checksum
+                .map(|field| field & 0xffff == 0 && same_sum((field >> 16) as u16, gre_checksum(gre))),
             key,
             sequence,
             inner: rest.to_vec(),

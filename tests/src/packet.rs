@@ -153,10 +153,10 @@ pub fn checksums_ok(frame: &[u8]) -> Result<bool> {
             let transport_ok = match transport {
                 Some(TransportSlice::Udp(udp)) => {
                     let (udp, data) = (udp.to_header(), udp.payload());
-                    udp.checksum == 0 || udp.checksum == udp.calc_checksum_ipv4(&header, data)?
+                    udp.checksum == 0 || same_sum(udp.checksum, udp.calc_checksum_ipv4(&header, data)?)
                 }
                 Some(TransportSlice::Tcp(tcp)) => {
-                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?
+                    same_sum(tcp.checksum(), tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?)
                 }
                 _ => true,
             };
@@ -167,10 +167,11 @@ pub fn checksums_ok(frame: &[u8]) -> Result<bool> {
             Ok(match transport {
                 Some(TransportSlice::Udp(udp)) => {
                     let (udp, data) = (udp.to_header(), udp.payload());
-                    udp.checksum == udp.calc_checksum_ipv6(&header, data)?
+                    // None at all is not allowed (RFC 8200 8.1).
+                    udp.checksum != 0 && same_sum(udp.checksum, udp.calc_checksum_ipv6(&header, data)?)
                 }
                 Some(TransportSlice::Tcp(tcp)) => {
-                    tcp.to_header().checksum == tcp.to_header().calc_checksum_ipv6(&header, tcp.payload())?
+                    same_sum(tcp.checksum(), tcp.to_header().calc_checksum_ipv6(&header, tcp.payload())?)
                 }
                 _ => true,
             })
@@ -179,9 +180,21 @@ pub fn checksums_ok(frame: &[u8]) -> Result<bool> {
     }
 }
 
+/// Whether two checksums are the same number. Zero has two forms in ones' complement (RFC 1071), and the kernel writes
+/// the other one where a sum comes to zero, in TCP's header too.
+pub const fn same_sum(one: u16, other: u16) -> bool {
+    one % 0xffff == other % 0xffff
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zero_has_two_forms() {
+        assert!(same_sum(0, 0xffff) && same_sum(0xffff, 0) && same_sum(7, 7));
+        assert!(!same_sum(0, 0xfffe) && !same_sum(1, 0xffff));
+    }
 
     #[test]
     fn wrong_checksums_are_seen() {
