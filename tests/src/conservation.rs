@@ -3,7 +3,7 @@
 //! All terms are of one scrape of `/metrics`. While frames are under way they do not add up, so it is asked until they
 //! do.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -112,6 +112,9 @@ pub struct Books {
     spokes: BTreeMap<u8, Book>,
 }
 
+/// Nothing is under way if nothing came for so long.
+const QUIET: Duration = Duration::from_millis(30);
+
 /// A spoke's.
 #[derive(Debug)]
 struct Book {
@@ -126,12 +129,23 @@ struct Book {
 }
 
 impl Book {
+    /// Opens one at a moment when nothing is under way: hosts look for routers and report groups when they like.
     fn open(spoke: &Spoke, spokes: &Spokes) -> Result<Self> {
-        let locals = spokes.layout.locals(spoke.number);
-        let ours = move |frame: &[u8]| locals.iter().any(|local| is_gre_to(frame, *local));
-        let wire = Capture::start_where(&spoke.netns, "wan0", ours)?;
-        let host = Link::read(&spoke.host, "eth0")?;
-        Ok(Self { before: Terms::read(spoke)?, host, port: port_of(spoke)?, wire })
+        let mut opened = None;
+        wait::until("nothing is under way", wait::SOON, || {
+            let locals = spokes.layout.locals(spoke.number);
+            let ours = move |frame: &[u8]| locals.iter().any(|local| is_gre_to(frame, *local));
+            let wire = Capture::start_where(&spoke.netns, "wan0", ours)?;
+            let read = || -> Result<_> {
+                Ok((Terms::read(spoke)?, Link::read(&spoke.host, "eth0")?, port_of(spoke)?))
+            };
+            let (before, host, port) = read()?;
+            thread::sleep(QUIET);
+            let quiet = read()? == (before, host, port) && wire.count(|_| true) == 0;
+            opened = quiet.then_some(Self { before, host, port, wire });
+            Ok(quiet)
+        })?;
+        opened.context("it was opened")
     }
 }
 
