@@ -31,11 +31,20 @@ pub mod endpoint_kind {
     pub const KEYED: u32 = 2;
     /// Any: says only that the two addresses belong to a peer. The value is not used.
     pub const KNOWN: u32 = 3;
-    /// The local address is one of ours; remote is zero. The value is not used.
+    /// The local address is one of ours; remote is zero. The value has [`super::local_flag`] bits.
     pub const LOCAL: u32 = 4;
     /// A GRE packet with this virtual subnet id, whatever its flow id, which is zero here
     /// (RFC 7637 3.2).
     pub const VSID: u32 = 5;
+}
+
+/// The part of a key that is a virtual subnet id (RFC 7637 3.2), as on the wire.
+pub const VSID_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+
+/// Bits of the value of [`endpoint_kind::LOCAL`].
+pub mod local_flag {
+    /// GRE for this address that is no peer's is handed to the kernel.
+    pub const PASS_FOREIGN: u32 = 1;
 }
 
 /// What identifies a peer's packet: addresses and key. IPv4 addresses are

@@ -16,6 +16,20 @@ macro_rules! reasons {
         }
 
         impl DropReason {
+    /// Whether what is refused for it may well be what another user of GRE on this host waits for.
+    #[inline(always)]
+    pub const fn may_be_anothers(self) -> bool {
+        matches!(
+            self,
+            Self::BadVersion
+                | Self::RoutingPresent
+                | Self::ReservedBits
+                | Self::UnknownProtocol
+                | Self::UnknownEndpoint
+                | Self::KeyMismatch
+        )
+    }
+
             /// Every reason, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
@@ -58,6 +72,7 @@ reasons! {
     Internal = 22, "internal", "A table entry that must be there is not; this is a bug.";
     InnerTag = 23, "inner_tag", "The frame has an 802.1Q tag, which NVGRE does not carry (RFC 7637 3.3).";
     LinkLocal = 24, "link_local", "The destination is an address that bridges keep to one link, and the segment says so (802.1Q 8.6.3).";
+    ForeignGre = 25, "foreign_gre", "GRE of no peer's; it was handed to the kernel, as its underlay says.";
 }
 
 const _: () = assert!(DropReason::ALL.len() <= REASON_SLOTS);

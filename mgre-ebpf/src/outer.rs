@@ -4,7 +4,9 @@
 use core::mem::MaybeUninit;
 
 use mgre_common::checksum;
-use mgre_common::endpoint::{EndpointKey, EndpointWords, Owner, endpoint_kind, mapped_v4};
+use mgre_common::endpoint::{
+    EndpointKey, EndpointWords, Owner, VSID_MASK, endpoint_kind, local_flag, mapped_v4,
+};
 use mgre_common::reason::DropReason;
 use mgre_common::table::adjacency_flag;
 use mgre_common::wire::{
@@ -22,7 +24,7 @@ pub enum Outer {
     From(Packet),
     /// Not for us.
     Foreign,
-    /// For us, but the kernel's to handle first.
+    /// For one of our addresses, but the kernel's.
     Kernel(DropReason),
     /// For us, and not acceptable.
     Refused(DropReason),
@@ -78,9 +80,6 @@ const BEHIND_V6: usize = L3 + IPV6_LEN;
 const PLAIN_KEYED: u32 = u32::from_ne_bytes([0x20, 0, 0x65, 0x58]);
 const PLAIN_KEYLESS: u32 = u32::from_ne_bytes([0, 0, 0x65, 0x58]);
 
-/// The part of a key that is a virtual subnet id (RFC 7637 3.2), as on the wire.
-const VSID_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-
 /// An IPv4 header without options, as five words in the order of the wire.
 type Ipv4Words = [u32; 5];
 /// An IPv6 header.
@@ -125,7 +124,15 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Outer {
         Err(outer) => {
             let kind = endpoint_kind::LOCAL;
             let key = EndpointKey { remote: [0; 4], local, key: 0, kind };
-            if tables.any_endpoint(slot.write(key.words())).is_some() { outer } else { Outer::Foreign }
+            match (tables.any_endpoint(slot.write(key.words())), outer) {
+                (None, _) => Outer::Foreign,
+                (Some(flags), Outer::Refused(reason))
+                    if flags & local_flag::PASS_FOREIGN != 0 && reason.may_be_anothers() =>
+                {
+                    Outer::Kernel(DropReason::ForeignGre)
+                }
+                (Some(_), outer) => outer,
+            }
         }
     }
 }

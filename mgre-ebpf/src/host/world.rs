@@ -3,7 +3,9 @@
 use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
-use mgre_common::endpoint::{EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, mapped_v4};
+use mgre_common::endpoint::{
+    EndpointKey, Owner, endpoint_address, endpoint_key, endpoint_kind, local_flag, mapped_v4,
+};
 use mgre_common::fdb::{Bucket, FdbHash, FdbKey};
 use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 use mgre_common::storm::Storm;
@@ -19,6 +21,10 @@ use mgre_common::wire::MacAddr;
 pub const LOCAL: [u8; 4] = [192, 0, 2, 1];
 /// Our underlay address, IPv6.
 pub const LOCAL_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Others of our addresses, for which GRE of no peer's is the kernel's.
+pub const LOCAL_SHARED: [u8; 4] = [192, 0, 2, 250];
+/// As above, IPv6.
+pub const LOCAL_SHARED_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 250];
 /// A peer's endpoint, IPv6.
 pub const PEER_A_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 /// As above.
@@ -173,6 +179,8 @@ pub struct World {
     pub entries: Vec<Entry>,
     /// Who has which address.
     pub neighbors: Vec<(NeighborKey, NeighborRecord)>,
+    /// Addresses of ours for which GRE of no peer's is the kernel's.
+    pub shared_locals: Vec<IpAddr>,
     /// Interfaces that are ports without a record.
     pub stray_interfaces: Vec<(u32, u32)>,
     /// Endpoints whose adjacency has no record.
@@ -354,6 +362,11 @@ impl World {
             sink.endpoint(key, peer.id, (valid && peer.id % 4 != 3).then_some(owner));
             sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::KNOWN, ..key }, 0, None);
             sink.endpoint(EndpointKey { key: 0, kind: endpoint_kind::LOCAL, remote: [0; 4], ..key }, 0, None);
+        }
+        for local in &self.shared_locals {
+            let (remote, kind) = ([0; 4], endpoint_kind::LOCAL);
+            let key = EndpointKey { remote, local: endpoint_address(*local), key: 0, kind };
+            sink.endpoint(key, local_flag::PASS_FOREIGN, None);
         }
         for &(ifindex, id) in &self.stray_interfaces {
             sink.port_index(ifindex, id, None);

@@ -27,8 +27,8 @@ use crate::metrics;
 use crate::model::config::PortEntry;
 use crate::model::types::optional_mac_text;
 use crate::model::{
-    Change, Cidr, Document, Locals, Mode, PeerSettings, PortSettings, SegmentSettings, StaticTarget,
-    StormLimit,
+    Change, Cidr, Document, Mode, PeerSettings, PortSettings, SegmentSettings, StaticTarget, StormLimit,
+    UnderlaySettings,
 };
 
 type Answer<T> = Result<JsonResponse<T>, Problem>;
@@ -56,7 +56,10 @@ pub(super) fn all(engine: Handle, stop: watch::Receiver<bool>) -> Router {
         .route_layer(from_fn_with_state(lanes.clone(), lanes::answers));
     Router::new()
         .route("/v1/underlays", get(underlays))
-        .route("/v1/underlays/{interface}", get(underlay).put(put_underlay).delete(delete_underlay))
+        .route(
+            "/v1/underlays/{interface}",
+            get(underlay).put(put_underlay).patch(patch_underlay).delete(delete_underlay),
+        )
         .route("/v1/segments", get(segments))
         .route(
             "/v1/segments/{name}",
@@ -114,14 +117,6 @@ fn one<T>(noun: &str, name: &str, list: Vec<T>, is: impl Fn(&T) -> bool) -> Answ
 
 // Underlays.
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UnderlayBody {
-    #[serde(rename = "local")]
-    locals: Locals,
-    mode: Option<Mode>,
-}
-
 /// Which of an underlay's endpoints; its first, if not said.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +129,14 @@ struct UnderlayOptions {
 #[serde(deny_unknown_fields)]
 struct DeleteUnderlayOptions {
     local: Option<std::net::IpAddr>,
+    #[serde(default)]
+    force: bool,
+}
+
+/// Whether peers that are reached by what goes may be cut off.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForceOption {
     #[serde(default)]
     force: bool,
 }
@@ -154,9 +157,18 @@ async fn underlay(
 async fn put_underlay(
     State(app): State<App>,
     Names(interface): Names<String>,
-    Json(UnderlayBody { locals, mode }): Json<UnderlayBody>,
+    Json(settings): Json<UnderlaySettings>,
 ) -> Created {
-    create(&app, Change::AddUnderlay { interface, locals, mode }).await
+    create(&app, Change::AddUnderlay { interface, settings }).await
+}
+
+async fn patch_underlay(
+    State(app): State<App>,
+    Names(interface): Names<String>,
+    Options(ForceOption { force }): Options<ForceOption>,
+    Json(settings): Json<UnderlaySettings>,
+) -> Answer<Applied> {
+    change(&app, Change::SetUnderlay { interface, settings, force }).await
 }
 
 async fn delete_underlay(

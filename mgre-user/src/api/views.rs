@@ -6,7 +6,7 @@ use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::model::types::mac_text;
-use crate::model::{Df, Encap, HostInterface, LinkLocal, Mode, StormLimit, Tos};
+use crate::model::{Df, Encap, ForeignGre, HostInterface, LinkLocal, Mode, StormLimit, Tos};
 
 /// An underlay: one of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct UnderlayView {
     pub local: IpAddr,
     /// The mode that was asked for.
     pub mode: Mode,
+    /// What becomes of GRE for its addresses that is no peer's.
+    #[serde(default)]
+    pub foreign_gre: ForeignGre,
     /// What it is attached to: `xdp`, `xdp-generic`, `tcx`, `clsact`, several with `+` between; none if not attached.
     pub hook: Option<String>,
     /// Why this hook, or why none.

@@ -13,7 +13,7 @@ use mgre_common::wire::MacAddr;
 
 use super::values::{instance, key, key_or_none, metrics, on_or_off, tos, vsid};
 use crate::daemon::{BPFFS, STATE_DIR, TcAttach};
-use crate::model::{Cidr, Df, Encap, LinkLocal, Mode, Mtu, StormLimit, Tos};
+use crate::model::{Cidr, Df, Encap, ForeignGre, LinkLocal, Mode, Mtu, StormLimit, Tos};
 
 /// An eBPF multipoint-GRE switch: one overlay, any number of peers.
 #[derive(Debug, Parser)]
@@ -202,9 +202,26 @@ pub enum Underlay {
         /// This host's address on it: the source of outer packets; one IPv4 and one IPv6 address at most
         #[arg(long = "local", value_name = "IP", required = true)]
         locals: Vec<IpAddr>,
-        /// How to attach [default: auto]
-        #[arg(long, value_enum)]
-        mode: Option<Mode>,
+        /// Its settings
+        #[command(flatten)]
+        settings: UnderlaySettings,
+    },
+    /// Change what is given
+    #[command(group = ArgGroup::new("change").args(["locals", "mode", "foreign_gre"]).required(true).multiple(true))]
+    Set {
+        /// The interface
+        #[arg(value_name = "IFACE")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        interface: String,
+        /// This host's address on it, in place of those before: one IPv4 and one IPv6 address at most
+        #[arg(long = "local", value_name = "IP")]
+        locals: Vec<IpAddr>,
+        /// Its settings
+        #[command(flatten)]
+        settings: UnderlaySettings,
+        /// Even if peers are reached by an address that goes, which are cut off then
+        #[arg(long)]
+        force: bool,
     },
     /// Leave an interface alone again
     Del {
@@ -221,6 +238,18 @@ pub enum Underlay {
     },
     /// List underlays
     Show,
+}
+
+/// What can be said of an underlay.
+#[derive(Debug, clap::Args)]
+pub struct UnderlaySettings {
+    /// How to attach [default: auto]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// GRE for its addresses that is no peer's: drop it, or pass it to the kernel, for the host's own tunnels [default:
+    /// drop]
+    #[arg(long, value_enum, value_name = "drop|pass", hide_possible_values = true)]
+    pub foreign_gre: Option<ForeignGre>,
 }
 
 /// Verbs of segments.

@@ -1,5 +1,6 @@
 //! What was typed, turned into what is to be done.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use hyper::Method;
@@ -137,15 +138,15 @@ fn delete(parts: &[&str]) -> Command {
 
 fn underlay(verb: Underlay) -> Command {
     match verb {
-        Underlay::Add { interface, locals, mode } => {
-            let mut body = json!({ "local": locals });
-            if let [local] = *locals {
-                body["local"] = json!(local);
+        Underlay::Add { interface, locals, settings } => {
+            change(Method::PUT, &["v1", "underlays", &interface], underlay_body(&locals, &settings))
+        }
+        Underlay::Set { interface, locals, settings, force } => {
+            let mut path = path(&["v1", "underlays", &interface]);
+            if force {
+                path += "?force=true";
             }
-            if let Some(mode) = mode {
-                body["mode"] = json!(mode);
-            }
-            change(Method::PUT, &["v1", "underlays", &interface], body)
+            Command::Change { method: Method::PATCH, path, body: underlay_body(&locals, &settings) }
         }
         Underlay::Del { interface, local, force } => {
             let mut path = path(&["v1", "underlays", &interface]);
@@ -159,6 +160,22 @@ fn underlay(verb: Underlay) -> Command {
         }
         Underlay::Show => Command::Underlays,
     }
+}
+
+fn underlay_body(locals: &[IpAddr], settings: &args::UnderlaySettings) -> Value {
+    let mut body = json!({});
+    match locals {
+        [] => {}
+        [local] => body["local"] = json!(local),
+        locals => body["local"] = json!(locals),
+    }
+    if let Some(mode) = settings.mode {
+        body["mode"] = json!(mode);
+    }
+    if let Some(foreign_gre) = settings.foreign_gre {
+        body["foreign_gre"] = json!(foreign_gre);
+    }
+    body
 }
 
 fn segment(verb: Segment) -> Command {

@@ -14,13 +14,14 @@ use crate::model::{Df, Encap, LinkLocal, StormLimit, Tos};
 
 /// `underlay show`.
 pub fn underlays(views: &[UnderlayView]) -> String {
-    let mut table = Table::new(["INTERFACE", "LOCAL", "STATE", "MODE", "HOOK", "REASON"]);
+    let mut table = Table::new(["INTERFACE", "LOCAL", "STATE", "MODE", "FOREIGN-GRE", "HOOK", "REASON"]);
     for view in views {
         table.row([
             view.interface.clone(),
             view.local.to_string(),
             underlay_state(view.state).to_owned(),
             view.mode.to_string(),
+            view.foreign_gre.to_string(),
             optional(view.hook.as_ref()),
             optional(view.problem.as_ref().or(view.reason.as_ref())),
         ]);

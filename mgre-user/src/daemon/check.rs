@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use crate::api::messages::Problem;
-use crate::model::{Change, Mode, State};
+use crate::model::{Change, Locals, Mode, State};
 use crate::netlink::{Address, Link};
 use crate::plan::{Compiled, Observed, PeerOutcome, PeerStatus};
 
@@ -123,7 +123,17 @@ pub(super) fn check_use(
     compiled: &Compiled,
 ) -> Result<(), Problem> {
     for change in changes {
-        let Change::DelUnderlay { interface, local, force: false } = change else { continue };
+        let (interface, local) = match change {
+            Change::DelUnderlay { interface, local, force: false } => (interface, *local),
+            Change::SetUnderlay { interface, settings, force: false } => {
+                let before = state.underlays.get(interface).map(|underlay| underlay.locals);
+                // Another address of the same IP version reaches whom the one before did.
+                let goes = |new: &Locals| before?.iter().find(|local| new.like(*local).is_none());
+                let Some(local) = settings.locals.as_ref().and_then(goes) else { continue };
+                (interface, Some(local))
+            }
+            _ => continue,
+        };
         let Some(underlay) = state.underlays.get(interface) else { continue };
         if local.is_some_and(|local| !underlay.locals.contains(local)) {
             continue;
@@ -259,7 +269,7 @@ fn is_link_local(address: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::model::PortSettings;
-    use crate::model::{Ids, SegmentSettings};
+    use crate::model::{Ids, SegmentSettings, UnderlaySettings};
 
     fn link(index: u32, name: &str) -> Link {
         Link { index, name: name.to_owned(), ethernet: true, mtu: 1500, ..Link::default() }
@@ -294,8 +304,9 @@ mod tests {
     }
 
     fn underlay(local: &str) -> Change {
-        let locals = local.parse::<IpAddr>().expect("an address").into();
-        Change::AddUnderlay { interface: "eth0".into(), locals, mode: None }
+        let locals = local.parse::<IpAddr>().expect("an address");
+        let settings = UnderlaySettings::at(locals);
+        Change::AddUnderlay { interface: "eth0".into(), settings }
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl Engine {
                     interface: name.clone(),
                     local,
                     mode: underlay.mode,
+                    foreign_gre: underlay.foreign_gre,
                     hook: hook.clone(),
                     reason: reason.clone(),
                     state,

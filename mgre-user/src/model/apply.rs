@@ -9,7 +9,7 @@ use mgre_common::table::{MAX_PORTS, MAX_SEGMENTS};
 use mgre_common::template::Key;
 use mgre_common::wire::MacAddr;
 
-use super::change::{Change, SegmentSettings};
+use super::change::{Change, SegmentSettings, UnderlaySettings};
 use super::check;
 use super::config::Document;
 use super::error::ModelError;
@@ -17,7 +17,7 @@ use super::flooding::LinkLocal;
 use super::ids::{Ids, Pool};
 use super::locals::Locals;
 use super::state::{FdbName, Peer, Segment, State, StaticTarget, Underlay, default};
-use super::types::{Mode, Mtu};
+use super::types::Mtu;
 
 mod members;
 
@@ -77,7 +77,8 @@ impl<'a> Draft<'a> {
 
     fn apply(&mut self, change: Change) -> Result<(), ModelError> {
         match change {
-            Change::AddUnderlay { interface, locals, mode } => self.add_underlay(interface, locals, mode),
+            Change::AddUnderlay { interface, settings } => self.add_underlay(interface, settings),
+            Change::SetUnderlay { interface, settings, force: _ } => self.set_underlay(interface, settings),
             Change::DelUnderlay { interface, local, force: _ } => self.del_underlay(&interface, local),
             Change::AddSegment { name, settings } => self.add_segment(name, &settings),
             Change::SetSegment { name, settings } => self.set_segment(&name, &settings),
@@ -110,34 +111,34 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn add_underlay(
-        &mut self,
-        interface: String,
-        added: Locals,
-        mode: Option<Mode>,
-    ) -> Result<(), ModelError> {
+    fn add_underlay(&mut self, interface: String, settings: UnderlaySettings) -> Result<(), ModelError> {
+        let UnderlaySettings { locals, mode, foreign_gre } = settings;
+        let Some(added) = locals else { return Err(ModelError::NoLocal { interface }) };
         check::interface(&interface)?;
-        for local in added.iter() {
-            check::endpoint("the local address of an underlay", local)?;
-            let remote = local.to_string();
-            if self.state.index.may_have(&remote).any(|name| self.has_remote(name, &remote)) {
-                return Err(ModelError::RemoteIsLocal { remote, interface });
-            }
-        }
+        self.check_locals(&interface, added)?;
         if self.state.ports_on(&interface).next().is_some() {
             return Err(ModelError::Role { interface, role: "a port", wanted: "an underlay" });
         }
         let underlay = match self.state.underlays.get(&interface) {
-            None => Underlay { locals: added, mode: mode.unwrap_or_default() },
+            None => Underlay {
+                locals: added,
+                mode: mode.unwrap_or_default(),
+                foreign_gre: foreign_gre.unwrap_or_default(),
+            },
             Some(underlay) if added.iter().any(|local| underlay.locals.contains(local)) => {
-                let hint = "; to change it, remove it first (mgre underlay del)";
+                let hint = "; to change it, use underlay set";
                 return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
             }
             Some(underlay) if mode.is_some_and(|mode| mode != underlay.mode) => {
-                return Err(ModelError::UnderlayMode { interface, mode: underlay.mode });
+                let has = format!("mode {}", underlay.mode);
+                return Err(ModelError::UnderlayHas { interface, has });
+            }
+            Some(underlay) if foreign_gre.is_some_and(|asked| asked != underlay.foreign_gre) => {
+                let has = format!("foreign GRE {}", underlay.foreign_gre);
+                return Err(ModelError::UnderlayHas { interface, has });
             }
             Some(underlay) => match Locals::new(underlay.locals.iter().chain(added.iter())) {
-                Ok(locals) => Underlay { locals, mode: underlay.mode },
+                Ok(locals) => Underlay { locals, ..underlay.clone() },
                 Err(error) => return Err(ModelError::LocalTaken { interface, error }),
             },
         };
@@ -145,11 +146,42 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn del_underlay(&mut self, interface: &str, local: Option<IpAddr>) -> Result<(), ModelError> {
-        let underlays = &mut self.state.underlays;
-        let Some(underlay) = underlays.get(interface) else {
-            return Err(ModelError::not_found("underlay", interface, underlays.keys()));
+    fn set_underlay(&mut self, interface: String, settings: UnderlaySettings) -> Result<(), ModelError> {
+        let UnderlaySettings { locals, mode, foreign_gre } = settings;
+        let before = self.underlay(&interface)?.clone();
+        if let Some(locals) = locals {
+            self.check_locals(&interface, locals)?;
+        }
+        let underlay = Underlay {
+            locals: locals.unwrap_or(before.locals),
+            mode: mode.unwrap_or(before.mode),
+            foreign_gre: foreign_gre.unwrap_or(before.foreign_gre),
         };
+        self.state.underlays.insert(interface, underlay);
+        Ok(())
+    }
+
+    fn underlay(&self, interface: &str) -> Result<&Underlay, ModelError> {
+        let underlays = &self.state.underlays;
+        let missing = || ModelError::not_found("underlay", interface, underlays.keys());
+        underlays.get(interface).ok_or_else(missing)
+    }
+
+    /// Checks that addresses can be an underlay's.
+    fn check_locals(&self, interface: &str, locals: Locals) -> Result<(), ModelError> {
+        for local in locals.iter() {
+            check::endpoint("the local address of an underlay", local)?;
+            let remote = local.to_string();
+            if self.state.index.may_have(&remote).any(|name| self.has_remote(name, &remote)) {
+                return Err(ModelError::RemoteIsLocal { remote, interface: interface.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    fn del_underlay(&mut self, interface: &str, local: Option<IpAddr>) -> Result<(), ModelError> {
+        let underlay = self.underlay(interface)?.clone();
+        let underlays = &mut self.state.underlays;
         let Some(local) = local else {
             underlays.remove(interface);
             return Ok(());
@@ -158,9 +190,8 @@ impl<'a> Draft<'a> {
             let locals: Vec<String> = underlay.locals.iter().map(|local| local.to_string()).collect();
             return Err(ModelError::not_found("local address", &local.to_string(), locals.iter()));
         }
-        let mode = underlay.mode;
         match underlay.locals.without(local) {
-            Some(locals) => underlays.insert(interface.to_owned(), Underlay { locals, mode }),
+            Some(locals) => underlays.insert(interface.to_owned(), Underlay { locals, ..underlay }),
             None => underlays.remove(interface),
         };
         Ok(())

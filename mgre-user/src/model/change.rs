@@ -9,7 +9,7 @@ use super::config::Document;
 use super::flooding::{LinkLocal, StormLimit};
 use super::locals::Locals;
 use super::state::{HostInterface, StaticTarget};
-use super::types::{Df, Encap, Mode, Mtu, Tos};
+use super::types::{Df, Encap, ForeignGre, Mode, Mtu, Tos};
 
 /// One change of the wanted state.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,10 +18,17 @@ pub enum Change {
     AddUnderlay {
         /// The interface.
         interface: String,
-        /// Our endpoints on it.
-        locals: Locals,
-        /// How to attach; none for what is usual, or what it is.
-        mode: Option<Mode>,
+        /// Our endpoints on it, and settings; what these do not say is the default, or stays.
+        settings: UnderlaySettings,
+    },
+    /// Changes of an underlay; what the settings do not say stays.
+    SetUnderlay {
+        /// The interface.
+        interface: String,
+        /// The new settings.
+        settings: UnderlaySettings,
+        /// Even if peers are reached by an endpoint that goes.
+        force: bool,
     },
     /// An underlay is left alone again.
     DelUnderlay {
@@ -124,6 +131,28 @@ pub enum Change {
     },
     /// The state becomes what a document says; what stays keeps its ids.
     Replace(Box<Document>),
+}
+
+/// Settings of an underlay that may be given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnderlaySettings {
+    /// Our endpoints on it.
+    #[serde(rename = "local", skip_serializing_if = "Option::is_none")]
+    pub locals: Option<Locals>,
+    /// How to attach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// What becomes of GRE that is no peer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign_gre: Option<ForeignGre>,
+}
+
+impl UnderlaySettings {
+    /// With these endpoints, and nothing else.
+    pub fn at(locals: impl Into<Locals>) -> Self {
+        Self { locals: Some(locals.into()), ..Self::default() }
+    }
 }
 
 /// Settings of a segment that may be given.

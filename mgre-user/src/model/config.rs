@@ -7,11 +7,11 @@
 use mgre_common::wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::change::{Change, PeerSettings, PortSettings, SegmentSettings};
+use super::change::{Change, PeerSettings, PortSettings, SegmentSettings, UnderlaySettings};
 use super::flooding::{LinkLocal, StormLimit};
 use super::locals::Locals;
 use super::state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay, default};
-use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
+use super::types::{Cidr, Df, Encap, ForeignGre, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct UnderlayEntry {
     /// How to attach.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mode: Mode,
+    /// What becomes of GRE that is no peer's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub foreign_gre: ForeignGre,
 }
 
 /// One segment.
@@ -310,7 +313,8 @@ fn unless<T: PartialEq>(value: T, default: T) -> Option<T> {
 
 impl From<(&String, &Underlay)> for UnderlayEntry {
     fn from((interface, underlay): (&String, &Underlay)) -> Self {
-        Self { interface: interface.clone(), locals: underlay.locals, mode: underlay.mode }
+        let Underlay { locals, mode, foreign_gre } = *underlay;
+        Self { interface: interface.clone(), locals, mode, foreign_gre }
     }
 }
 
@@ -373,8 +377,10 @@ impl From<(&FdbName, &StaticTarget)> for FdbEntry {
 }
 
 impl From<UnderlayEntry> for Change {
-    fn from(UnderlayEntry { interface, locals, mode }: UnderlayEntry) -> Self {
-        Self::AddUnderlay { interface, locals, mode: Some(mode) }
+    fn from(UnderlayEntry { interface, locals, mode, foreign_gre }: UnderlayEntry) -> Self {
+        let settings =
+            UnderlaySettings { locals: Some(locals), mode: Some(mode), foreign_gre: Some(foreign_gre) };
+        Self::AddUnderlay { interface, settings }
     }
 }
 

@@ -83,21 +83,27 @@ pub enum ModelError {
         /// The interface.
         interface: String,
     },
+    /// An underlay has an address.
+    #[error("underlay {interface} needs a local address")]
+    NoLocal {
+        /// The interface.
+        interface: String,
+    },
     /// An underlay has one local address for each IP version.
-    #[error("underlay {interface}: {error}; to change it, remove it first (mgre underlay del)")]
+    #[error("underlay {interface}: {error}; to change it, use underlay set")]
     LocalTaken {
         /// The interface.
         interface: String,
         /// What there would be.
         error: LocalsError,
     },
-    /// An underlay is attached to in one way.
-    #[error("underlay {interface} has mode {mode}; to change it, remove it first (mgre underlay del)")]
-    UnderlayMode {
+    /// An underlay has settings of its own, not for each address.
+    #[error("underlay {interface} has {has}; to change it, use underlay set")]
+    UnderlayHas {
         /// The interface.
         interface: String,
-        /// Its mode.
-        mode: Mode,
+        /// What it has.
+        has: String,
     },
     /// An underlay cannot be a port, nor a port an underlay.
     #[error("{interface} is {role}, it cannot be {wanted} too")]
@@ -227,7 +233,7 @@ impl ModelError {
             | Self::OtherMode { .. }
             | Self::VlanOfHost { .. }
             | Self::LocalTaken { .. }
-            | Self::UnderlayMode { .. }
+            | Self::UnderlayHas { .. }
             | Self::Role { .. }
             | Self::RemoteTaken { .. }
             | Self::RemoteIsLocal { .. }
@@ -240,6 +246,7 @@ impl ModelError {
             | Self::BadNumber { .. }
             | Self::BadMtu { .. }
             | Self::BadMac(_)
+            | Self::NoLocal { .. }
             | Self::Missing(_) => ErrorKind::Invalid,
         }
     }

@@ -31,7 +31,7 @@ pub mod types;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Change, PeerSettings, PortSettings, SegmentSettings};
+pub use change::{Change, PeerSettings, PortSettings, SegmentSettings, UnderlaySettings};
 pub use config::Document;
 pub use difference::differences;
 pub use error::{ErrorKind, ModelError};
@@ -40,4 +40,4 @@ pub use ids::Ids;
 pub use locals::Locals;
 pub use record::Record;
 pub use state::{FdbName, HostInterface, Peer, Port, Segment, State, StaticTarget, Underlay};
-pub use types::{Cidr, Df, Encap, Mode, Mtu, Tos};
+pub use types::{Cidr, Df, Encap, ForeignGre, Mode, Mtu, Tos};

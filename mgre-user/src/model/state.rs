@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::flooding::{LinkLocal, StormLimit};
 use super::index::Index;
 use super::locals::Locals;
-use super::types::{Cidr, Df, Encap, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
+use super::types::{Cidr, Df, Encap, ForeignGre, Mode, Mtu, Tos, is_default, mac_text, optional_mac_text};
 
 /// Version of the state file's format.
 pub const STATE_VERSION: u32 = 2;
@@ -105,6 +105,9 @@ pub struct Underlay {
     pub locals: Locals,
     /// How to attach.
     pub mode: Mode,
+    /// What becomes of GRE that is no peer's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub foreign_gre: ForeignGre,
 }
 
 /// A broadcast domain.

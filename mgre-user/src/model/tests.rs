@@ -110,8 +110,7 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (interface(), local()).prop_map(|(interface, local)| Change::AddUnderlay {
             interface,
-            locals: local.into(),
-            mode: None
+            settings: UnderlaySettings::at(local),
         }),
         (interface(), proptest::option::of(local())).prop_map(|(interface, local)| Change::DelUnderlay {
             interface,
@@ -363,8 +362,7 @@ fn errors_of_interfaces() {
     assert!(fails(add("host0", Some(5))).1.contains("made for this host"));
     let underlay = |interface: &str, local: &str| Change::AddUnderlay {
         interface: interface.into(),
-        locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
-        mode: None,
+        settings: UnderlaySettings::at(local.parse::<std::net::IpAddr>().expect("an address")),
     };
     assert_eq!(fails(underlay("veth0", "192.0.2.9")).1, "veth0 is a port, it cannot be an underlay too");
     for taken in ["192.0.2.2", "2001:db8::7"] {

@@ -40,6 +40,26 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What becomes of GRE for an underlay's address that is no peer's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ForeignGre {
+    /// It is dropped, and counted by reason.
+    #[default]
+    Drop,
+    /// The kernel gets it, for tunnels of its own and for other programs.
+    Pass,
+}
+
+impl fmt::Display for ForeignGre {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Drop => "drop",
+            Self::Pass => "pass",
+        })
+    }
+}
+
 /// Whether outer packets forbid fragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

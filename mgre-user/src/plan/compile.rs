@@ -140,11 +140,11 @@ impl Compiled {
             let FloodTargets { adjacencies, .. } = self.plan.floods.get(&id).cloned().unwrap_or_default();
             put(&mut self.plan.floods, id, FloodTargets { ports, adjacencies, ..flags });
         }
-        for key in old.ground.local_endpoints() {
+        for (key, _) in old.ground.local_endpoints() {
             self.plan.endpoints.remove(&key);
         }
-        for key in self.ground.local_endpoints() {
-            self.plan.endpoints.insert(key, EndpointOwner::default());
+        for (key, flags) in self.ground.local_endpoints() {
+            self.plan.endpoints.insert(key, EndpointOwner::local(flags));
         }
     }
 

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Change, Df, Encap, HostInterface, Ids, Mode, Mtu, PeerSettings, PortSettings, SegmentSettings, State,
-    StaticTarget, Tos,
+    Change, Df, Encap, ForeignGre, HostInterface, Ids, Mode, Mtu, PeerSettings, PortSettings,
+    SegmentSettings, State, StaticTarget, Tos, UnderlaySettings,
 };
 
 /// Few of everything, so that things meet.
@@ -101,8 +101,15 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => (interface(), local()).prop_map(|(interface, local)| Change::AddUnderlay {
             interface,
-            locals: local.into(),
-            mode: None,
+            settings: UnderlaySettings::at(local),
+        }),
+        1 => (interface(), any::<bool>()).prop_map(|(interface, pass)| Change::SetUnderlay {
+            interface,
+            settings: UnderlaySettings {
+                foreign_gre: Some(if pass { ForeignGre::Pass } else { ForeignGre::Drop }),
+                ..UnderlaySettings::default()
+            },
+            force: false,
         }),
         1 => (interface(), prop::option::of(local()))
             .prop_map(|(interface, local)| Change::DelUnderlay { interface, local, force: false }),

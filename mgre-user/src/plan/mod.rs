@@ -241,10 +241,17 @@ pub struct AdjacencyRecord {
 /// Whose an endpoint is; nothing but zero for a kind that is nobody's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointOwner {
-    /// The adjacency's id.
+    /// The adjacency's id; of one of our addresses, its [`mgre_common::endpoint::local_flag`] bits.
     pub adjacency: u32,
     /// Its [`AdjacencyRecord::flags`].
     pub flags: u32,
+}
+
+impl EndpointOwner {
+    /// Of one of our addresses.
+    pub const fn local(flags: u32) -> Self {
+        Self { adjacency: flags, flags: 0 }
+    }
 }
 
 /// Whose the frames from an interface are.

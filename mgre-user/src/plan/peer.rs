@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_key, endpoint_kind};
+use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_key, endpoint_kind, local_flag};
 use mgre_common::table::{Template, adjacency_flag, template_flag, template_option};
 use mgre_common::template::{self, DontFragment, Encapsulation, Key, Outer};
 use mgre_common::wire::{ETHERNET_LEN, MacAddr};
 
 use super::{AdjacencyRecord, EndpointOwner, Endpoints, Observed, Unusable};
-use crate::model::{Df, Encap, Mtu, Peer, State, Tos};
+use crate::model::{Df, Encap, ForeignGre, Mtu, Peer, State, Tos};
 use crate::netlink::Route;
 use crate::netlink::resolve::{Exit, NextHop, exit, next_hop_address, resolve};
 
@@ -53,6 +53,8 @@ pub(super) struct Ground {
     pub(super) underlays: Vec<u32>,
     /// Addresses that outer packets may be for.
     pub(super) locals: BTreeSet<IpAddr>,
+    /// Those of them for which GRE of no peer's is the kernel's.
+    pub(super) shared: BTreeSet<IpAddr>,
     /// Those of them that this host has not got (any more).
     pub(super) missing: BTreeSet<IpAddr>,
 }
@@ -62,16 +64,22 @@ impl Ground {
         let mut ground = Self::default();
         for (name, underlay) in &state.underlays {
             ground.locals.extend(underlay.locals.iter());
+            if underlay.foreign_gre == ForeignGre::Pass {
+                ground.shared.extend(underlay.locals.iter());
+            }
             ground.underlays.extend(observed.link(name).map(|link| link.index));
         }
         ground.missing = ground.locals.iter().copied().filter(|local| observed.lacks(*local)).collect();
         ground
     }
 
-    /// Keys that say that an address is one of ours.
-    pub(super) fn local_endpoints(&self) -> impl Iterator<Item = EndpointKey> {
+    /// Keys that say that an address is one of ours, and the [`local_flag`] bits of each.
+    pub(super) fn local_endpoints(&self) -> impl Iterator<Item = (EndpointKey, u32)> {
         let key = |local| EndpointKey { remote: [0; 4], local, key: 0, kind: endpoint_kind::LOCAL };
-        self.locals.iter().map(move |local| key(endpoint_address(*local)))
+        self.locals.iter().map(move |local| {
+            let flags = if self.shared.contains(local) { local_flag::PASS_FOREIGN } else { 0 };
+            (key(endpoint_address(*local)), flags)
+        })
     }
 
     /// The addresses that packets from a remote may be for.

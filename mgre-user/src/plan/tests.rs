@@ -9,7 +9,7 @@ use mgre_common::wire::MacAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Change, Ids, Mode, PeerSettings, PortSettings, SegmentSettings, State};
+use crate::model::{Change, Ids, Mode, PeerSettings, PortSettings, SegmentSettings, State, UnderlaySettings};
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -28,7 +28,7 @@ fn peer(remote: &str, segments: &[&str]) -> PeerSettings {
 }
 
 fn underlay(interface: &str, local: &str) -> Change {
-    Change::AddUnderlay { interface: interface.into(), locals: address(local).into(), mode: None }
+    Change::AddUnderlay { interface: interface.into(), settings: UnderlaySettings::at(address(local)) }
 }
 
 /// Two segments, one port and two peers.

@@ -114,7 +114,7 @@ pub fn reroutes(old: Option<&Link>, new: Option<&Link>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, Ids};
+    use crate::model::{Change, Ids, UnderlaySettings};
 
     const REMOTE: &str = "203.0.113.2";
 
@@ -134,7 +134,7 @@ mod tests {
         spoil(&mut observed);
         let change = |name: &&str| {
             let local = if *name == "wan0" { "192.0.2.10" } else { "192.0.2.11" };
-            Change::AddUnderlay { interface: (*name).to_owned(), locals: ip(local).into(), mode: None }
+            Change::AddUnderlay { interface: (*name).to_owned(), settings: UnderlaySettings::at(ip(local)) }
         };
         let state = State::default().apply_all(underlays.iter().map(change), &Ids::default());
         Uplinks::new(&state.expect("a state"), &observed)

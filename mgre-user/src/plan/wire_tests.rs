@@ -9,6 +9,7 @@ use mgre_common::wire::MacAddr;
 use super::*;
 use crate::model::{
     Change, Df, Encap, Ids, Mode, Mtu, PeerSettings, PortSettings, SegmentSettings, State, Tos,
+    UnderlaySettings,
 };
 use crate::netlink::XdpFeatures;
 
@@ -17,7 +18,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn underlay(local: &str) -> Change {
-    Change::AddUnderlay { interface: "wan0".into(), locals: ip(local).into(), mode: None }
+    Change::AddUnderlay { interface: "wan0".into(), settings: UnderlaySettings::at(ip(local)) }
 }
 
 fn segment(name: &str, key: Option<u32>, vsid: Option<u32>) -> Change {

@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use mgre_common::endpoint::{EndpointKey, endpoint_address, endpoint_kind};
+use mgre_common::endpoint::{EndpointKey, VSID_MASK, endpoint_address, endpoint_kind, local_flag};
 use mgre_common::table::{OuterFamily, Template, template_flag, template_option};
-use mgre_common::wire::{ETHERNET_LEN, GRE_FIELD_LEN, GRE_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN};
+use mgre_common::wire::{
+    ETHERNET_LEN, EtherType, GRE_FIELD_LEN, GRE_LEN, GreFlags, IPV4_LEN, IPV6_LEN, UDP_LEN,
+};
 
 use crate::plan::{AdjacencyRecord, EndpointOwner, Plan};
 
@@ -50,12 +52,30 @@ impl Known {
         self.endpoints.contains_key(&EndpointKey { remote, local, key: 0, kind: endpoint_kind::KNOWN })
     }
 
-    /// Our endpoints.
-    pub fn locals(&self) -> impl Iterator<Item = IpAddr> {
+    /// Whether some peer sends such GRE: with this key, and Ethernet inside.
+    pub fn is_peers(&self, remote: IpAddr, local: IpAddr, gre: &[u8]) -> bool {
+        let Some([flags_high, flags_low, protocol @ ..]) = gre.first_chunk::<4>().copied() else {
+            return false;
+        };
+        let flags = GreFlags(u16::from_be_bytes([flags_high, flags_low]));
+        let at = GRE_LEN + if flags.has_checksum() { GRE_FIELD_LEN } else { 0 };
+        let key = gre.get(at..).and_then(|rest| rest.first_chunk()).map(|key| u32::from_ne_bytes(*key));
+        let [remote, local] = [remote, local].map(endpoint_address);
+        let is = |key, kind| self.endpoints.contains_key(&EndpointKey { remote, local, key, kind });
+        let found = match (flags.has_key(), key) {
+            (false, _) => is(0, endpoint_kind::KEYLESS),
+            (true, Some(key)) => is(key, endpoint_kind::KEYED) || is(key & VSID_MASK, endpoint_kind::VSID),
+            (true, None) => false,
+        };
+        found && EtherType::from_bytes(protocol) == EtherType::TRANSPARENT_ETHERNET
+    }
+
+    /// Our endpoints, and for which of them GRE of no peer's is the kernel's.
+    pub fn locals(&self) -> impl Iterator<Item = (IpAddr, bool)> {
         let first = EndpointKey { remote: [0; 4], local: [0; 4], key: 0, kind: 0 };
         let last = EndpointKey { remote: [0; 4], local: [u32::MAX; 4], key: u32::MAX, kind: u32::MAX };
         let ours = self.endpoints.range(first..=last).filter(|(key, _)| key.kind == endpoint_kind::LOCAL);
-        ours.map(|(key, _)| address(key.local))
+        ours.map(|(key, owner)| (address(key.local), owner.adjacency & local_flag::PASS_FOREIGN != 0))
     }
 
     /// The outer headers of all that is sent from one endpoint to another.
@@ -219,7 +239,40 @@ pub(super) mod tests {
             known.endpoints.insert(key, EndpointOwner::default());
         }
         let found: std::collections::BTreeSet<_> = known.locals().collect();
-        assert_eq!(found, locals.into());
+        assert_eq!(found, locals.map(|local| (local, false)).into());
+        let key = EndpointKey {
+            remote: [0; 4],
+            local: endpoint_address(locals[0]),
+            key: 0,
+            kind: endpoint_kind::LOCAL,
+        };
+        known.endpoints.insert(key, EndpointOwner::local(local_flag::PASS_FOREIGN));
+        let found: std::collections::BTreeSet<_> = known.locals().collect();
+        assert_eq!(found, [(locals[0], true), (locals[1], false)].into());
+    }
+
+    #[test]
+    fn what_a_peer_sends_is_told_from_what_others_do() {
+        for v6 in [false, true] {
+            let (remote, local) = addresses(v6);
+            for (key, ours, others) in [
+                (Key::None, &[0, 0, 0x65, 0x58][..], &[0x20, 0, 0x65, 0x58, 0, 0, 0, 0][..]),
+                (Key::Plain(7), &[0x20, 0, 0x65, 0x58, 0, 0, 0, 7], &[0x20, 0, 0x65, 0x58, 0, 0, 0, 8]),
+                (Key::Plain(7), &[0xa0, 0, 0x65, 0x58, 1, 2, 0, 0, 0, 0, 0, 7], &[0, 0, 0x65, 0x58]),
+                (Key::Plain(7), &[0x20, 0, 0x65, 0x58, 0, 0, 0, 7], &[0x20, 0, 8, 0, 0, 0, 0, 7]),
+                (
+                    Key::Vsid(5000),
+                    &[0x20, 0, 0x65, 0x58, 0, 0x13, 0x88, 9],
+                    &[0x20, 0, 0x65, 0x58, 0, 0x13, 0x89, 9],
+                ),
+                (Key::Plain(7), &[0x20, 0, 0x65, 0x58, 0, 0, 0, 7], &[0x20, 0, 0x65]),
+            ] {
+                let known = known(&[Outer { key, ..outer(v6) }]);
+                assert!(known.is_peers(remote, local, ours), "{ours:02x?}");
+                assert!(!known.is_peers(remote, local, others), "{others:02x?}");
+                assert!(!known.is_peers(local, remote, ours), "from somebody else");
+            }
+        }
     }
 
     #[test]

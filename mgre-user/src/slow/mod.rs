@@ -86,17 +86,20 @@ struct Shared {
 /// A task, by what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Work {
-    Gre(IpAddr, Pair),
-    GreInUdp(IpAddr, Pair),
-    Errors { v6: bool },
+    /// For one of our addresses, and whether others than peers have a use for GRE there.
+    Gre(IpAddr, bool, Pair),
+    GreInUdp(IpAddr, bool, Pair),
+    Errors {
+        v6: bool,
+    },
     Cut(Pair),
 }
 
 impl fmt::Display for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gre(local, _) => write!(f, "receive GRE for {local}"),
-            Self::GreInUdp(local, _) => write!(f, "receive GRE in UDP for {local}"),
+            Self::Gre(local, ..) => write!(f, "receive GRE for {local}"),
+            Self::GreInUdp(local, ..) => write!(f, "receive GRE in UDP for {local}"),
             Self::Errors { v6: false } => f.write_str("receive ICMP"),
             Self::Errors { v6: true } => f.write_str("receive ICMPv6"),
             Self::Cut(_) => f.write_str("send fragments"),
@@ -205,12 +208,12 @@ impl Slow {
     fn wanted(&self) -> Vec<Work> {
         let (known, pair) = (self.known.borrow(), *self.pair.borrow());
         let mut wanted = Vec::new();
-        for local in known.locals() {
+        for (local, shared) in known.locals() {
             wanted.push(Work::Errors { v6: local.is_ipv6() });
             if let Some(pair) = pair {
-                wanted.push(Work::Gre(local, pair));
+                wanted.push(Work::Gre(local, shared, pair));
                 if known.has_udp() {
-                    wanted.push(Work::GreInUdp(local, pair));
+                    wanted.push(Work::GreInUdp(local, shared, pair));
                 }
             }
         }
@@ -220,12 +223,13 @@ impl Slow {
 
     fn begin(&mut self, work: Work, now: Instant) {
         let shared = Shared { known: self.known.subscribe(), counters: self.counters.clone() };
-        let receive = |kind, local, pair| {
-            Receiver::new(kind, local, pair, shared.clone()).map(|receiver| Task::spawn(receiver.run()))
+        let receive = |kind, (local, is_shared), pair| {
+            let receiver = Receiver::new(kind, local, is_shared, pair, shared.clone());
+            receiver.map(|receiver| Task::spawn(receiver.run()))
         };
         let task = match work {
-            Work::Gre(local, pair) => receive(Kind::Gre, local, pair),
-            Work::GreInUdp(local, pair) => receive(Kind::GreInUdp, local, pair),
+            Work::Gre(local, is_shared, pair) => receive(Kind::Gre, (local, is_shared), pair),
+            Work::GreInUdp(local, is_shared, pair) => receive(Kind::GreInUdp, (local, is_shared), pair),
             Work::Errors { v6 } => {
                 let listener = Listener::new(v6, self.said.0.clone(), shared);
                 listener.map(|listener| Task::spawn(listener.run()))

@@ -38,6 +38,8 @@ pub(super) enum Kind {
 pub(super) struct Receiver {
     kind: Kind,
     local: IpAddr,
+    /// Whether GRE of no peer's for that address is the kernel's: then there may be much of it, that concerns us not.
+    is_shared: bool,
     socket: AsyncFd<Socket>,
     /// Sends to the datapath.
     frames: Socket,
@@ -56,14 +58,20 @@ struct Datagram {
 
 impl Receiver {
     /// Opens the sockets.
-    pub(super) fn new(kind: Kind, local: IpAddr, pair: Pair, shared: Shared) -> io::Result<Self> {
+    pub(super) fn new(
+        kind: Kind,
+        local: IpAddr,
+        is_shared: bool,
+        pair: Pair,
+        shared: Shared,
+    ) -> io::Result<Self> {
         let Pair { inner, outer } = pair;
         let socket = match kind {
-            Kind::Gre => socket::gre(local, inner.0)?,
+            Kind::Gre => socket::gre(local, is_shared, inner.0)?,
             Kind::GreInUdp => socket::gre_in_udp(local, inner.0)?,
         };
         let (socket, frames) = (super::readable(socket)?, socket::frames(outer.0)?);
-        Ok(Self { kind, local, socket, frames, macs: [inner.1, outer.1], shared })
+        Ok(Self { kind, local, is_shared, socket, frames, macs: [inner.1, outer.1], shared })
     }
 
     pub(super) async fn run(self) {
@@ -88,10 +96,16 @@ impl Receiver {
             self.shared.counters.count(Happening::Refused);
             return;
         };
-        if !self.shared.known.borrow().is_peer(header.remote, header.local) {
+        let known = self.shared.known.borrow();
+        if self.is_shared && !known.is_peers(header.remote, header.local, payload) {
+            // Nothing of it is lost: the kernel has it.
+            return;
+        }
+        if !known.is_peer(header.remote, header.local) {
             self.shared.counters.count(Happening::Refused);
             return;
         }
+        drop(known);
         self.shared.counters.count(Happening::Reassembled);
         let frame = match udp {
             None => frame(self.macs, &header, [&[], payload]),

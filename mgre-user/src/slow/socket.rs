@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use libc::{c_int, socklen_t};
-use mgre_common::wire::{GRE_IN_UDP_PORT, GreFlags, IpProtocol};
+use mgre_common::wire::{EtherType, GRE_IN_UDP_PORT, GreFlags, IpProtocol};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
 /// `ICMP_FILTER` of include/uapi/linux/icmp.h, at the level `SOL_RAW`.
@@ -103,12 +103,14 @@ fn unless_from(ifindex: u32) -> [SockFilter; 3] {
 /// A socket for GRE packets to one of our addresses. Over IPv4 it gives their IP headers too.
 ///
 /// What is given to the datapath at the `inner` end of the pair does not come back, not even where
-/// nobody takes it there.
-pub(super) fn gre(local: IpAddr, inner: u32) -> io::Result<Socket> {
+/// nobody takes it there. Where the address is shared with other users of GRE, only Ethernet in GRE comes: of theirs,
+/// the kernel would make a copy of every packet.
+pub(super) fn gre(local: IpAddr, is_shared: bool, inner: u32) -> io::Result<Socket> {
     let socket = open(domain(local), Type::RAW, IpProtocol::GRE.0.into())?;
     // Version 1 is PPTP's and the kernel's. The filter sees an IPv4 packet from its IP header on.
     let at = if local.is_ipv4() { libc::BPF_IND } else { libc::BPF_ABS };
     let [from, is, refuse] = unless_from(inner);
+    let ethernet = EtherType::TRANSPARENT_ETHERNET.number().into();
     socket.attach_filter(&[
         from,
         is,
@@ -119,7 +121,10 @@ pub(super) fn gre(local: IpAddr, inner: u32) -> io::Result<Socket> {
         statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, GreFlags::VERSION.into()),
         unless_skip(1),
         REFUSE,
+        statement(libc::BPF_LD | libc::BPF_H | at, 2),
+        unless_skip(ethernet),
         ACCEPT,
+        if is_shared { REFUSE } else { ACCEPT },
     ])?;
     bind(&socket, local, 0, true)?;
     Ok(socket)

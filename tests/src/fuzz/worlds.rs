@@ -11,8 +11,8 @@ use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
 use mgre_ebpf::host::world::neighbors::{host_v4, host_v6};
 use mgre_ebpf::host::world::{
-    ABSENT, Entry, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint, peer_v4, peer_v6,
-    station,
+    ABSENT, Entry, LOCAL, LOCAL_V6, PeerSpec, PortSpec, SLOW, StormSpec, VLAN_INTERFACE, World, endpoint,
+    peer_v4, peer_v6, station,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
@@ -67,6 +67,9 @@ pub fn world(number: u16) -> World {
     add_neighbors(&mut world, &mut rng);
     world.stray_interfaces.push((38, ABSENT));
     world.stray_endpoints.push((endpoint([192, 0, 2, 2], Some(0x7fff_0001)), ABSENT));
+    if rng.random_bool(0.25) {
+        world.shared_locals = vec![LOCAL.into(), LOCAL_V6.into()];
+    }
     world
 }
 

@@ -140,7 +140,8 @@ pub struct Network {
     endpoints: HashMap<(IpAddr, IpAddr, GreKey), u32>,
     /// Pairs of addresses, ours last, that some peer has.
     known: HashMap<(IpAddr, IpAddr), ()>,
-    locals: HashMap<IpAddr, ()>,
+    /// Ours; whether GRE of no peer's for it is the kernel's.
+    locals: HashMap<IpAddr, bool>,
     segments: HashMap<u32, Segment>,
     places: HashMap<(u32, MacAddr), Place>,
     neighbors: HashMap<NeighborKey, Neighbor>,
@@ -182,6 +183,7 @@ impl Network {
         for spec in &world.peers {
             network.add_peer(spec);
         }
+        network.locals.extend(world.shared_locals.iter().map(|local| (*local, true)));
         for (key, id) in &world.stray_endpoints {
             let gre = match key.kind {
                 endpoint_kind::KEYED => GreKey::Plain(u32::from_be(key.key)),
@@ -269,7 +271,7 @@ impl Network {
         peer.max_frame = (spec.mtu.unwrap_or(0) as usize).saturating_sub(peer.overhead());
         self.endpoints.insert((remote, local, key), spec.id);
         self.known.insert((remote, local), ());
-        self.locals.insert(local, ());
+        self.locals.insert(local, false);
         if peer.valid
             && let Some(segment) = self.segments.get_mut(&spec.segment)
         {
@@ -320,6 +322,11 @@ impl Network {
     /// Whether an address is one of ours.
     pub(super) fn is_ours(&self, local: IpAddr) -> bool {
         self.locals.contains_key(&local)
+    }
+
+    /// Whether GRE of no peer's for an address of ours is the kernel's.
+    pub(super) fn is_shared(&self, local: IpAddr) -> bool {
+        self.locals.get(&local) == Some(&true)
     }
 
     /// Whether there is some peer with these addresses.

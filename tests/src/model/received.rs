@@ -32,8 +32,8 @@ const RESERVED: u16 = 0x0c00;
 enum Other {
     /// It is not for us.
     Foreign,
-    /// The kernel has it first, and that is counted.
-    Kernel,
+    /// The kernel gets it, and that is counted.
+    Kernel(DropReason),
     Refused(DropReason),
 }
 
@@ -76,16 +76,30 @@ impl<'a> Run<'a> {
             return;
         }
         let outer = self.outer(&input.bytes);
-        let gre = outer.and_then(|outer| self.gre(&outer).map(|gre| (outer, gre)));
+        let gre = outer.and_then(|outer| match self.gre(&outer) {
+            Ok(gre) => Ok((outer, gre)),
+            Err(Other::Refused(reason)) if self.is_anothers(&outer, reason) => {
+                Err(Other::Kernel(DropReason::ForeignGre))
+            }
+            Err(other) => Err(other),
+        });
         match gre {
             Err(Other::Foreign) => {}
-            Err(Other::Kernel) => {
-                self.count(Target::NONE, Direction::Receive, DropReason::OuterFragment);
-                self.outcome.end = End::Passed;
-            }
+            Err(Other::Kernel(reason)) => self.leave_to_kernel(reason),
             Err(Other::Refused(reason)) => self.refuse(Target::NONE, reason),
             Ok((outer, gre)) => self.of_peer(&outer, &gre),
         }
+    }
+
+    fn leave_to_kernel(&mut self, reason: DropReason) {
+        self.count(Target::NONE, Direction::Receive, reason);
+        self.outcome.end = End::Passed;
+    }
+
+    /// Whether a packet that is refused may be for somebody else on this host, who shares its address.
+    fn is_anothers(&self, outer: &Outer<'_>, reason: DropReason) -> bool {
+        let unusable = matches!(reason, DropReason::Malformed | DropReason::Checksum);
+        !unusable && self.network.is_shared(outer.local)
     }
 
     /// Reads the headers below GRE. Only what is for one of our addresses is judged.
@@ -120,12 +134,12 @@ impl<'a> Run<'a> {
             declared,
         };
         match header[9] {
-            GRE if options || fragment => Err(Other::Kernel),
+            GRE if options || fragment => Err(Other::Kernel(DropReason::OuterFragment)),
             GRE => Ok(outer),
             // Whether it is for GRE's port, a first fragment alone says; behind options nobody looks.
             UDP if !options && offset == 0 => {
                 let outer = outer.in_udp()?;
-                if more { Err(Other::Kernel) } else { Ok(outer) }
+                if more { Err(Other::Kernel(DropReason::OuterFragment)) } else { Ok(outer) }
             }
             _ => Err(Other::Foreign),
         }
@@ -161,13 +175,13 @@ impl<'a> Run<'a> {
                 Ok(Outer { gre: &behind[8..], declared, ..outer })
             }
             // Hop-by-hop options, routing, fragment, destination options.
-            0 | 43 | 44 | 60 if behind.first() == Some(&GRE) => Err(Other::Kernel),
+            0 | 43 | 44 | 60 if behind.first() == Some(&GRE) => Err(Other::Kernel(DropReason::OuterFragment)),
             44 if behind.first() == Some(&UDP)
                 && word(behind, 2).is_some_and(|field| field & 0xfff8 == 0)
                 && behind.len() >= 16
                 && word(behind, 10) == Some(UDP_PORT) =>
             {
-                Err(Other::Kernel)
+                Err(Other::Kernel(DropReason::OuterFragment))
             }
             _ => Err(Other::Foreign),
         }
@@ -230,6 +244,9 @@ impl<'a> Run<'a> {
         let Some(id) = self.network.owner(remote, local, key) else {
             let known = self.network.is_known(remote, local);
             let reason = if known { DropReason::KeyMismatch } else { DropReason::UnknownEndpoint };
+            if self.is_anothers(outer, reason) {
+                return self.leave_to_kernel(DropReason::ForeignGre);
+            }
             return self.refuse(Target::NONE, reason);
         };
         let network = self.network;

@@ -9,9 +9,10 @@ use mgre_tests::{
     packet::{BROADCAST, marked},
     skip::skipped,
     topology::{KEY, Spokes},
+    wait,
 };
 
-use crate::case::{self, Case, FRAMES, Of, SENDER, outer, run, send};
+use crate::case::{self, Case, FRAMES, HERE, Of, SENDER, outer, run, send};
 
 /// Cases whose counter is nobody's.
 const fn nobody(reason: DropReason, what: &'static str, provoke: fn(&Spokes) -> Result<u64>) -> Case {
@@ -65,6 +66,18 @@ pub(crate) const CASES: &[Case] = &[
             spokes.send_to(2, &fragments)?;
             sent += fragments.len() as u64;
         }
+        Ok(sent)
+    }),
+    nobody(DropReason::ForeignGre, "what is no peer's, where the kernel is to have it", |spokes| {
+        let underlay = |verdict| {
+            spokes.spoke(HERE).daemon.mgre(&["underlay", "set", "wan0", "--foreign-gre", verdict]).map(drop)
+        };
+        underlay("pass")?;
+        let sent = send(spokes, &[Outer { source: STRANGER, ..outer(spokes) }.frame(&inner())?])?;
+        wait::until("the kernel has them", wait::SOON, || {
+            Ok(spokes.spoke(HERE).drops(DropReason::ForeignGre.name())? == sent)
+        })?;
+        underlay("drop")?;
         Ok(sent)
     }),
 ];

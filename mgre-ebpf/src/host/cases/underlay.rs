@@ -6,7 +6,9 @@ use mgre_common::wire::MacAddr;
 
 use super::Case;
 use crate::host::packet::{Outer, change_ip, frame, kinds, tagged, tcp_v4};
-use crate::host::world::{LOCAL, PEER_A, PEER_B, STRANGER, station};
+use crate::host::world::{
+    LOCAL, LOCAL_SHARED, LOCAL_SHARED_V6, PEER_A, PEER_A_V6, PEER_B, STRANGER, station,
+};
 
 const A: Target = Target::adjacency(0);
 
@@ -35,6 +37,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(lengths());
     cases.extend(endpoints());
     cases.extend(the_kernels());
+    cases.extend(others());
     cases
 }
 
@@ -249,5 +252,43 @@ fn the_kernels() -> Vec<Case> {
     ];
     options[37] = 0xff;
     cases.push(counted("options that are wrong are the kernel's to judge", options));
+    cases
+}
+
+/// Nobody's, IPv6.
+const OTHER_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 99];
+
+/// Packets for other users of GRE at one of our addresses.
+fn others() -> Vec<Case> {
+    let inner = inner();
+    let of_both = [
+        ("", Outer { destination: LOCAL_SHARED.into(), ..Outer::from_peer(STRANGER, Some(7)) }),
+        (
+            "a peer's elsewhere: ",
+            Outer { destination: LOCAL_SHARED.into(), ..Outer::from_peer(PEER_A, Some(7)) },
+        ),
+        ("IPv6: ", Outer { destination: LOCAL_SHARED_V6.into(), ..Outer::from_peer(OTHER_V6, Some(7)) }),
+        (
+            "IPv6: a peer's elsewhere: ",
+            Outer { destination: LOCAL_SHARED_V6.into(), ..Outer::from_peer(PEER_A_V6, Some(8)) },
+        ),
+    ];
+    let mut cases = Vec::new();
+    for (name, outer) in of_both {
+        let mut left = |what: &str, bytes| {
+            let case = Case::underlay(format!("{name}left to the kernel: {what}"), bytes);
+            cases.push(case.counted(Target::NONE, Direction::Receive, DropReason::ForeignGre));
+        };
+        left("Ethernet inside", outer.wrap(&inner));
+        left("IP inside", Outer { protocol: 0x0800, ..outer.clone() }.wrap(&inner));
+        left("a keepalive's answer", Outer { protocol: 0, ..outer.clone() }.wrap(&[]));
+        left("source routing", outer.clone().flags(0x4000).wrap(&inner));
+        left("a reserved bit", outer.clone().flags(0x0800).wrap(&inner));
+        left("version 2", outer.clone().flags(2).wrap(&inner));
+        cases.push(Case::underlay(format!("{name}version 1"), outer.clone().flags(1).wrap(&inner)));
+        let bytes = outer.wrap(&inner);
+        let cut = bytes[..bytes.len() - inner.len() - 1].to_vec();
+        cases.push(refused(format!("{name}nobody's: cut short"), cut, DropReason::Malformed));
+    }
     cases
 }

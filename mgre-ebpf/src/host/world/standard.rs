@@ -6,8 +6,8 @@ use mgre_common::target::Target;
 use mgre_common::template::{DontFragment, Encapsulation, Tos};
 
 use super::{
-    ABSENT, Entry, PEER_A, PEER_A_V6, PEER_B, PEER_B_V6, PEER_C, PeerSpec, PortSpec, SLOW, StormSpec,
-    VLAN_INTERFACE, VSID, World, endpoint, peer_v4, peer_v6, station,
+    ABSENT, Entry, LOCAL_SHARED, LOCAL_SHARED_V6, PEER_A, PEER_A_V6, PEER_B, PEER_B_V6, PEER_C, PeerSpec,
+    PortSpec, SLOW, StormSpec, VLAN_INTERFACE, VSID, World, endpoint, peer_v4, peer_v6, station,
 };
 
 impl World {
@@ -167,6 +167,7 @@ impl World {
                 StormSpec { source: Target::adjacency(38), limit: 1000, exhausted: true },
             ],
             stray_interfaces: vec![(30, ABSENT)],
+            shared_locals: vec![LOCAL_SHARED.into(), LOCAL_SHARED_V6.into()],
             stray_endpoints: vec![(endpoint(PEER_A, Some(15)), ABSENT)],
             slow: SLOW,
             neighbors: Vec::new(),

@@ -114,10 +114,10 @@ fn every_option_of_a_peer_can_be_changed() {
 #[test]
 fn an_underlay_has_an_address_of_each_version() {
     let ids = Ids::default();
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
     let add = |local: &str, mode| Change::AddUnderlay {
         interface: "eth1".into(),
-        locals: local.parse::<std::net::IpAddr>().expect("an address").into(),
-        mode,
+        settings: UnderlaySettings { mode, ..UnderlaySettings::at(ip(local)) },
     };
     let del = |local: &str| Change::DelUnderlay {
         interface: "eth1".into(),
@@ -131,7 +131,7 @@ fn an_underlay_has_an_address_of_each_version() {
     assert_eq!(
         error.to_string(),
         "underlay eth1: an underlay has one local address for each IP version, not both 192.0.2.9 and \
-         192.0.2.10; to change it, remove it first (mgre underlay del)"
+         192.0.2.10; to change it, use underlay set"
     );
     let error = both.apply(add("192.0.2.9", None), &ids).expect_err("the same again");
     assert!(error.to_string().starts_with("underlay \"eth1\" exists already"), "{error}");
@@ -141,6 +141,43 @@ fn an_underlay_has_an_address_of_each_version() {
     let error = one.apply(del("192.0.2.9"), &ids).expect_err("not there");
     assert_eq!(error.to_string(), "there is no local address \"192.0.2.9\" (there is: 2001:db8::9)");
     assert_eq!(one.apply(del("2001:db8::9"), &ids).expect("the last"), sample());
+}
+
+#[test]
+fn an_underlay_is_changed_in_place() {
+    let ids = Ids::default();
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+    let set = |settings| Change::SetUnderlay { interface: "eth1".into(), settings, force: false };
+    let add =
+        Change::AddUnderlay { interface: "eth1".into(), settings: UnderlaySettings::at(ip("192.0.2.9")) };
+    let before = sample().apply(add.clone(), &ids).expect("applies");
+    let pass = UnderlaySettings { foreign_gre: Some(ForeignGre::Pass), ..UnderlaySettings::default() };
+    let passes = before.apply(set(pass), &ids).expect("applies");
+    let underlay = &passes.underlays["eth1"];
+    assert_eq!((underlay.foreign_gre, underlay.mode), (ForeignGre::Pass, Mode::Auto));
+    assert_eq!(underlay.locals, before.underlays["eth1"].locals);
+    assert_eq!(differences(&before, &passes), ["underlay eth1 changed"]);
+    let tc = UnderlaySettings { mode: Some(Mode::Tc), ..UnderlaySettings::at(ip("2001:db8::9")) };
+    let moved = passes.apply(set(tc), &ids).expect("applies");
+    let underlay = &moved.underlays["eth1"];
+    assert_eq!((underlay.foreign_gre, underlay.mode), (ForeignGre::Pass, Mode::Tc), "what is not said stays");
+    assert_eq!(underlay.locals, ip("2001:db8::9").into());
+
+    let toml = Document::from_state(&moved).to_toml().expect("TOML");
+    assert!(toml.contains("foreign_gre = \"pass\""), "{toml}");
+    let again = sample().apply_all(Document::from_state(&moved).into_changes(), &ids).expect("applies");
+    assert_eq!(again, moved);
+
+    let error = sample().apply(set(pass), &ids).expect_err("no such underlay");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let remote = UnderlaySettings::at(ip("192.0.2.2"));
+    let error = before.apply(set(remote), &ids).expect_err("a peer's");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    let Change::AddUnderlay { interface, .. } = add else { unreachable!() };
+    let settings =
+        UnderlaySettings { foreign_gre: Some(ForeignGre::Drop), ..UnderlaySettings::at(ip("2001:db8::9")) };
+    let error = passes.apply(Change::AddUnderlay { interface, settings }, &ids).expect_err("another setting");
+    assert_eq!(error.to_string(), "underlay eth1 has foreign GRE pass; to change it, use underlay set");
 }
 
 #[test]
