@@ -88,6 +88,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// FDB entries that it has room for, if not as many as by itself.
     pub fdb_entries: Option<u32>,
+    /// Adjacencies that it has room for, if not as many as by itself.
+    pub adjacencies: Option<u32>,
     /// How it attaches programs; as `MGRE_TESTS_TC` says, or by its own choice, if not given.
     pub tc: Option<Tc>,
     /// Words of a command that becomes the daemon, such as `prlimit --nofile=64`.
@@ -208,6 +210,9 @@ impl Daemon {
         };
         if let Some(config) = &self.options.config {
             command.arg("--config").arg(config);
+        }
+        if let Some(adjacencies) = self.options.adjacencies {
+            command.arg("--adjacencies").arg(adjacencies.to_string());
         }
         if let Some(entries) = self.options.fdb_entries {
             command.arg("--fdb-entries").arg(entries.to_string());

@@ -1,6 +1,7 @@
 //! Rings and tables that are full, descriptors that run out, and thousands of clients.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
@@ -183,6 +184,75 @@ fn a_full_fdb_takes_no_more_and_forgets_nobody() -> Result<()> {
         Ok(entries()?.iter().any(|entry| entry.contains(&mac_text(UNKNOWN))))
     })?;
     assert!(entries()?.iter().any(|entry| entry.contains(SERVER)));
+    Ok(())
+}
+
+#[test]
+fn what_the_host_needs_goes_before_what_was_learned() -> Result<()> {
+    const ENTRIES: u32 = 32;
+    const OURS: &str = "02:00:00:00:aa:07";
+    const NEXT_HOP: Mac = [0x02, 0, 0, 0, 0xfe, 0x77];
+    if skipped() {
+        return Ok(());
+    }
+    let lone = Lone::new(Options { fdb_entries: Some(ENTRIES), ..Options::default() })?;
+    lone.daemon.mgre(&["port", "create", SEGMENT, "ov0"])?;
+    send(&lone, 0..2 * ENTRIES)?;
+    wait::until("the FDB is full", wait::SOON, || Ok(learned(&lone)? == ENTRIES as usize))?;
+    // Both at once: an address of ours for which there is no room, and a next hop that changes.
+    lone.netns.ip(&format!(
+        "link set ov0 address {OURS}\nneigh replace 10.0.0.2 lladdr {} dev wan0 nud permanent",
+        mac_text(NEXT_HOP)
+    ))?;
+    wait::until("the address is known", wait::SOON, || {
+        Ok(lone.daemon.list(&["fdb", "show"])?.iter().any(|entry| entry["mac"] == OURS))
+    })?;
+    assert!(learned(&lone)? <= ENTRIES as usize);
+    let at_core = capture::Capture::start(&lone.netns, "core0")?;
+    wait::until("packets go to the new next hop", wait::SOON, || {
+        capture::send(&lone.netns, "host0", &[marked(BROADCAST, station(0), "to the next hop")])?;
+        Ok(at_core.count(|frame| frame.bytes[..6] == NEXT_HOP) > 0)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn peers_have_room_however_many_addresses_this_host_has() -> Result<()> {
+    const PEERS: u32 = 200;
+    /// As many as there is room for with all the peers.
+    const UNDERLAYS: u8 = 8;
+    if skipped() {
+        return Ok(());
+    }
+    let options = Options { adjacencies: Some(PEERS), ..Options::default() };
+    let (lone, ()) = Lone::prepared(options, |_| Ok(()))?;
+    let add = |number: u8| {
+        let (name, local) = (format!("up{number}"), format!("10.8.{number}.1"));
+        lone.netns.ip(&format!(
+            "link add {name} type veth peer name down{number}\nlink set {name} up\nlink set down{number} up\n\
+             addr add {local}/24 dev {name}"
+        ))?;
+        lone.daemon.outcome(&["underlay", "add", &name, "--local", &local])
+    };
+    for number in 0..UNDERLAYS {
+        assert_eq!(add(number)?.code, Some(0));
+    }
+    let mut document = lone.daemon.mgre(&["export"])?;
+    document += "[[segment]]\nname = \"lan\"\nkey = 7\n";
+    for number in 0..PEERS {
+        let remote = format!("10.8.{}.{}", number % 8, 2 + number / 8);
+        document += &format!("[[peer]]\nname = \"p{number}\"\nremote = \"{remote}\"\nsegments = [\"lan\"]\n");
+    }
+    let file = lone.daemon.path().join("peers.toml");
+    fs::write(&file, document)?;
+    lone.daemon.mgre(&["apply", file.to_str().context("a path")?])?;
+    assert_eq!(lone.daemon.json(&["status"])?["peers"], PEERS);
+    let export = lone.daemon.mgre(&["export"])?;
+    let outcome = add(UNDERLAYS)?;
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
+    assert!(outcome.stderr.contains("--adjacencies"), "{outcome:?}");
+    assert_eq!(lone.daemon.mgre(&["export"])?, export);
+    lone.daemon.mgre(&["peer", "set", "p7", "--ttl", "9"])?;
     Ok(())
 }
 

@@ -288,25 +288,6 @@ impl Engine {
         Ok((next, compiled, waiting))
     }
 
-    /// Checks that the FDB has room for entries that are given. What was learned stays.
-    fn check_room(&self, next: &Plan) -> Result<(), Problem> {
-        let (mut there, mut new) = (i64::from(self.datapath.fdb.len()), 0);
-        for item in self.plan.fixed.diff(&next.fixed) {
-            match item {
-                DiffItem::Add(key, _) if self.datapath.fdb.find(*key).is_none() => new += 1,
-                DiffItem::Remove(..) => there -= 1,
-                DiffItem::Add(..) | DiffItem::Update { .. } => {}
-            }
-        }
-        let capacity = self.datapath.fdb.capacity();
-        if new == 0 || there + new <= i64::from(capacity) {
-            return Ok(());
-        }
-        Err(Problem::conflict(format!(
-            "the FDB is full ({there} of {capacity} entries): flush what was learned (mgre fdb flush), or start the daemon with more (--fdb-entries)"
-        )))
-    }
-
     /// Saves what steps lead to. Addresses are learned while the disk works.
     async fn save(&mut self, steps: &[Step]) -> Result<(), Problem> {
         let entries: Vec<Entry> =

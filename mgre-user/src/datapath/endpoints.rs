@@ -3,25 +3,50 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData};
+use anyhow::{Context, Result, bail};
+use aya::maps::{HashMap, Map, MapData};
 use mgre_common::endpoint::{EndpointIndex, EndpointKey, EndpointSlot, EndpointWords, Owner};
 use mgre_common::fdb::QUARANTINE_SECONDS;
 
 use super::not_there;
 use super::shared::SharedArray;
 
+/// The hash map that has all of them.
+#[derive(Debug)]
+pub struct EndpointMap {
+    /// The map itself.
+    pub map: HashMap<MapData, EndpointWords, u32>,
+    capacity: usize,
+}
+
+impl EndpointMap {
+    /// # Errors
+    /// It is another kind of map.
+    pub fn new(map: Map) -> Result<Self> {
+        let capacity = match &map {
+            Map::HashMap(data) => data.info()?.max_entries() as usize,
+            _ => bail!("the endpoints are not in a hash map"),
+        };
+        Ok(Self { map: HashMap::try_from(map)?, capacity })
+    }
+}
+
 /// Writes the endpoints.
 #[derive(Debug)]
 pub struct Endpoints {
-    all: HashMap<MapData, EndpointWords, u32>,
+    all: EndpointMap,
     index: Index,
 }
 
 impl Endpoints {
     /// Over empty tables.
-    pub fn new(all: HashMap<MapData, EndpointWords, u32>, slots: SharedArray<EndpointSlot>) -> Self {
+    pub fn new(all: EndpointMap, slots: SharedArray<EndpointSlot>) -> Self {
         Self { all, index: Index::new(slots) }
+    }
+
+    /// How many there is room for.
+    pub const fn capacity(&self) -> usize {
+        self.all.capacity
     }
 
     /// Makes an endpoint an adjacency's.
@@ -29,7 +54,7 @@ impl Endpoints {
     /// # Errors
     /// There is no room for it.
     pub fn set(&mut self, key: &EndpointKey, owner: Owner, now: u32) -> Result<()> {
-        self.all.insert(key.words(), owner.adjacency, 0).context("no room for the peer's endpoint")?;
+        self.all.map.insert(key.words(), owner.adjacency, 0).context("no room for the peer's endpoint")?;
         self.index.set(key, owner, now);
         Ok(())
     }
@@ -40,7 +65,7 @@ impl Endpoints {
     /// The kernel refuses.
     pub fn remove(&mut self, key: &EndpointKey, now: u32) -> Result<()> {
         self.index.remove(key, now);
-        Ok(self.all.remove(&key.words()).or_else(not_there)?)
+        Ok(self.all.map.remove(&key.words()).or_else(not_there)?)
     }
 
     /// Lets slots that have rested be used again.

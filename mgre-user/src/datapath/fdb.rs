@@ -86,6 +86,15 @@ impl Fdb {
         self.capacity
     }
 
+    /// One in ordinary memory.
+    #[cfg(test)]
+    pub(crate) fn in_memory(capacity: u32) -> Self {
+        let buckets = mgre_common::fdb::buckets_for(capacity);
+        let shift = mgre_common::fdb::hash_shift(buckets);
+        let hash = FdbHash { shift, multipliers: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f] };
+        Self::new(SharedArray::anonymous(mgre_common::fdb::table_len(buckets)), hash, capacity)
+    }
+
     /// How many addresses were learned from a target.
     pub fn learned_from(&self, target: Target) -> u32 {
         self.learned.get(&target).copied().unwrap_or(0)

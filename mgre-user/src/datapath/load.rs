@@ -9,7 +9,7 @@ use aya::maps::{HashMap, Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mgre_common::counters::{Drops, SegmentTraffic, Traffic, drop_shards, traffic_rows};
-use mgre_common::endpoint::{EndpointIndex, EndpointSlot, EndpointWords};
+use mgre_common::endpoint::{EndpointIndex, EndpointSlot};
 use mgre_common::fdb::{Bucket, FdbHash, buckets_for, hash_shift, table_len};
 use mgre_common::map_name;
 use mgre_common::near::NearMacs;
@@ -20,6 +20,7 @@ use mgre_common::table::{
 };
 
 use super::calls;
+use super::endpoints::EndpointMap;
 use super::refusal::{Refused, What};
 use super::shared::{Shared, SharedArray};
 
@@ -39,6 +40,10 @@ pub const FORWARD_PROGRAM: &str = "mgre_forward";
 pub const REPLICATE_PROGRAM: &str = "mgre_replicate";
 const PROBE_PROGRAM: &str = "mgre_probe";
 const LEASE_PROGRAM: &str = "mgre_lease";
+
+/// Addresses of this host, of one IP version, for which there is room with as many peers as there may be. Each makes an
+/// endpoint for each adjacency, and one for each peer.
+const LOCALS: u32 = 8;
 
 /// How much an instance has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,7 @@ pub struct Tables {
     /// [`map_name::STORMS`].
     pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
-    pub endpoints: Option<HashMap<MapData, EndpointWords, u32>>,
+    pub endpoints: Option<EndpointMap>,
 }
 
 /// Everything loaded, nothing attached.
@@ -193,7 +198,8 @@ fn load_logged(
     level: VerifierLogLevel,
 ) -> Result<Ebpf> {
     let rows = 1 + MAX_PORTS + capacity.adjacencies;
-    let endpoints = capacity.adjacencies.saturating_mul(4).max(1024);
+    // The addresses themselves are among them.
+    let endpoints = capacity.adjacencies.saturating_mul(2 * LOCALS).saturating_add(256);
     let mut loader = EbpfLoader::new();
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
@@ -310,7 +316,7 @@ impl Tables {
             sequences: shared(programs, map_name::SEQUENCES)?,
             neighbors: Some(HashMap::try_from(take_map(programs, map_name::NEIGHBORS)?)?),
             storms: shared(programs, map_name::STORMS)?,
-            endpoints: Some(HashMap::try_from(take_map(programs, map_name::ENDPOINTS)?)?),
+            endpoints: Some(EndpointMap::new(take_map(programs, map_name::ENDPOINTS)?)?),
         })
     }
 }

@@ -48,7 +48,8 @@ pub struct Datapath {
     programs: Ebpf,
     tables: Tables,
     floods: Floods,
-    endpoints: Endpoints,
+    /// Whose packets are whose.
+    pub endpoints: Endpoints,
     attachments: Attachments,
     counters: Counters,
     /// The tables of an earlier daemon whose programs may still run, and what was taken over from them.

@@ -337,7 +337,7 @@ impl Sink for Kernel {
         {
             slot.insert(&key.words(), owner);
         }
-        tables.endpoints.as_mut().unwrap().insert(key.words(), id, 0).unwrap();
+        tables.endpoints.as_mut().unwrap().map.insert(key.words(), id, 0).unwrap();
     }
 
     fn storm(&mut self, source: Target) -> &Storm {

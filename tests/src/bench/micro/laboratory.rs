@@ -215,7 +215,7 @@ impl Programs {
         {
             slot.insert(&words, Owner { adjacency: peer, segment: SEGMENT, flags: 0 });
         }
-        self.loaded.tables.endpoints.as_mut().context("no endpoints")?.insert(words, peer, 0)?;
+        self.loaded.tables.endpoints.as_mut().context("no endpoints")?.map.insert(words, peer, 0)?;
         self.flood_slot(1 + peer, Target::adjacency(peer))
     }
 

@@ -111,7 +111,7 @@ impl Bench {
         empty(&mut tables.port_index)?;
         empty(&mut tables.vlan_ports)?;
         empty(tables.neighbors.as_mut().context("no neighbours")?)?;
-        empty::<EndpointWords, u32>(tables.endpoints.as_mut().context("no endpoints")?)?;
+        empty::<EndpointWords, u32>(&mut tables.endpoints.as_mut().context("no endpoints")?.map)?;
         let mut world = world.clone();
         for entry in world.entries.iter_mut().filter(|entry| entry.seen != SEEN_STATIC) {
             entry.seen = UNSEEN;
@@ -391,7 +391,7 @@ impl Sink for Bench {
         {
             slot.insert(&key.words(), owner);
         }
-        tables.endpoints.as_mut().expect(ROOM).insert(key.words(), id, 0).expect(ROOM);
+        tables.endpoints.as_mut().expect(ROOM).map.insert(key.words(), id, 0).expect(ROOM);
     }
 
     fn storm(&mut self, source: Target) -> &Storm {
