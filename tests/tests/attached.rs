@@ -4,9 +4,12 @@ use std::{fs, path::PathBuf, process::Command, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use mgre_tests::{
-    daemon::{Daemon, Tc},
+    capture::{self, Capture},
+    daemon::{Daemon, Options, Tc},
+    lone::Lone,
     netns::Netns,
     numbered::Numbered,
+    packet::{BROADCAST, mac_text, marked},
     skip::{skipped, skipped_at},
     tcx::attached as hooks_of,
     topology::{Layout, Spokes, Underlay},
@@ -116,5 +119,82 @@ fn another_version_takes_over() -> Result<()> {
         assert_eq!((hooks_of(&one.netns, "lan0")?, hooks_of(&one.netns, "wan0")?), (0, 0));
         assert!(!base.exists() || links(&one.daemon)?.is_empty());
     }
+    Ok(())
+}
+
+/// Sequence numbers of the packets that leave, in their order.
+fn numbers(capture: &Capture) -> Vec<u32> {
+    capture.packets().into_iter().filter_map(|(_, gre)| gre.sequence).collect()
+}
+
+#[test]
+fn a_restart_needs_no_privilege_beyond_those_of_the_datapath() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let capabilities = "-all,+net_admin,+bpf,+perfmon,+net_raw";
+    let wrapper = ["setpriv", "--bounding-set", capabilities].map(str::to_owned).to_vec();
+    let mut lone = Lone::new(Options { wrapper, ..Options::default() })?;
+    lone.daemon.mgre(&["peer", "set", "b", "--seq"])?;
+    let at_core = Capture::start(&lone.netns, "core0")?;
+    let station = [0x02, 0, 0, 0, 0xab, 1];
+    let send = |count: usize| -> Result<()> {
+        let before = numbers(&at_core).len();
+        capture::send(&lone.netns, "host0", &vec![marked(BROADCAST, station, "numbered"); count])?;
+        wait::until("all left", wait::SOON, || Ok(numbers(&at_core).len() == before + count))?;
+        Ok(())
+    };
+    send(5)?;
+    let known = |lone: &Lone| -> Result<bool> {
+        Ok(lone.daemon.list(&["fdb", "show"])?.iter().any(|entry| entry["mac"] == mac_text(station).as_str()))
+    };
+    wait::until("the station is known", wait::SOON, || known(&lone))?;
+    let sent = lone.peer("b")?["tx_packets"].clone();
+    assert_eq!(sent, 5);
+
+    lone.daemon.stop()?;
+    lone.daemon.start_again()?;
+    assert!(known(&lone)?, "what was learned is known:\n{}", lone.daemon.log());
+    assert_eq!(lone.peer("b")?["tx_packets"], sent);
+    let send = |count: usize| -> Result<()> {
+        let before = numbers(&at_core).len();
+        capture::send(&lone.netns, "host0", &vec![marked(BROADCAST, station, "numbered"); count])?;
+        wait::until("all left", wait::SOON, || Ok(numbers(&at_core).len() == before + count))?;
+        Ok(())
+    };
+    send(1)?;
+    let numbers = numbers(&at_core);
+    assert!(numbers.is_sorted_by(|one, next| one < next), "a number was used twice: {numbers:?}");
+    assert_eq!(lone.peer("b")?["tx_packets"], 6);
+    Ok(())
+}
+
+#[test]
+fn what_somebody_put_where_pins_are_is_put_aside() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = spokes(None)?;
+    let lan = ifindex(&spokes.spoke(1).netns, "lan0")?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    let learned = daemon.list(&["fdb", "show"])?.len();
+    daemon.stop()?;
+    let pins = links(daemon)?;
+    let tables = pins.iter().find(|pin| pin.ends_with("map-mgre_drops")).context("no tables")?;
+    let folder = tables.parent().context("a folder")?;
+    fs::hard_link(tables, folder.join(format!("{lan}-xdp-port")))?;
+    fs::create_dir(folder.join(format!("{lan}-host-port")))?;
+    fs::create_dir(folder.join("2000000-underlay"))?;
+    daemon.start_again()?;
+    assert_eq!(daemon.list(&["fdb", "show"])?.len(), learned, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("put aside").count(), 3, "{}", daemon.log());
+    let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    assert!(traffic::reaches(&one.host, &two.host_ip())?);
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    daemon.stop()?;
+    daemon.start_again()?;
+    assert_eq!(daemon.log().matches("put aside").count(), 3, "once");
+    daemon.mgre(&["detach"])?;
+    assert_eq!(links(daemon)?.len(), 3, "what is not mgre's stays");
     Ok(())
 }

@@ -21,9 +21,8 @@ use nix::net::if_::if_indextoname;
 
 use super::calls::Calls;
 use super::clsact::{Clsact, Own};
-use super::link::{
-    Attached, Ending, attach_tcx, attach_xdp, check_index, is_attached, open_pin, wait_for_end,
-};
+use super::handed::{self, Handed};
+use super::link::{Attached, Ending, attach_tcx, attach_xdp, check_index, is_attached, wait_for_end};
 use super::load::{
     PORT_PROGRAM, SLOW_PROGRAM, UNDERLAY_PROGRAM, XDP_PORT_PROGRAMS, XDP_UNDERLAY_PROGRAMS, classifier,
 };
@@ -72,6 +71,15 @@ pub struct LeftBehind {
     pub hook: Hook,
     /// Its id.
     pub program: u32,
+}
+
+/// What an earlier daemon left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// The programs that are attached.
+    pub programs: Vec<LeftBehind>,
+    /// Where it pinned its tables.
+    pub pins: PathBuf,
 }
 
 /// A hook's program and place.
@@ -130,10 +138,10 @@ impl Attachments {
     ///
     /// # Errors
     /// There are some, but they cannot be looked at.
-    pub fn left_behind(&mut self) -> Result<Vec<LeftBehind>> {
+    pub fn left_behind(&mut self) -> Result<Remains> {
         let mut found = Vec::new();
         for (ifindex, hook) in pins::pinned_in(&self.directory)? {
-            if let Some(link) = open_pin(&self.pin(ifindex, hook))? {
+            if let Some(link) = pins::own_link(&self.pin(ifindex, hook))? {
                 found.push(LeftBehind { hook, program: link.info()?.program_id() });
             }
         }
@@ -145,7 +153,7 @@ impl Attachments {
             }
         }
         found.sort_by_key(|left| (left.hook == Hook::Slow, left.hook.is_xdp()));
-        Ok(found)
+        Ok(Remains { programs: found, pins: self.directory.clone() })
     }
 
     /// Where an earlier daemon, of whatever version, attached programs by links that it pinned.
@@ -231,7 +239,7 @@ impl Attachments {
     ) -> Result<Held> {
         let pin = self.pin(ifindex, hook);
         let theirs = if pin.exists() { None } else { pins::elsewhere_named(&self.directory, ifindex, hook)? };
-        let old = open_pin(theirs.as_ref().unwrap_or(&pin))?;
+        let old = pins::own_link(theirs.as_ref().unwrap_or(&pin))?;
         let pinned = match (attach(old)?, theirs) {
             // The kernel's link is the pinned one; the file stays.
             (Attached::TakenOver, None) => PinnedLink::from_pin(&pin)?,
@@ -377,7 +385,16 @@ impl Attachments {
         self.detach_unused()?;
         self.clsact.tidy_all()?;
         self.calls.remove_all()?;
+        handed::remove(&self.directory)?;
         remove_directories(&self.directory)
+    }
+
+    /// Pins the tables that the next daemon goes on from.
+    ///
+    /// # Errors
+    /// One cannot be pinned.
+    pub fn hand_over(&self, tables: &Handed) -> Result<()> {
+        tables.pin(&self.directory)
     }
 
     /// Removes the program arrays of earlier daemons. None of their programs runs any more.
@@ -394,7 +411,7 @@ impl Drop for Attachments {
     fn drop(&mut self) {
         // Where nothing is attached, nothing goes on. (A pin that cannot be removed is removed by the next daemon.)
         if self.held.is_empty()
-            && let Err(error) = self.calls.remove()
+            && let Err(error) = self.calls.remove().and_then(|()| handed::remove(&self.directory))
         {
             tracing::debug!("{error:#}");
         }
@@ -404,7 +421,7 @@ impl Drop for Attachments {
 /// Removes a pin. If it held a program at a TCX hook, that is said.
 fn unpin(pin: &Path, ifindex: u32, hook: Hook) -> Result<Option<Ending>> {
     let mut ending = None;
-    if let (Some(link), Place::Tc(_, direction)) = (open_pin(pin)?, hook.place()) {
+    if let (Some(link), Place::Tc(_, direction)) = (pins::own_link(pin)?, hook.place()) {
         ending = Some(Ending { ifindex, direction, program: link.info()?.program_id() });
     }
     remove_file(pin)?;

@@ -5,6 +5,7 @@
 //! what was learned and counted out of those tables. Ids are saved with the state,
 //! so they mean the same.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
@@ -15,9 +16,10 @@ use mgre_common::fdb::{Bucket, FdbKey};
 use mgre_common::map_name;
 use mgre_common::table::{Clock, Sequence};
 
-use super::attach::LeftBehind;
+use super::attach::Remains;
 use super::calls;
 use super::fdb::{Entry, slot_entry};
+use super::handed;
 use super::shared::{Shared, SharedArray};
 
 /// The tables of an earlier daemon.
@@ -35,11 +37,11 @@ impl Predecessor {
     ///
     /// # Errors
     /// There are programs, but they cannot be looked at.
-    pub fn find(programs: &[LeftBehind]) -> Result<Option<Self>> {
-        if programs.is_empty() {
+    pub fn find(remains: &Remains) -> Result<Option<Self>> {
+        if remains.programs.is_empty() {
             return Ok(None);
         }
-        let maps = Maps::of(programs)?;
+        let maps = Maps::of(remains)?;
         Ok(Some(Self {
             fdb: open_as(maps.need(map_name::FDB)?)?,
             clock: open_as(maps.need(map_name::CLOCK)?)?,
@@ -75,29 +77,37 @@ const IDS_MEANWHILE: u64 = 1 << (Sequence::IDS_SHIFT + 14);
 ///
 /// # Errors
 /// There are programs, but they cannot be looked at.
-pub(super) fn sequences(programs: &[LeftBehind]) -> Result<Option<SharedArray<Sequence>>> {
+pub(super) fn sequences(remains: &Remains) -> Result<Option<SharedArray<Sequence>>> {
     // Programs for XDP leave numbered packets to others.
-    find_map(programs, map_name::SEQUENCES)?.map(open_as).transpose()
+    find_map(remains, map_name::SEQUENCES)?.map(open_as).transpose()
 }
 
 /// A map of an earlier daemon, if a program of its knows of it.
 ///
 /// # Errors
 /// There are programs, but they cannot be looked at.
-pub(super) fn find_map(programs: &[LeftBehind], name: &str) -> Result<Option<MapData>> {
-    Maps::of(programs)?.open(name)
+pub(super) fn find_map(remains: &Remains, name: &str) -> Result<Option<MapData>> {
+    if remains.programs.is_empty() {
+        return Ok(None);
+    }
+    Maps::of(remains)?.open(name)
 }
 
 /// The maps of an earlier daemon: those of its programs that are attached, and of the programs that those go on in.
-struct Maps(Vec<MapInfo>);
+/// Where the kernel does not tell them, for want of CAP_SYS_ADMIN, those that it pinned.
+struct Maps<'a> {
+    found: Vec<MapInfo>,
+    pins: &'a Path,
+}
 
-impl Maps {
-    fn of(programs: &[LeftBehind]) -> Result<Self> {
-        let mut maps = Self(Vec::new());
-        for program in programs {
+impl<'a> Maps<'a> {
+    fn of(remains: &'a Remains) -> Result<Self> {
+        let mut maps = Self { found: Vec::new(), pins: &remains.pins };
+        for program in &remains.programs {
             maps.add_those_of(program.program)?;
         }
-        let arrays = maps.0.iter().filter(|map| map.name_as_str() == Some(map_name::CALLS)).map(MapInfo::id);
+        let arrays =
+            maps.found.iter().filter(|map| map.name_as_str() == Some(map_name::CALLS)).map(MapInfo::id);
         for array in arrays.collect::<Vec<_>>() {
             for program in calls::programs_in(array)? {
                 maps.add_those_of(program)?;
@@ -111,21 +121,25 @@ impl Maps {
         // One that is attached may be detached at any time.
         let Some(program) = loaded.find(|loaded| loaded.id() == program) else { return Ok(()) };
         for id in program.map_ids()?.context("the kernel does not say which maps a program uses")? {
-            if !self.0.iter().any(|map| map.id() == id) {
-                // A map by its number is for those who may administer the system.
-                self.0.push(MapInfo::from_id(id)?);
+            if !self.found.iter().any(|map| map.id() == id) {
+                self.found.push(MapInfo::from_id(id)?);
             }
         }
         Ok(())
     }
 
     fn open(&self, name: &str) -> Result<Option<MapData>> {
-        let map = self.0.iter().find(|map| map.name_as_str() == Some(name));
-        Ok(map.map(|map| MapData::from_id(map.id())).transpose()?)
+        match self.found.iter().find(|map| map.name_as_str() == Some(name)) {
+            Some(map) => Ok(Some(MapData::from_id(map.id())?)),
+            None if self.found.is_empty() => handed::open(self.pins, name),
+            None => Ok(None),
+        }
     }
 
     fn need(&self, name: &str) -> Result<MapData> {
-        self.open(name)?.with_context(|| format!("the attached programs have no map {name}"))
+        self.open(name)?.with_context(|| {
+            format!("the programs that are attached have no map {name}, or it takes CAP_SYS_ADMIN to find it")
+        })
     }
 }
 

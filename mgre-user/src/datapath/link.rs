@@ -1,13 +1,11 @@
 //! Attaches programs by links that the kernel lets be pinned: TCX and XDP.
 
-use std::io::ErrorKind;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
@@ -28,6 +26,8 @@ pub fn kernel_has_tcx() -> Result<bool> {
         Err(error) => match kernel_error(&error) {
             // BPF_PROG_QUERY knows no such attach type.
             Some(Errno::EINVAL) => Ok(false),
+            // There are programs of others, which only CAP_SYS_ADMIN may look at.
+            Some(Errno::EPERM) => Ok(true),
             _ => Err(error).context("cannot ask the kernel for TCX"),
         },
     }
@@ -141,12 +141,4 @@ pub(super) fn check_index(interface: &str, ifindex: u32) -> Result<()> {
     let there = if_nametoindex(interface).ok();
     ensure!(there == Some(ifindex), "cannot attach to {interface}: it is gone, or another interface");
     Ok(())
-}
-
-pub(super) fn open_pin(pin: &Path) -> Result<Option<FdLink>> {
-    match PinnedLink::from_pin(pin) {
-        Ok(pinned) => Ok(Some(FdLink::from(pinned))),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => bail!("cannot open {}: {error}", pin.display()),
-    }
 }

@@ -21,6 +21,7 @@ use mgre_common::table::{
 
 use super::calls;
 use super::endpoints::EndpointMap;
+use super::handed::Handed;
 use super::refusal::{Refused, What};
 use super::shared::{Shared, SharedArray};
 
@@ -94,6 +95,8 @@ pub struct Tables {
     pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<EndpointMap>,
+    /// Those that the next daemon goes on from.
+    pub handed: Handed,
 }
 
 /// Everything loaded, nothing attached.
@@ -298,6 +301,7 @@ impl fmt::Debug for Tables {
 impl Tables {
     fn take(programs: &mut Ebpf) -> Result<Self> {
         Ok(Self {
+            handed: Handed::of(programs)?,
             ports: shared(programs, map_name::PORTS)?,
             segments: shared(programs, map_name::SEGMENTS)?,
             adjacencies: shared(programs, map_name::ADJACENCIES)?,

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod endpoints;
 pub mod fdb;
 pub mod flood;
+pub mod handed;
 pub mod handover;
 pub mod link;
 pub mod load;
@@ -438,7 +439,8 @@ impl Datapath {
             self.counters.catch_up(&from, &taken);
         }
         // No program goes on in those any more.
-        self.attachments.forget_other_calls()
+        self.attachments.forget_other_calls()?;
+        self.attachments.hand_over(&self.tables.handed)
     }
 
     /// Takes every program off and removes the pins.

@@ -5,7 +5,7 @@ use aya::maps::{HashMap, Map, MapData};
 use mgre_common::map_name;
 use mgre_common::neighbor::{NeighborKey, NeighborRecord};
 
-use super::attach::LeftBehind;
+use super::attach::Remains;
 use super::handover;
 
 /// The table.
@@ -22,8 +22,8 @@ impl NeighborTable {
     ///
     /// # Errors
     /// There are programs, but they cannot be looked at.
-    pub fn left_behind(programs: &[LeftBehind]) -> Result<Option<Self>> {
-        handover::find_map(programs, map_name::NEIGHBORS)?
+    pub fn left_behind(remains: &Remains) -> Result<Option<Self>> {
+        handover::find_map(remains, map_name::NEIGHBORS)?
             .map(|data| Ok(Self(HashMap::try_from(Map::HashMap(data))?)))
             .transpose()
     }

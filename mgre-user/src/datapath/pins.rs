@@ -3,11 +3,15 @@
 //! A daemon of another schema kept its pins in a directory of its own. Its programs are replaced as an earlier daemon's
 //! of the same schema are, but nothing is taken out of its tables, which look different.
 
+use std::ffi::CString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use aya::programs::links::{FdLink, PinnedLink};
 
 use super::calls::is_calls;
 use crate::plan::Hook;
@@ -72,12 +76,62 @@ pub(super) fn elsewhere_named(directory: &Path, ifindex: u32, hook: Hook) -> Res
     Ok(named.into_iter().find(|pin| pin.exists()))
 }
 
+/// The link that is pinned somewhere. What is there and is none, somebody else put there: it is put aside.
+///
+/// # Errors
+/// It cannot be opened, or put aside.
+pub(super) fn own_link(pin: &Path) -> Result<Option<FdLink>> {
+    let what = match fs::symlink_metadata(pin) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Ok(there) if there.is_dir() => "a directory",
+        _ if is_link(pin).with_context(|| format!("cannot open {}", pin.display()))? => {
+            let pinned = PinnedLink::from_pin(pin);
+            let link = pinned.with_context(|| format!("cannot open {}", pin.display()))?;
+            return Ok(Some(FdLink::from(link)));
+        }
+        _ => "no link",
+    };
+    // The file system allows no dots in names.
+    let name = pin.file_name().unwrap_or_default().to_string_lossy();
+    let free = (0_u32..1000).map(|number| pin.with_file_name(format!("{name}-foreign{number}")));
+    let aside = free.into_iter().find(|aside| !aside.exists()).context("no free name")?;
+    tracing::warn!("{} is {what}, and not mgre's: put aside as {}", pin.display(), aside.display());
+    fs::rename(pin, &aside).with_context(|| format!("cannot put {} aside", pin.display()))?;
+    Ok(None)
+}
+
+/// Whether a pin is a link's, not a map's or a program's: the kernel gives a descriptor for each, and what that
+/// is, its entry in proc says.
+fn is_link(pin: &Path) -> io::Result<bool> {
+    /// `BPF_OBJ_GET` of include/uapi/linux/bpf.h, and its part of `union bpf_attr`.
+    const BPF_OBJ_GET: libc::c_int = 7;
+    #[repr(C)]
+    struct Attributes {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: both are there during the call, and the kernel is told how much of them there is.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<Attributes>()) };
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    Ok(said.lines().any(|line| line.starts_with("link_type:")))
+}
+
 /// Removes all pins in a directory, and the directory. Says whether there were any.
 ///
 /// # Errors
 /// A pin or a directory cannot be removed.
 pub(super) fn remove_all(links: &Path) -> Result<bool> {
-    let pins = entries(links)?;
+    let pins: Vec<PathBuf> = entries(links)?.into_iter().filter(|pin| !pin.is_dir()).collect();
     // Links come before the programs that theirs go on in.
     let (calls, others): (Vec<_>, Vec<_>) = pins.iter().partition(|pin| is_calls(pin));
     others.into_iter().chain(calls).try_for_each(|pin| remove_file(pin))?;
