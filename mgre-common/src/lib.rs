@@ -13,6 +13,7 @@
 //! - [`table`]: adjacencies, ports, segments, flood lists;
 //! - [`template`]: makes outer headers for adjacencies;
 //! - [`counters`]: counter rows;
+//! - [`tally`]: what the daemon counts itself;
 //! - [`storm`]: storm control;
 //! - [`reason`]: the one table of drop reasons;
 //! - [`mod@bench`]: for the benchmark's programs;
@@ -37,6 +38,8 @@ pub mod reason;
 pub mod storm;
 #[cfg(not(loom))]
 pub mod table;
+#[cfg(not(loom))]
+pub mod tally;
 pub mod target;
 #[cfg(not(loom))]
 pub mod template;
@@ -90,6 +93,8 @@ pub mod map_name {
     pub const DROPS: &str = "mgre_drops";
     /// Array: [`crate::counters::SegmentTraffic`] rows.
     pub const SEGMENT_TRAFFIC: &str = "mgre_seg_stats";
+    /// Array of [`super::tally::Tally`]: the instance's, and those of segments.
+    pub const TALLIES: &str = "mgre_tallies";
     /// Ring buffer of [`crate::event::LearnEvent`] and [`crate::neighbor::NeighborEvent`].
     pub const EVENTS: &str = "mgre_events";
     /// Per-CPU array: which events were reported lately.

@@ -1,9 +1,8 @@
 //! The Prometheus text (exposition format 0.0.4) of [`Numbers`].
 //!
-//! Every series of everything that exists is there from the start, at zero, but for
-//! one: where there are more than [`ZEROS_MOST`] adjacencies, a reason for which no
-//! frame of an adjacency was dropped is left out. There are 50 of them for each, half
-//! a million lines for ten thousand. A MAC address is never a label.
+//! Every series of everything that exists is there from the start, at zero, but for one: of adjacencies beyond the
+//! first [`ZEROS_MOST`], by their ids, a reason for which none of their frames was dropped is left out. There are some
+//! fifty of them for each, half a million lines for ten thousand. A MAC address is never a label.
 
 use std::fmt::Display;
 
@@ -18,8 +17,8 @@ mod tests;
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// With more adjacencies, drop counters of theirs that are zero are left out.
-pub const ZEROS_MOST: usize = 1024;
+/// Of adjacencies with this id or a higher one, drop counters that are zero are left out.
+pub const ZEROS_MOST: u32 = 1024;
 
 /// A label: its name and value.
 type Label<'a> = (&'static str, &'a str);
@@ -118,6 +117,8 @@ pub struct AdjacencyNumbers<'a> {
     pub traffic: TrafficSum,
     /// Its drops, summed over shards; none if there was none.
     pub drops: Option<Box<Drops>>,
+    /// Whether those that are zero are shown, too.
+    pub zeros: bool,
     /// The largest inner packet in bytes; zero if not known.
     pub mtu_bytes: u32,
 }
@@ -208,12 +209,11 @@ fn peers(out: &mut Text, numbers: &Numbers<'_>) {
         Kind::Counter,
         "Frames from or to the peer that were dropped, by reason.",
     );
-    let zeros = adjacencies.len() <= ZEROS_MOST;
     let none = Drops::default();
     for (labels, adjacency) in &adjacencies {
         match &adjacency.drops {
-            Some(drops) => out.drops("mgre_peer_drops_total", labels, drops, zeros),
-            None if zeros => out.drops("mgre_peer_drops_total", labels, &none, true),
+            Some(drops) => out.drops("mgre_peer_drops_total", labels, drops, adjacency.zeros),
+            None if adjacency.zeros => out.drops("mgre_peer_drops_total", labels, &none, true),
             None => {}
         }
     }

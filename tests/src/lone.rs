@@ -17,6 +17,9 @@ use crate::{
 /// The MAC address of whoever is said to be at 10.0.0.2 and 10.0.0.3 on `wan0`.
 pub const NEIGHBOR: Mac = [0x02, 0, 0, 0, 0xfe, 0x02];
 
+/// The MAC address of `wan0`.
+pub const WAN: Mac = [0x02, 0, 0, 0, 0xfe, 0x01];
+
 /// A daemon in a namespace with interfaces `wan0` (10.0.0.1/24), whose other end is `core0`, and `lan0`, whose other
 /// end is `host0`.
 #[derive(Debug)]
@@ -40,8 +43,9 @@ impl Lone {
         let netns = Netns::new("lone")?;
         netns.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         netns.ip(&format!(
-            "link add wan0 type veth peer name core0 address {}\nlink add lan0 type veth peer name host0\n\
+            "link add wan0 address {} type veth peer name core0 address {}\nlink add lan0 type veth peer name host0\n\
              addr add 10.0.0.1/24 dev wan0",
+            mac_text(WAN),
             mac_text(NEIGHBOR)
         ))?;
         for name in ["wan0", "core0", "lan0", "host0"] {

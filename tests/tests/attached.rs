@@ -6,13 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 use mgre_tests::{
     capture::{self, Capture},
     daemon::{Daemon, Options, Tc},
-    lone::Lone,
+    gre::Outer,
+    lone::{Lone, NEIGHBOR, WAN},
+    metrics::Metrics,
     netns::Netns,
     numbered::Numbered,
-    packet::{BROADCAST, mac_text, marked},
+    packet::{BROADCAST, UNKNOWN, mac_text, marked},
     skip::{skipped, skipped_at},
     tcx::attached as hooks_of,
-    topology::{Layout, Spokes, Underlay},
+    topology::{Layout, SEGMENT, Spokes, Underlay},
     traffic, wait,
 };
 use nix::net::if_::if_nametoindex;
@@ -196,5 +198,66 @@ fn what_somebody_put_where_pins_are_is_put_aside() -> Result<()> {
     assert_eq!(daemon.log().matches("put aside").count(), 3, "once");
     daemon.mgre(&["detach"])?;
     assert_eq!(links(daemon)?.len(), 3, "what is not mgre's stays");
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_counts_goes_on_after_a_restart() -> Result<()> {
+    const APART: Duration = Duration::from_secs(4);
+    if skipped() {
+        return Ok(());
+    }
+    let mut lone = Lone::new(Options::default())?;
+    lone.netns.ip("link add lan1 type veth peer name host1\nlink set lan1 up\nlink set host1 up")?;
+    lone.daemon.mgre(&["port", "add", SEGMENT, "lan1"])?;
+    let frame = marked(BROADCAST, [0x02, 0, 0, 0, 0xab, 1], "here, and there");
+    let metric = |lone: &Lone, name: &str, labels: &[(&str, &str)]| -> Result<f64> {
+        let metrics = Metrics::over_socket(&lone.daemon.socket())?;
+        metrics.get(name, labels).with_context(|| format!("no {name}"))
+    };
+    for interface in ["host0", "host1"] {
+        let before = metric(&lone, "mgre_fdb_events_total", &[])?;
+        capture::send(&lone.netns, interface, &[&frame])?;
+        wait::until("it is learned", wait::SOON, || {
+            Ok(metric(&lone, "mgre_fdb_events_total", &[])? > before)
+        })?;
+    }
+    let packet = Outer::new((NEIGHBOR, WAN), [10, 0, 0, 2].into(), [10, 0, 0, 1].into(), Some(7));
+    capture::send(&lone.netns, "core0", &[packet.frame(&marked(BROADCAST, UNKNOWN, "from b"))?])?;
+    let seen = || lone.peer("b").map(|peer| peer["last_seen_seconds"].as_u64());
+    wait::until("b was heard", wait::SOON, || Ok(seen()?.is_some()))?;
+    // So that it was not in the second in which the daemon ends.
+    sleep(Duration::from_secs(2));
+    let of = [("segment", SEGMENT)];
+    let counted = |lone: &Lone| {
+        Ok::<_, anyhow::Error>((
+            metric(lone, "mgre_fdb_events_total", &[])?,
+            metric(lone, "mgre_fdb_moves_total", &of)?,
+            lone.daemon.json(&["status"])?["events"].clone(),
+        ))
+    };
+    let before = counted(&lone)?;
+    assert_eq!(before.1, 1.0);
+    let when = metric(&lone, "mgre_peer_last_seen_timestamp_seconds", &[("peer", "b")])?;
+
+    lone.daemon.kill()?;
+    sleep(APART);
+    lone.daemon.start_again()?;
+    assert_eq!(counted(&lone)?, before);
+    let again = metric(&lone, "mgre_peer_last_seen_timestamp_seconds", &[("peer", "b")])?;
+    assert!((again - when).abs() < 2.5, "b was seen {:.1} s later than it was", again - when);
+
+    // A segment with the same number begins at zero.
+    lone.daemon.mgre(&["peer", "del", "b"])?;
+    lone.daemon.mgre(&["port", "del", "lan0"])?;
+    lone.daemon.mgre(&["port", "del", "lan1"])?;
+    lone.daemon.mgre(&["segment", "del", SEGMENT])?;
+    wait::until("the number is free again", wait::SOON, || {
+        lone.daemon.mgre(&["segment", "add", "other", "--key", "8"])?;
+        let moves = metric(&lone, "mgre_fdb_moves_total", &[("segment", "other")])?;
+        assert_eq!(moves, 0.0);
+        lone.daemon.mgre(&["segment", "del", "other"])?;
+        Ok(true)
+    })?;
     Ok(())
 }

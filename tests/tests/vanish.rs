@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use mgre_tests::{
     capture::Sender,
+    daemon::Daemon,
     netns::Netns,
     packet::{BROADCAST, Mac, marked},
     process,
@@ -228,5 +229,33 @@ fn an_underlay_that_vanishes_under_load_is_used_again() -> Result<()> {
     one.daemon.mgre(&["port", "create", SEGMENT, "ov0", "--address", "10.77.0.201/24"])?;
     traffic::wait_reachable(&one.netns, &two.host_ip(), wait::SOON)?;
     assert_eq!(left(one)?.0, before.0);
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_somebody_removes_is_made_again() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut spokes = Spokes::new(1, Underlay::Switched)?;
+    let daemon = &mut spokes.spoke_mut(1).daemon;
+    let socket = daemon.socket();
+    let run_dir = socket.parent().context("a directory")?.to_owned();
+    let answers = |daemon: &Daemon| Ok(daemon.outcome(&["status"])?.code == Some(0));
+    fs::remove_file(&socket)?;
+    assert!(!answers(daemon)?);
+    wait::until("it answers again", wait::SOON, || answers(daemon))?;
+    // The whole directory, and the lock in it, as a careless clean-up does.
+    fs::remove_dir_all(&run_dir)?;
+    wait::until("it answers again", wait::SOON, || answers(daemon))?;
+    assert_eq!(daemon.log().matches("it is there again").count(), 2, "{}", daemon.log());
+    let left = || Ok::<_, anyhow::Error>(fs::read_dir(&run_dir)?.count());
+    assert!(left()? >= 2, "socket and lock");
+    // Somebody else's is neither replaced nor removed.
+    fs::remove_file(&socket)?;
+    fs::write(&socket, "mine")?;
+    wait::until("it is said", wait::SOON, || Ok(daemon.log().contains("another's")))?;
+    daemon.stop()?;
+    assert_eq!(fs::read_to_string(&socket)?, "mine");
     Ok(())
 }

@@ -25,6 +25,7 @@ use mgre_common::table::{
     Adjacency, Clock, Config, FLOOD_SLOTS, FloodSlot, LEASE_JIFFIES, MAX_PORTS, MAX_SEGMENTS, PORT_SLOTS,
     Port, PortSlot, Segment, Sequence, VlanKey,
 };
+use mgre_common::tally::Tally;
 use mgre_common::target::Target;
 use mgre_ebpf::frame::Whole;
 use mgre_ebpf::tables::{Now, Tables};
@@ -66,6 +67,8 @@ static TRAFFIC: Array<Traffic> = Array::with_max_entries(1, SHARED);
 static DROPS: Array<Drops> = Array::with_max_entries(1, SHARED);
 #[map(name = "mgre_seg_stats")]
 static SEGMENT_TRAFFIC: Array<SegmentTraffic> = Array::with_max_entries(1, SHARED);
+#[map(name = "mgre_tallies")]
+static TALLIES: Array<Tally> = Array::with_max_entries(1 + MAX_SEGMENTS, SHARED);
 #[map(name = "mgre_events")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 /// What the next chunk of a packet is summed from, and what is looked at of a neighbour message.

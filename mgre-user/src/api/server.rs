@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -55,7 +55,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopped) = watch::channel(false);
-    let api = accept(socket.listener(), routes::all(engine.clone(), stopped.clone()), stopped.clone());
+    let api = accept(&mut socket, routes::all(engine.clone(), stopped.clone()), stopped.clone());
     let metrics = async {
         if let Some(mut listener) = metrics {
             accept(&mut listener, routes::metrics_only(engine, stopped.clone()), stopped).await;
@@ -83,11 +83,11 @@ trait Accept {
     async fn accept(&mut self) -> io::Result<Self::Io>;
 }
 
-impl Accept for UnixListener {
+impl Accept for Socket {
     type Io = UnixStream;
 
     async fn accept(&mut self) -> io::Result<UnixStream> {
-        Self::accept(self).await.map(|(stream, _)| stream)
+        Self::accept(self).await
     }
 }
 

@@ -4,13 +4,18 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// Who may talk to the daemon: root and the socket's group.
 const SOCKET_MODE: u32 = 0o660;
+
+/// How often is looked whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +69,9 @@ pub fn socket_path(run_dir: &Path, instance: &str) -> PathBuf {
 pub struct InstanceLock {
     path: PathBuf,
     /// Let go first: who has this lock may have that one.
-    _state: Option<StateLock>,
+    state: Option<StateLock>,
     /// Held until drop.
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 impl InstanceLock {
@@ -99,7 +104,7 @@ impl InstanceLock {
                 continue;
             }
             write_pid(&mut file).map_err(failed("cannot write", &path))?;
-            return Ok(Self { path, _state: None, _file: file });
+            return Ok(Self { path, state: None, file });
         }
     }
 }
@@ -107,14 +112,21 @@ impl InstanceLock {
 impl InstanceLock {
     /// With another lock, for as long as this one.
     pub fn with_state(mut self, state: Option<StateLock>) -> Self {
-        self._state = state;
+        self.state = state;
         self
+    }
+
+    /// Whether others find it.
+    fn is_there(&self) -> bool {
+        is_at(&self.file, &self.path)
     }
 }
 
 impl Drop for InstanceLock {
     fn drop(&mut self) {
-        remove(&self.path);
+        if self.is_there() {
+            remove(&self.path);
+        }
     }
 }
 
@@ -196,9 +208,19 @@ fn remove(path: &Path) {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// What the file system knows it by.
+    identity: Identity,
+    run_dir: PathBuf,
+    instance: String,
+    looked: Interval,
+    /// Why it cannot be made again.
+    trouble: Option<String>,
     /// Let go after the socket is gone.
-    _lock: InstanceLock,
+    lock: InstanceLock,
 }
+
+/// Device and inode.
+type Identity = (u64, u64);
 
 impl Socket {
     /// Listens on `RUN_DIR/INSTANCE.sock`. The socket appears with its mode set,
@@ -208,23 +230,11 @@ impl Socket {
     /// Something else is there, or the system refuses.
     pub fn bind(run_dir: &Path, instance: &str, lock: InstanceLock) -> Result<Self, SocketError> {
         let path = socket_path(run_dir, instance);
-        match fs::symlink_metadata(&path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::Foreign(path)),
-            _ => {}
-        }
-        // Who holds the lock may use the temporary name.
-        let temporary = run_dir.join(format!(".{instance}.sock"));
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("cannot remove", &temporary)(error));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&temporary).map_err(failed("cannot listen on", &path))?;
-        fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE))
-            .map_err(failed("cannot set the mode of", &path))?;
-        fs::rename(&temporary, &path).map_err(failed("cannot listen on", &path))?;
-        Ok(Self { listener, path, _lock: lock })
+        let (listener, identity) = listen(run_dir, instance, &path)?;
+        let mut looked = interval(LOOK);
+        looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (run_dir, instance) = (run_dir.to_owned(), instance.to_owned());
+        Ok(Self { listener, path, identity, run_dir, instance, looked, trouble: None, lock })
     }
 
     /// Where it listens.
@@ -232,14 +242,85 @@ impl Socket {
         &self.path
     }
 
-    pub(super) fn listener(&mut self) -> &mut UnixListener {
-        &mut self.listener
+    /// A connection. A socket that somebody removed is made again meanwhile.
+    pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => return accepted.map(|(stream, _)| stream),
+                _ = self.looked.tick() => self.look(),
+            }
+        }
     }
+
+    fn look(&mut self) {
+        let problem = match identity(&self.path) {
+            Ok(there) if there == self.identity => return,
+            Ok(_) => format!("{} is another's now: nobody finds this daemon", self.path.display()),
+            Err(_) => match self.make_again() {
+                Ok(()) => {
+                    tracing::warn!("somebody removed {}: it is there again", self.path.display());
+                    self.trouble = None;
+                    return;
+                }
+                Err(error) => format!("somebody removed {}: {error}; trying again", self.path.display()),
+            },
+        };
+        if self.trouble.as_ref() != Some(&problem) {
+            tracing::error!("{problem}");
+            self.trouble = Some(problem);
+        }
+    }
+
+    fn make_again(&mut self) -> Result<(), SocketError> {
+        // The directory may have been removed, and the lock with it.
+        if !self.lock.is_there() {
+            let state = self.lock.state.take();
+            match InstanceLock::acquire(&self.run_dir, &self.instance) {
+                Ok(lock) => self.lock = lock.with_state(state),
+                Err(error) => {
+                    self.lock.state = state;
+                    return Err(error);
+                }
+            }
+        }
+        (self.listener, self.identity) = listen(&self.run_dir, &self.instance, &self.path)?;
+        Ok(())
+    }
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Listens, for whoever holds the lock.
+fn listen(run_dir: &Path, instance: &str, path: &Path) -> Result<(UnixListener, Identity), SocketError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::Foreign(path.to_owned()));
+        }
+        _ => {}
+    }
+    // Who holds the lock may use the temporary name.
+    let temporary = run_dir.join(format!(".{instance}.sock"));
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("cannot remove", &temporary)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary).map_err(failed("cannot listen on", path))?;
+    fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE))
+        .map_err(failed("cannot set the mode of", path))?;
+    let identity = identity(&temporary).map_err(failed("cannot look at", path))?;
+    fs::rename(&temporary, path).map_err(failed("cannot listen on", path))?;
+    Ok((listener, identity))
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        remove(&self.path);
+        if identity(&self.path).is_ok_and(|there| there == self.identity) {
+            remove(&self.path);
+        }
     }
 }
 

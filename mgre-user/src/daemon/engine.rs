@@ -4,7 +4,7 @@
 //! Whatever happens costs what it changes, not what there is. What takes a while in
 //! the kernel or on the disk runs beside the engine, which learns addresses meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -85,17 +85,11 @@ pub(super) struct Engine {
     pub(super) full: HashSet<Target>,
     pub(super) full_segments: BTreeSet<u16>,
     pub(super) touched: Touched,
-    pub(super) learn_events: u64,
     /// Addresses since the last tick that the FDB had no room for.
     pub(super) unlearned: u64,
-    pub(super) moves: HashMap<u16, u64>,
     /// Who has which address, in segments that suppress ARP and ND.
     pub(super) neighbors: Neighbors,
-    /// How often an address was two hosts', by segment.
-    pub(super) duplicates: HashMap<u16, u64>,
     pub(super) duplicates_told: Sparingly,
-    /// How often addresses were held, by segment.
-    pub(super) holds: HashMap<u16, u64>,
     /// Which ports are blocked.
     pub(super) loops: Loops,
     /// What was held since the last tick.
@@ -182,13 +176,9 @@ impl Engine {
             full: HashSet::new(),
             full_segments: BTreeSet::new(),
             touched: Touched::default(),
-            learn_events: 0,
             unlearned: 0,
-            moves: HashMap::new(),
             neighbors: Neighbors::default(),
-            duplicates: HashMap::new(),
             duplicates_told: Sparingly::default(),
-            holds: HashMap::new(),
             newly_held: Vec::new(),
             loops: Loops::new()?,
             events: parts.events,
@@ -446,9 +436,7 @@ impl Engine {
             if let Resting::Segment(id) = *id
                 && let Ok(id) = u16::try_from(id)
             {
-                for counts in [&mut self.moves, &mut self.holds, &mut self.duplicates] {
-                    counts.remove(&id);
-                }
+                self.datapath.tallies.clear(id);
             }
         }
         self.resting.extend(freed.into_iter().map(|id| (now, id)));

@@ -7,6 +7,7 @@ use aya::maps::{MapData, RingBuf};
 use mgre_common::event::LearnEvent;
 use mgre_common::fdb::FdbKey;
 use mgre_common::neighbor::NeighborEvent;
+use mgre_common::tally::segment;
 use mgre_common::target::{Target, TargetKind};
 use mgre_common::wire::MacAddr;
 
@@ -36,7 +37,7 @@ impl Engine {
     }
 
     fn learn_one(&mut self, event: &LearnEvent) {
-        self.learn_events += 1;
+        self.datapath.tallies.count_event();
         if let Some(about) = event.probe() {
             return self.probed(event, about);
         }
@@ -60,7 +61,7 @@ impl Engine {
             Decision::Hold(home) => self.hold(key, home),
             Decision::Learn => self.set_learned(key, source, None),
             Decision::Move => {
-                *self.moves.entry(key.segment()).or_default() += 1;
+                self.datapath.tallies.count(key.segment(), segment::MOVES);
                 let from = match known {
                     Known::Learned(target) | Known::Held(target, _) => Some(target),
                     Known::Nothing | Known::Fixed => None,
@@ -107,7 +108,7 @@ impl Engine {
             self.set_learned(key, home, Some(known));
         }
         self.datapath.fdb.hold(key, true);
-        *self.holds.entry(key.segment()).or_default() += 1;
+        self.datapath.tallies.count(key.segment(), segment::HOLDS);
         if self.newly_held.is_empty() {
             self.probe();
         }

@@ -5,13 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mgre_common::counters::{Drops, Traffic};
 use mgre_common::reason::{Direction, DropReason};
+use mgre_common::tally::{Pause, segment};
 use mgre_common::target::Target;
 
 use super::engine::Engine;
 use crate::api::messages::{AdjacencyView, Later, PortState, StatsRow, StatsView, TrafficRow, UnderlayState};
 use crate::datapath::counters::Counters;
+use crate::datapath::tallies::seconds_ago;
 use crate::metrics::{
-    AdjacencyNumbers, InterfaceNumbers, Numbers, PeerNumbers, PortNumbers, SegmentNumbers, TrafficSum, render,
+    AdjacencyNumbers, InterfaceNumbers, Numbers, PeerNumbers, PortNumbers, SegmentNumbers, TrafficSum,
+    ZEROS_MOST, render,
 };
 use crate::model::{Mode, State};
 use crate::plan::{Compiled, Hook, PeerStatus, Plan};
@@ -76,7 +79,7 @@ impl Engine {
             tx_packets: traffic.transmit_packets,
             tx_bytes: traffic.transmit_bytes,
             drops: self.drop_count(target),
-            last_seen_seconds: last_seen(&traffic, self.datapath.now()),
+            last_seen_seconds: last_seen(&traffic, self.datapath.now(), &self.datapath.tallies.pauses()),
             mtu: adjacency_mtu(&self.plan, id),
             fdb_entries: given.get(&target).copied().unwrap_or(0)
                 + u64::from(self.datapath.fdb.learned_from(target)),
@@ -110,7 +113,7 @@ impl Engine {
             underlays: self.underlay_numbers(),
             drops: counters.drops(Target::NONE),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
-            fdb_events: self.learn_events,
+            fdb_events: self.datapath.tallies.events(),
             fdb_events_lost: self.events_lost(),
             netlink_losses: self.losses.count(),
             slow_path: self.slow.counters().clone(),
@@ -121,6 +124,7 @@ impl Engine {
             compiled: self.compiled.clone(),
             counters: counters.clone(),
             now: self.datapath.now(),
+            pauses: self.datapath.tallies.pauses(),
         };
         Later::new(move || {
             let (peers, adjacencies) = peers.numbers();
@@ -142,6 +146,7 @@ impl Engine {
     fn segment_numbers(&self) -> Vec<SegmentNumbers> {
         let given = self.given_entries();
         let held = self.held();
+        let tallies = &self.datapath.tallies;
         let numbers = |(name, segment): (&String, &crate::model::Segment)| {
             let (all, local) = given.get(&segment.id).copied().unwrap_or_default();
             let traffic = self.datapath.counters().segment(segment.id);
@@ -150,12 +155,12 @@ impl Engine {
                 fdb_static: all - local,
                 fdb_learned: self.datapath.fdb.learned_in(segment.id).into(),
                 fdb_local: local,
-                fdb_moves: self.moves.get(&segment.id).copied().unwrap_or(0),
+                fdb_moves: tallies.of(segment.id, segment::MOVES),
                 fdb_held: held.get(&segment.id).copied().unwrap_or(0),
-                fdb_holds: self.holds.get(&segment.id).copied().unwrap_or(0),
+                fdb_holds: tallies.of(segment.id, segment::HOLDS),
                 flood: traffic,
                 neighbors: self.neighbors.count_in(segment.id).into(),
-                neighbor_duplicates: self.duplicates.get(&segment.id).copied().unwrap_or(0),
+                neighbor_duplicates: tallies.of(segment.id, segment::DUPLICATES),
             }
         };
         self.state.segments.iter().map(numbers).collect()
@@ -194,6 +199,8 @@ struct Peers {
     compiled: Compiled,
     counters: Counters,
     now: u32,
+    /// When that stood still.
+    pauses: Vec<Pause>,
 }
 
 impl Peers {
@@ -205,13 +212,14 @@ impl Peers {
             for (segment, id) in &peer.segments {
                 let target = Target::adjacency(*id);
                 let traffic = self.counters.traffic(target);
-                seen = seen.into_iter().chain(last_seen(&traffic, self.now)).min();
+                seen = seen.into_iter().chain(last_seen(&traffic, self.now, &self.pauses)).min();
                 let drops = self.counters.drops(target);
                 adjacencies.push(AdjacencyNumbers {
                     peer: name,
                     segment,
                     traffic: sum(&traffic),
                     drops: (drops != Drops::default()).then(|| Box::new(drops)),
+                    zeros: *id < ZEROS_MOST,
                     mtu_bytes: adjacency_mtu(&self.compiled.plan, *id).unwrap_or(0),
                 });
             }
@@ -228,8 +236,8 @@ impl Peers {
 }
 
 /// Seconds since a frame was last received.
-fn last_seen(traffic: &Traffic, now: u32) -> Option<u64> {
-    (traffic.receive_packets > 0).then(|| u64::from(now).saturating_sub(traffic.last_receive_seconds))
+fn last_seen(traffic: &Traffic, now: u32, pauses: &[Pause]) -> Option<u64> {
+    (traffic.receive_packets > 0).then(|| seconds_ago(traffic.last_receive_seconds, now, pauses))
 }
 
 /// The largest inner packet that goes to an adjacency; none while it is not resolved.

@@ -266,7 +266,7 @@ impl Engine {
             adjacency_capacity: u64::from(self.options.adjacencies),
             fdb_entries: u64::from(self.datapath.fdb.len()),
             fdb_capacity: u64::from(self.datapath.fdb.capacity()),
-            events: self.learn_events,
+            events: self.datapath.tallies.events(),
             events_lost: self.events_lost(),
             netlink_losses: self.losses.count(),
             slow_path: self.slow_path_view(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use mgre_common::neighbor::{NeighborEvent, NeighborKey, NeighborRecord, neighbor_flag};
+use mgre_common::tally::segment;
 use mgre_common::target::Target;
 use mgre_common::wire::MacAddr;
 
@@ -55,7 +56,7 @@ impl Engine {
 
     fn found_duplicate(&mut self, claim: &Claim, other: MacAddr) {
         let (address, mac) = (claim.key.address(), claim.binding.mac());
-        *self.duplicates.entry(claim.key.segment).or_default() += 1;
+        self.datapath.tallies.count(claim.key.segment, segment::DUPLICATES);
         let now = self.datapath.now();
         let segment = self.index.segment(claim.key.segment).unwrap_or("?");
         self.duplicates_told.say(now, || {

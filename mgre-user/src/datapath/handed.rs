@@ -19,7 +19,7 @@ use super::pins::{entries, remove_file};
 const PIN_PREFIX: &str = "map-";
 
 /// Which tables these are.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     map_name::FDB,
     map_name::CLOCK,
     map_name::TRAFFIC,
@@ -27,6 +27,7 @@ const NAMES: [&str; 7] = [
     map_name::SEGMENT_TRAFFIC,
     map_name::SEQUENCES,
     map_name::NEIGHBORS,
+    map_name::TALLIES,
 ];
 
 /// A daemon's own.

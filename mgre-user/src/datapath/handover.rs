@@ -21,6 +21,7 @@ use super::calls;
 use super::fdb::{Entry, slot_entry};
 use super::handed;
 use super::shared::{Shared, SharedArray};
+use super::tallies::Tallies;
 
 /// The tables of an earlier daemon.
 #[derive(Debug)]
@@ -80,6 +81,15 @@ const IDS_MEANWHILE: u64 = 1 << (Sequence::IDS_SHIFT + 14);
 pub(super) fn sequences(remains: &Remains) -> Result<Option<SharedArray<Sequence>>> {
     // Programs for XDP leave numbered packets to others.
     find_map(remains, map_name::SEQUENCES)?.map(open_as).transpose()
+}
+
+/// What an earlier daemon counted itself, if it did. No program knows of that map: it is found by its pin alone.
+///
+/// # Errors
+/// There is one, but it cannot be looked at.
+pub(super) fn tallies(remains: &Remains) -> Result<Option<Tallies>> {
+    let map = handed::open(&remains.pins, map_name::TALLIES)?;
+    Ok(map.map(open_as).transpose()?.map(Tallies::new))
 }
 
 /// A map of an earlier daemon, if a program of its knows of it.

@@ -18,6 +18,7 @@ use mgre_common::storm::Storm;
 use mgre_common::table::{
     Adjacency, Clock, Config, FloodSlot, MAX_PORTS, MAX_SEGMENTS, Port, PortSlot, Segment, Sequence, VlanKey,
 };
+use mgre_common::tally::Tally;
 
 use super::calls;
 use super::endpoints::EndpointMap;
@@ -95,6 +96,8 @@ pub struct Tables {
     pub storms: SharedArray<Storm>,
     /// [`map_name::ENDPOINTS`], until its writer takes it.
     pub endpoints: Option<EndpointMap>,
+    /// [`map_name::TALLIES`], until its writer takes it.
+    pub tallies: Option<SharedArray<Tally>>,
     /// Those that the next daemon goes on from.
     pub handed: Handed,
 }
@@ -302,6 +305,7 @@ impl Tables {
     fn take(programs: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             handed: Handed::of(programs)?,
+            tallies: Some(shared(programs, map_name::TALLIES)?),
             ports: shared(programs, map_name::PORTS)?,
             segments: shared(programs, map_name::SEGMENTS)?,
             adjacencies: shared(programs, map_name::ADJACENCIES)?,

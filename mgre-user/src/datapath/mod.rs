@@ -16,6 +16,7 @@ pub mod neighbors;
 pub mod pins;
 pub mod refusal;
 pub mod shared;
+pub mod tallies;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -39,6 +40,7 @@ use self::flood::Floods;
 use self::handover::{Predecessor, inherit_sequence};
 use self::load::{Loaded, Tables};
 use self::neighbors::NeighborTable;
+use self::tallies::Tallies;
 use crate::plan::{
     AdjacencyRecord, Attachment, EndpointOwner, FloodTargets, Hook, Op, Plan, PortIndex, PortRecord, TcHook,
 };
@@ -61,6 +63,8 @@ pub struct Datapath {
     pub fdb: Fdb,
     /// Who has which address.
     pub neighbors: NeighborTable,
+    /// What the daemon counts.
+    pub tallies: Tallies,
 }
 
 impl Datapath {
@@ -78,6 +82,7 @@ impl Datapath {
             tables.endpoints.take().context("the endpoints are taken")?,
             tables.endpoint_slots.take().context("the endpoint index is taken")?,
         );
+        let tallies = Tallies::new(tables.tallies.take().context("the tallies are taken")?);
         let counters = Counters::new(&tables, &config);
         Ok(Self {
             programs,
@@ -90,6 +95,7 @@ impl Datapath {
             switched: HashMap::new(),
             fdb,
             neighbors,
+            tallies,
         })
     }
 
@@ -106,7 +112,7 @@ impl Datapath {
         self.fdb.wake(seconds);
         self.floods.wake(seconds);
         self.endpoints.wake(seconds);
-        if let Err(error) = load::renew_lease(&mut self.programs) {
+        if let Err(error) = load::renew_lease(&mut self.programs).and_then(|()| self.tallies.beat()) {
             tracing::warn!("{error:#}");
         }
     }
@@ -351,7 +357,11 @@ impl Datapath {
     /// # Errors
     /// There is something to take over, but it cannot be looked at.
     pub fn inherit(&mut self, plan: &Plan) -> Result<()> {
-        let Some(from) = Predecessor::find(&self.attachments.left_behind()?)? else { return Ok(()) };
+        let remains = self.attachments.left_behind()?;
+        let Some(from) = Predecessor::find(&remains)? else { return Ok(()) };
+        if let Some(tallies) = handover::tallies(&remains)? {
+            self.tallies.inherit(&tallies, plan.floods.keys().copied(), from.now())?;
+        }
         self.set_clock(from.now());
         let segment_of = |target: Target| match target.kind() {
             TargetKind::Port(id) => plan.ports.get(&id).map(|port| port.segment),
@@ -372,7 +382,7 @@ impl Datapath {
             counters.inherit(&from, target, &mut taken);
         }
         plan.floods.keys().for_each(|segment| counters.inherit_segment(&from, *segment, &mut taken));
-        if let Some(sequences) = handover::sequences(&self.attachments.left_behind()?)? {
+        if let Some(sequences) = handover::sequences(&remains)? {
             for id in plan.adjacencies.keys() {
                 if let (Some(from), Some(to)) = (sequences.get(*id), self.tables.sequences.get(*id)) {
                     inherit_sequence(from, to);

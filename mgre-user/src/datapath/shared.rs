@@ -38,6 +38,8 @@ unsafe impl Shared for mgre_common::table::Sequence {}
 unsafe impl Shared for mgre_common::storm::Storm {}
 // SAFETY: atomics and templates, which the daemon alone changes, by its documented protocol.
 unsafe impl Shared for mgre_common::table::Adjacency {}
+// SAFETY: atomics alone.
+unsafe impl Shared for mgre_common::tally::Tally {}
 // SAFETY: plain counters that the datapath writes; only ever copied out.
 unsafe impl Shared for mgre_common::counters::Traffic {}
 // SAFETY: plain counters that the datapath writes; only ever copied out.

@@ -71,6 +71,18 @@ pub enum Op {
     RemoveFixed(FdbKey),
 }
 
+/// What is to be attached.
+fn attachments<'a>(old: &'a Plan, new: &'a Plan) -> impl Iterator<Item = Op> + 'a {
+    let is_new = |((ifindex, hook), attachment): &(&(u32, Hook), &Attachment)| {
+        old.attachments.get(&(*ifindex, *hook)).is_none_or(|old| old.xdp != attachment.xdp)
+    };
+    new.attachments.iter().filter(is_new).map(|((ifindex, hook), attachment)| Op::Attach {
+        ifindex: *ifindex,
+        hook: *hook,
+        attachment: attachment.clone(),
+    })
+}
+
 /// The steps from one plan to another. What is referred to is written before
 /// what refers to it, and removed after it; programs are attached when all that
 /// they need is there. What the kernel may refuse comes before what forgets
@@ -106,16 +118,14 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     ops.extend(fixed.set.into_iter().map(|(key, entry)| Op::SetFixed(*key, *entry)));
     ops.extend(vlan_ports.set.into_iter().map(|(vlan, id)| Op::SetVlanPort(vlan, id)));
     ops.extend(port_index.set.into_iter().map(|(ifindex, to)| Op::SetPortIndex(ifindex, to)));
-    for ((ifindex, hook), attachment) in &new.attachments {
-        let was = old.attachments.get(&(*ifindex, *hook)).is_some_and(|old| old.xdp == attachment.xdp);
-        if !was {
-            let (ifindex, hook) = (*ifindex, *hook);
-            ops.push(Op::Attach { ifindex, hook, attachment: attachment.clone() });
-        }
-    }
+    // Those of the slow interface first: from the moment that others are attached, they give frames to it.
+    let (slow, others): (Vec<_>, Vec<_>) =
+        attachments(old, new).partition(|op| matches!(op, Op::Attach { hook: Hook::Slow, .. }));
+    ops.extend(slow);
     if old.slow != new.slow && new.slow != 0 {
         ops.push(Op::SetSlow(new.slow));
     }
+    ops.extend(others);
     ops.extend(fixed.gone.into_iter().map(|key| Op::RemoveFixed(*key)));
     ops.extend(floods.gone.into_iter().map(|segment| Op::RemoveSegment(*segment)));
     ops.extend(endpoints.gone.into_iter().map(|key| Op::RemoveEndpoint(*key)));
