@@ -261,3 +261,30 @@ fn what_the_daemon_counts_goes_on_after_a_restart() -> Result<()> {
     })?;
     Ok(())
 }
+
+#[test]
+fn what_needs_the_slow_interface_is_not_lost_over_restarts() -> Result<()> {
+    const RESTARTS: u32 = 6;
+    if skipped() {
+        return Ok(());
+    }
+    for option in ["--csum", "--seq"] {
+        let mut spokes = spokes(None)?;
+        for (number, peer) in [(1, "spoke2"), (2, "spoke1")] {
+            spokes.spoke(number).daemon.mgre(&["peer", "set", peer, option])?;
+        }
+        assert!(traffic::reaches(&spokes.spoke(1).host, &spokes.spoke(2).host_ip())?);
+        let numbered = Numbered::start(spokes.spoke(1), spokes.spoke(2))?;
+        for restart in 0..RESTARTS {
+            sleep(Duration::from_millis(200));
+            let daemon = &mut spokes.spoke_mut(1).daemon;
+            let _ = if restart % 2 == 0 { daemon.kill()? } else { daemon.stop()? };
+            daemon.start_again()?;
+        }
+        sleep(Duration::from_millis(200));
+        let arrivals = numbered.stop()?;
+        let one = spokes.spoke(1);
+        assert_eq!((one.drops("headroom")?, arrivals.lost), (0, 0), "{option}: {arrivals:?}");
+    }
+    Ok(())
+}

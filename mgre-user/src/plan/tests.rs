@@ -350,3 +350,16 @@ proptest! {
         prop_assert_eq!(model, Model::default());
     }
 }
+
+#[test]
+fn the_slow_interface_works_before_anything_is_given_to_it() {
+    let place =
+        |ifindex, hook| ((ifindex, hook), Attachment { interface: "x".into(), xdp: None, optional: false });
+    let attachments = BTreeMap::from([place(2, Hook::Underlay), place(7, Hook::Slow), place(8, Hook::Slow)]);
+    let new = Plan { attachments, slow: 7, ..Plan::default() };
+    let ops = diff(&Plan::default(), &new);
+    let at = |wanted: &dyn Fn(&Op) -> bool| ops.iter().position(wanted).expect("such a step");
+    let set = at(&|op| matches!(op, Op::SetSlow(7)));
+    assert!(at(&|op| matches!(op, Op::Attach { ifindex: 8, .. })) < set);
+    assert!(set < at(&|op| matches!(op, Op::Attach { hook: Hook::Underlay, .. })));
+}
