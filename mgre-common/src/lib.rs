@@ -26,7 +26,6 @@ pub mod cell;
 pub mod checksum;
 #[cfg(not(loom))]
 pub mod counters;
-#[cfg(not(loom))]
 pub mod endpoint;
 pub mod event;
 pub mod fdb;

@@ -141,7 +141,7 @@ pub trait Tables {
     /// What the index says of an endpoint.
     #[inline(always)]
     fn indexed_endpoint(&self, words: &EndpointWords) -> Option<Owner> {
-        self.endpoint_index().find(words, |index| self.endpoint_slot(index)).map(EndpointSlot::owner)
+        self.endpoint_index().find(words, |index| self.endpoint_slot(index)).and_then(EndpointSlot::owner)
     }
 
     /// Looks an address up.

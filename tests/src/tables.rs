@@ -53,7 +53,11 @@ fn pins(daemon: &Daemon) -> Result<Vec<PathBuf>> {
     let mut pins = Vec::new();
     for instance in fs::read_dir(&version).with_context(|| version.display().to_string())? {
         for pin in fs::read_dir(instance?.path().join("links"))? {
-            pins.push(pin?.path());
+            let pin = pin?;
+            // Tables are pinned there as well.
+            if !pin.file_name().to_string_lossy().starts_with("map-") {
+                pins.push(pin.path());
+            }
         }
     }
     Ok(pins)

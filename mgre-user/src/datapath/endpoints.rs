@@ -144,7 +144,8 @@ mod tests {
     }
 
     fn found(index: &Index, key: &EndpointKey) -> Option<u32> {
-        index.hash.find(&key.words(), |slot| index.slots.get(slot)).map(|slot| slot.owner().adjacency)
+        let slot = index.hash.find(&key.words(), |slot| index.slots.get(slot))?;
+        slot.owner().map(|owner| owner.adjacency)
     }
 
     #[test]

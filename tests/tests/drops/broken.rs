@@ -79,7 +79,7 @@ pub(crate) const CASES: &[Case] = &[
         provoke: |spokes| {
             let slots = tables::open::<EndpointSlot>(&here(spokes).daemon, map_name::ENDPOINT_SLOTS)?;
             let all = (0..slots.len()).filter_map(|index| slots.get(index));
-            let used: Vec<_> = all.filter(|slot| !slot.is_free()).map(|slot| (slot, slot.owner())).collect();
+            let used: Vec<_> = all.filter_map(|slot| Some((slot, slot.owner()?))).collect();
             ensure!(!used.is_empty(), "no endpoint is in the index");
             for (slot, owner) in &used {
                 slot.give(Owner { segment: NO_SEGMENT, ..*owner });
