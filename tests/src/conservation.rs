@@ -26,6 +26,8 @@ pub struct Terms {
     pub sent: i64,
     /// Dropped, those that belong to nobody left out.
     pub dropped: i64,
+    /// Of those dropped, what was lost between the ends of the slow interface's pair; counted by the daemon.
+    pub overflowed: i64,
     /// Flooded.
     pub flooded: i64,
     /// Copies made of those.
@@ -52,10 +54,12 @@ impl Terms {
         let sum = |names: &[&str], labels: &[(&str, &str)]| -> i64 {
             names.iter().flat_map(|name| metrics.all(name, labels)).map(|sample| sample.value as i64).sum()
         };
+        let overflowed = sum(&["mgre_slow_path_packets_total"], &[("event", "overflowed")]);
         Ok(Self {
             received: sum(&["mgre_peer_receive_packets_total", "mgre_port_receive_packets_total"], &[]),
             sent: sum(&["mgre_peer_transmit_packets_total", "mgre_port_transmit_packets_total"], &[]),
-            dropped: sum(&["mgre_peer_drops_total", "mgre_port_drops_total"], &[]),
+            dropped: sum(&["mgre_peer_drops_total", "mgre_port_drops_total"], &[]) + overflowed,
+            overflowed,
             flooded: sum(&["mgre_flood_frames_total"], &[]),
             copies: sum(&["mgre_flood_copies_total"], &[]),
             lost: sum(&["mgre_flood_lost_total"], &[]),
@@ -78,7 +82,13 @@ impl Terms {
 
     /// What the daemon counts, and not the datapath.
     fn of_daemon(self) -> Self {
-        Self { made: self.made, reassembled: self.reassembled, ..Self::default() }
+        Self {
+            made: self.made,
+            reassembled: self.reassembled,
+            dropped: self.overflowed,
+            overflowed: self.overflowed,
+            ..Self::default()
+        }
     }
 
     const fn since(self, before: Self) -> Self {
@@ -86,6 +96,7 @@ impl Terms {
             received: self.received - before.received,
             sent: self.sent - before.sent,
             dropped: self.dropped - before.dropped,
+            overflowed: self.overflowed - before.overflowed,
             flooded: self.flooded - before.flooded,
             copies: self.copies - before.copies,
             lost: self.lost - before.lost,

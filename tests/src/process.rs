@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
+    sched::{CpuSet, sched_setaffinity},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, kill},
@@ -112,4 +113,21 @@ pub fn raise_descriptors() -> Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// Does something on one CPU, in threads that are started for it as well; on any, where there is no such CPU.
+///
+/// # Errors
+/// What is done fails.
+pub fn on_cpu<T: Send>(cpu: usize, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut set = CpuSet::new();
+            if set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).is_err() {
+                eprintln!("there is no CPU {cpu}");
+            }
+            act()
+        });
+        thread.join().map_err(|_| anyhow!("a thread panicked"))?
+    })
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     path::Path,
     thread::sleep,
@@ -23,6 +23,8 @@ use mgre_tests::{
     topology::SEGMENT,
     wait,
 };
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// Where metrics are served: on all addresses, as for a scraper on another host.
 const METRICS: ([u8; 4], u16) = ([0, 0, 0, 0], 9747);
@@ -377,4 +379,88 @@ fn a_reader_that_vanishes_is_forgotten() -> Result<()> {
         wait::until("its place is free", limit, || Ok(process::descriptors(pid)? <= before + 32))?;
     }
     wait::until("all are forgotten", wait::SOON, || Ok(process::descriptors(pid)? <= before + 1)).map(|_| ())
+}
+
+/// A daemon whose /sys is that of its network namespace, as where it runs in a container or in no namespace at all.
+fn with_own_sys() -> Options {
+    let mount = "mount -t sysfs sysfs /sys && exec \"$0\" \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", mount].map(str::to_owned).to_vec();
+    Options { wrapper, ..Options::default() }
+}
+
+/// Which CPUs take what comes out of the slow interface's pair.
+fn steered(lone: &Lone) -> Result<u64> {
+    let pid = lone.daemon.pid().context("it runs")?;
+    let path = format!("/proc/{pid}/root/sys/class/net/mgre-default-o/queues/rx-0/rps_cpus");
+    Ok(u64::from_str_radix(&fs::read_to_string(path)?.trim().replace(',', ""), 16)?)
+}
+
+/// Sends datagrams out of `host0`, which the kernel puts together to superframes of so many.
+fn send_superframes(lone: &Lone, count: usize, segments: usize) -> Result<()> {
+    const SEGMENT_BYTES: i32 = 1400;
+    let send = || -> Result<()> {
+        let socket = UdpSocket::bind("10.77.0.1:7777")?;
+        setsockopt(&socket, sockopt::UdpGsoSegment, &SEGMENT_BYTES)?;
+        // By itself a socket waits until what it sent has come out somewhere.
+        setsockopt(&socket, sockopt::SndBufForce, &(256 << 20))?;
+        let datagrams = vec![0x5a; SEGMENT_BYTES as usize * segments];
+        for _ in 0..count {
+            socket.send_to(&datagrams, "10.77.0.2:7778")?;
+        }
+        Ok(())
+    };
+    // From another CPU than the one that takes all where order is kept.
+    process::on_cpu(1, || lone.netns.enter(send)?)
+}
+
+#[test]
+fn what_the_slow_interfaces_pair_has_no_room_for_is_counted() -> Result<()> {
+    const SUPERFRAMES: usize = 1000;
+    const SEGMENTS: usize = 40;
+    if skipped() {
+        return Ok(());
+    }
+    let lone = Lone::new(with_own_sys())?;
+    lone.netns.ip(&format!(
+        "addr add 10.77.0.1/24 dev host0\nneigh add 10.77.0.2 lladdr {} dev host0 nud permanent",
+        mac_text(station(2))
+    ))?;
+    for (option, cpus) in [("--csum", 0), ("--seq", 1)] {
+        lone.daemon.mgre(&["peer", "set", "b", option])?;
+        assert_eq!(steered(&lone)?, cpus, "{option}");
+        let counts = || -> Result<[u64; 4]> {
+            let metrics = Metrics::over_socket(&lone.daemon.socket())?;
+            let number = |name, label: &[_]| -> Result<u64> {
+                Ok(metrics.get(name, label).with_context(|| format!("no {name}"))? as u64)
+            };
+            Ok([
+                number("mgre_port_receive_packets_total", &[("port", "lan0")])?,
+                number("mgre_peer_transmit_packets_total", &[("peer", "b")])?,
+                metrics.all("mgre_peer_drops_total", &[]).map(|sample| sample.value as u64).sum(),
+                number("mgre_slow_path_packets_total", &[("event", "overflowed")])?,
+            ])
+        };
+        // The daemon looks once a second at what the kernel counts.
+        sleep(Duration::from_millis(1500));
+        let before = counts()?;
+        send_superframes(&lone, SUPERFRAMES, SEGMENTS)?;
+        let mut since = [0; 4];
+        wait::until("every frame is counted", wait::SOON, || {
+            since = counts()?;
+            since.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+            let [received, sent, dropped, overflowed] = since;
+            Ok(received == SUPERFRAMES as u64
+                && sent + dropped + overflowed == (SUPERFRAMES * SEGMENTS) as u64)
+        })
+        .with_context(|| format!("{option}: received, sent, dropped, overflowed: {since:?}"))?;
+        println!("{option}: {since:?}");
+        if option == "--csum" {
+            assert_eq!(since[3], 0, "each CPU takes what it sent");
+        }
+        let status = lone.daemon.json(&["status"])?;
+        assert_eq!(status["slow_path"]["overflowed"].as_u64(), Some(since[3]), "{status}");
+    }
+    lone.daemon.mgre(&["peer", "del", "b"])?;
+    assert_eq!(steered(&lone)?, 0, "nobody needs the order any more");
+    Ok(())
 }

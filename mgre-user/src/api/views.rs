@@ -428,4 +428,7 @@ pub struct SlowPathView {
     pub icmp_received: u64,
     /// Those that said so of no packet of ours, or said nothing new.
     pub icmp_ignored: u64,
+    /// Frames lost between the slow interface's ends: a CPU's queue of received frames was full.
+    #[serde(default)]
+    pub overflowed: u64,
 }

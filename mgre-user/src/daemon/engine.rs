@@ -32,6 +32,7 @@ use super::names::Names;
 use super::observe::{Observer, Stale};
 use super::resting::{Resting, freed};
 use super::room::Without;
+use super::slow::PairUse;
 use super::states::Told;
 use super::store::Store;
 use super::suppression::Sparingly;
@@ -106,7 +107,9 @@ pub(super) struct Engine {
     pub(super) lost_next_hops: BTreeSet<(u32, IpAddr)>,
     /// What the datapath cannot do.
     pub(super) slow: Slow,
-    /// Why there is no pair of interfaces for that.
+    /// How the pair of interfaces for that is used.
+    pub(super) pair_use: PairUse,
+    /// Why there is no such pair.
     pub(super) no_pair: Option<String>,
     /// Interfaces of the host that could not be made, by name.
     pub(super) unmade: BTreeMap<String, Unmade>,
@@ -189,6 +192,7 @@ impl Engine {
             forgotten: BTreeSet::new(),
             lost_next_hops: BTreeSet::new(),
             slow: parts.slow,
+            pair_use: PairUse::default(),
             no_pair: None,
             unmade: BTreeMap::new(),
             told: Told::default(),
@@ -394,6 +398,7 @@ impl Engine {
         } else {
             self.plan = plan;
             self.slow.follow(&self.plan, self.observed.slow);
+            self.steer_pair();
             let own_xdp = self.datapath.xdp_interfaces().collect();
             if self.observed.own_xdp != own_xdp {
                 self.observed.own_xdp = own_xdp;
@@ -469,6 +474,7 @@ impl Engine {
         self.restore_again(now);
         self.forget_paths();
         self.slow.try_again();
+        self.count_overflows();
     }
 
     pub(super) fn report_removed(&mut self, removed: &[Entry]) {

@@ -1,6 +1,8 @@
 //! The engine's part in the slow path: the pair of interfaces, and what routers say of paths.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use std::{fs, io};
 
@@ -49,12 +51,16 @@ fn is_ours(link: &Link, alias: &str) -> bool {
     link.kind.as_deref() == Some("veth") && link.alias.as_deref() == Some(alias)
 }
 
-/// Has one CPU take all that an interface receives, so that nothing overtakes anything there: frames get their GRE
-/// sequence numbers where they come out of the pair, and the peer drops what is late (RFC 2890 2.2).
+/// Which CPUs take what an interface receives (`rps_cpus`): one takes everything, where nothing may overtake anything.
+const ONE_CPU: &str = "1";
+/// Each takes what it sent.
+const EACH_ITS_OWN: &str = "0";
+
+/// Says which CPUs take what an interface receives.
 ///
 /// # Errors
 /// `classes` is not of this network namespace, or cannot be written.
-fn keep_order(classes: &Path, name: &str, index: u32) -> io::Result<()> {
+fn steer(classes: &Path, name: &str, index: u32, cpus: &str) -> io::Result<()> {
     let interface = classes.join(name);
     if fs::read_to_string(interface.join("ifindex"))?.trim().parse() != Ok(index) {
         return Err(io::ErrorKind::NotFound.into());
@@ -62,7 +68,7 @@ fn keep_order(classes: &Path, name: &str, index: u32) -> io::Result<()> {
     for queue in fs::read_dir(interface.join("queues"))? {
         let queue = queue?.path();
         if queue.join("rps_cpus").exists() {
-            fs::write(queue.join("rps_cpus"), "1")?;
+            fs::write(queue.join("rps_cpus"), cpus)?;
         }
     }
     Ok(())
@@ -71,6 +77,24 @@ fn keep_order(classes: &Path, name: &str, index: u32) -> io::Result<()> {
 /// The mark of an instance on its pair. It is not that of the host's interfaces, which a port may be.
 pub(super) fn pair_alias(instance: &str) -> String {
     format!("{}:slow", alias(instance))
+}
+
+/// How a pair of interfaces is used.
+#[derive(Debug)]
+pub(super) struct PairUse {
+    /// Whether frames keep their order, as far as that was said.
+    ordered: Option<bool>,
+    /// Frames that the kernel had no room for when that was looked at last.
+    dropped: Arc<AtomicU64>,
+}
+
+/// That was never looked at.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for PairUse {
+    fn default() -> Self {
+        Self { ordered: None, dropped: Arc::new(AtomicU64::new(UNKNOWN)) }
+    }
 }
 
 impl Engine {
@@ -109,12 +133,44 @@ impl Engine {
         self.refresh(&Stale::links()).await.map_err(|error| error.to_string())?;
         let made = pair(|name| self.observed.link(name), &names, &alias);
         self.observed.slow = made.map(|(pair, _)| pair);
-        if let Some((pair, _)) = made
-            && let Err(error) = keep_order(Path::new("/sys/class/net"), outer, pair.outer.0)
+        self.pair_use = PairUse::default();
+        made.map(drop).ok_or_else(|| format!("{inner} is gone again"))
+    }
+
+    /// Has frames keep their order in the pair, if some peer gets sequence numbers: they get them where they come out,
+    /// and the peer drops what is late (RFC 2890 2.2). That is more than one CPU can take from others that send as fast
+    /// as they can, so without such a peer each goes on with its own.
+    pub(super) fn steer_pair(&mut self) {
+        let Some(pair) = self.observed.slow else { return };
+        let ordered = self.slow.keeps_order();
+        if self.pair_use.ordered == Some(ordered) {
+            return;
+        }
+        self.pair_use.ordered = Some(ordered);
+        let [_, outer] = names(&self.options.instance);
+        let cpus = if ordered { ONE_CPU } else { EACH_ITS_OWN };
+        if let Err(error) = steer(Path::new("/sys/class/net"), &outer, pair.outer.0, cpus)
+            && ordered
         {
             tracing::debug!(%error, "frames with sequence numbers may overtake each other");
         }
-        made.map(drop).ok_or_else(|| format!("{inner} is gone again"))
+    }
+
+    /// Counts the frames that were lost in the pair; the kernel does, for each interface.
+    pub(super) fn count_overflows(&self) {
+        let Some(pair) = self.observed.slow else { return };
+        let (netlink, counters) = (self.netlink.clone(), self.slow.counters().clone());
+        let last = Arc::clone(&self.pair_use.dropped);
+        tokio::spawn(async move {
+            let Ok(Some(now)) = netlink.received_and_dropped([pair.inner.0, pair.outer.0]).await else {
+                return;
+            };
+            let before = last.swap(now, Ordering::Relaxed);
+            // What was lost before this daemon is not its own to count.
+            if before != UNKNOWN {
+                counters.add(Happening::Overflowed, now.saturating_sub(before));
+            }
+        });
     }
 
     /// Removes the pair.
@@ -164,6 +220,7 @@ impl Engine {
             icmp_suppressed: count(Happening::IcmpSuppressed),
             icmp_received: count(Happening::IcmpReceived),
             icmp_ignored: count(Happening::IcmpIgnored),
+            overflowed: count(Happening::Overflowed),
         }
     }
 
@@ -225,14 +282,14 @@ mod tests {
         for name in ["rx-0", "rx-1"] {
             fs::write(queue(name).join("rps_cpus"), "0\n").expect("written");
         }
-        assert!(keep_order(folder.path(), "end", 8).is_err(), "one of the same name elsewhere");
+        assert!(steer(folder.path(), "end", 8, "1").is_err(), "one of the same name elsewhere");
         assert_eq!(fs::read_to_string(queue("rx-0").join("rps_cpus")).expect("read"), "0\n");
-        keep_order(folder.path(), "end", 7).expect("steered");
+        steer(folder.path(), "end", 7, "1").expect("steered");
         for name in ["rx-0", "rx-1"] {
             assert_eq!(fs::read_to_string(queue(name).join("rps_cpus")).expect("read"), "1");
         }
         assert!(!queue("tx-0").join("rps_cpus").exists());
-        assert!(keep_order(folder.path(), "none", 7).is_err());
+        assert!(steer(folder.path(), "none", 7, "1").is_err());
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use libc::{
     AF_INET, AF_INET6, ARPHRD_ETHER, IFF_LOOPBACK, IFF_LOWER_UP, IFF_PROMISC, IFF_RUNNING, IFF_UP,
     IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_XDP, NTF_EXT_LEARNED, NUD_DELAY, NUD_NOARP, NUD_PERMANENT, NUD_PROBE,
-    NUD_REACHABLE, NUD_STALE, RTA_CACHEINFO, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_VIA,
-    RTN_ANYCAST, RTN_LOCAL, RTN_UNICAST,
+    IFLA_MASTER, IFLA_MTU, IFLA_STATS64, IFLA_XDP, NTF_EXT_LEARNED, NUD_DELAY, NUD_NOARP, NUD_PERMANENT,
+    NUD_PROBE, NUD_REACHABLE, NUD_STALE, RTA_CACHEINFO, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC,
+    RTA_VIA, RTN_ANYCAST, RTN_LOCAL, RTN_UNICAST,
 };
 use mgre_common::wire::MacAddr;
 use netlink_packet_core::NlasIterator;
@@ -103,6 +103,14 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
         link.peer_index = None;
     }
     Some(link)
+}
+
+/// How many packets an interface was given and the kernel had no room for, of the same message.
+pub(super) fn received_and_dropped(payload: &[u8]) -> Option<u64> {
+    /// Where `rx_dropped` is in `struct rtnl_link_stats64`.
+    const AT: usize = 6 * 8;
+    let (_, value) = attributes(payload.get(16..)?).find(|(kind, _)| *kind == IFLA_STATS64)?;
+    Some(u64::from_ne_bytes(*value.get(AT..)?.first_chunk()?))
 }
 
 /// An address from `struct ifaddrmsg` and its attributes.

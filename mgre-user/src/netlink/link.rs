@@ -51,6 +51,22 @@ impl Netlink {
         .await
     }
 
+    /// How many packets interfaces were given and the kernel had no room for. `None` if one is not there.
+    pub async fn received_and_dropped(&self, indices: [u32; 2]) -> Result<Option<u64>> {
+        self.run(move |socket| {
+            let requests = indices.map(|index| (RouteNetlinkMessage::GetLink(with_index(index)), 0));
+            let answers = socket.batch(requests).map_err(|failure| failure.during("look up interfaces"))?;
+            let mut sum = Some(0);
+            for answer in answers {
+                let dropped =
+                    answer.ok().flatten().and_then(|answer| decode::received_and_dropped(&answer.payload));
+                sum = sum.zip(dropped).map(|(sum, dropped)| sum + dropped);
+            }
+            Ok(sum)
+        })
+        .await
+    }
+
     /// The interface with a name or alternative name.
     pub async fn link_by_name(&self, name: &str) -> Result<Link> {
         let name = name.to_owned();

@@ -22,11 +22,13 @@ pub enum Happening {
     IcmpReceived,
     /// It was not: about nothing that we could have sent, or no news.
     IcmpIgnored,
+    /// A frame was lost on its way through the pair of interfaces: a CPU's queue of received frames was full.
+    Overflowed,
 }
 
 impl Happening {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Reassembled,
         Self::Reinjected,
         Self::Refused,
@@ -35,6 +37,7 @@ impl Happening {
         Self::IcmpSuppressed,
         Self::IcmpReceived,
         Self::IcmpIgnored,
+        Self::Overflowed,
     ];
 
     /// Its name in metrics.
@@ -48,6 +51,7 @@ impl Happening {
             Self::IcmpSuppressed => "icmp_suppressed",
             Self::IcmpReceived => "icmp_received",
             Self::IcmpIgnored => "icmp_ignored",
+            Self::Overflowed => "overflowed",
         }
     }
 }
@@ -60,6 +64,11 @@ impl Counters {
     /// Counts one packet.
     pub fn count(&self, happening: Happening) {
         self.0[happening as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts several packets.
+    pub fn add(&self, happening: Happening, packets: u64) {
+        self.0[happening as usize].fetch_add(packets, Ordering::Relaxed);
     }
 
     /// How many there were.
@@ -80,7 +89,7 @@ mod tests {
             (0..times).for_each(|_| counters.clone().count(happening));
         }
         let counts: Vec<u64> = Happening::ALL.iter().map(|happening| counters.get(*happening)).collect();
-        assert_eq!(counts, (0..8).collect::<Vec<_>>());
+        assert_eq!(counts, (0..Happening::ALL.len() as u64).collect::<Vec<_>>());
         let names: std::collections::BTreeSet<_> = Happening::ALL.iter().map(|one| one.name()).collect();
         assert_eq!(names.len(), Happening::ALL.len());
     }

@@ -22,12 +22,18 @@ pub struct Known {
     adjacencies: OrdMap<u32, AdjacencyRecord>,
     /// How many of the adjacencies are GRE in UDP.
     udp: usize,
+    /// How many number their packets.
+    numbered: usize,
 }
 
 impl Known {
     /// Becomes what a plan says. Costs what is different.
     pub fn follow(&mut self, plan: &Plan) {
-        let udp = |record: &AdjacencyRecord| usize::from(record.template.options & template_option::UDP != 0);
+        let has = |record: &AdjacencyRecord, option| usize::from(record.template.options & option != 0);
+        let (udp, numbered) = (
+            |record: &AdjacencyRecord| has(record, template_option::UDP),
+            |record: &AdjacencyRecord| has(record, template_option::SEQUENCE),
+        );
         for item in self.adjacencies.diff(&plan.adjacencies) {
             let (old, new) = match item {
                 DiffItem::Add(_, new) => (None, Some(new)),
@@ -36,6 +42,8 @@ impl Known {
             };
             self.udp += new.map_or(0, udp);
             self.udp -= old.map_or(0, udp);
+            self.numbered += new.map_or(0, numbered);
+            self.numbered -= old.map_or(0, numbered);
         }
         self.endpoints = plan.endpoints.clone();
         self.adjacencies = plan.adjacencies.clone();
@@ -44,6 +52,11 @@ impl Known {
     /// Whether some peer is sent GRE in UDP.
     pub const fn has_udp(&self) -> bool {
         self.udp > 0
+    }
+
+    /// Whether some peer is sent sequence numbers.
+    pub const fn has_numbered(&self) -> bool {
+        self.numbered > 0
     }
 
     /// Whether packets go between a peer's endpoint and one of ours.

@@ -197,6 +197,11 @@ impl Slow {
         }
     }
 
+    /// Whether frames may not overtake each other in the pair.
+    pub fn keeps_order(&self) -> bool {
+        self.known.borrow().has_numbered()
+    }
+
     /// Tries again what could not be begun.
     pub fn try_again(&mut self) {
         let now = Instant::now();
