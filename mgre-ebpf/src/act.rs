@@ -7,13 +7,15 @@ use mgre_common::table::{Port, adjacency_flag, port_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::{EtherType, VLAN_ID};
 
-use crate::decide::{self, Interface, Last, OutOf, Returned, Verdict};
+use crate::decide::{self, Interface};
 use crate::dress::Via;
 use crate::frame::{Egress, Frame, Replicate, Resize, Side, Whole};
 use crate::handoff::{Chain, Handoff, Next};
+use crate::stage::{Last, Returned};
 use crate::superframe::is_mute;
 use crate::tables::{Now, Tables};
 use crate::tunnel::Journey;
+use crate::verdict::{OutOf, Verdict};
 use crate::{flood, mss, neighbor, tunnel};
 
 /// The whole way of a frame from a local interface.

@@ -6,10 +6,10 @@
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 
-use crate::decide::OutOf;
 use crate::frame::{Bare, Replicate, Resize, Stamp, Strip};
 use crate::inner::{Inner, Version};
 use crate::tables::Tables;
+use crate::verdict::OutOf;
 
 /// An adjacency, and its template in force when it was looked up.
 #[derive(Clone, Copy, Debug)]

@@ -12,12 +12,14 @@ use mgre_common::table::{port_flag, template_flag, template_option};
 use mgre_common::target::TargetKind;
 
 use crate::act::blame;
-use crate::decide::{self, Early, Interface, OutOf, Verdict};
+use crate::decide::{self, Interface};
 use crate::dress::undress;
 use crate::frame::{Egress, Resize, Side};
 use crate::mss::Opening;
+use crate::stage::Early;
 use crate::tables::{Now, Tables};
 use crate::tunnel::{self, Journey};
+use crate::verdict::{OutOf, Verdict};
 
 /// The way of a frame from a local interface.
 #[inline(always)]

@@ -15,7 +15,7 @@ use mgre_common::table::{FloodList, MAX_FLOOD_TARGETS, Template, segment_flag};
 use mgre_common::target::{Mark, Target, TargetKind};
 
 use crate::act::{blame, port_egress};
-use crate::decide::{OutOf, is_hub};
+use crate::decide::is_hub;
 use crate::dress::{Dressing, Outside, Via};
 use crate::frame::{Egress, Replicate, Side, Step, Strip};
 use crate::handoff::Handoff;
@@ -23,6 +23,7 @@ use crate::stamp::Traits;
 use crate::superframe::{inner_wire_len, is_cut_before_copies, is_cut_on_the_way, wire_len};
 use crate::tables::Tables;
 use crate::tunnel::{carries, copy_egress, needs_finishing, relayed_traits};
+use crate::verdict::OutOf;
 
 /// A flooded frame's peers may have any options, so all that any asks for is looked up.
 const ALL: u8 = u8::MAX;

@@ -7,11 +7,11 @@ use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IpProtocol, LINK_LOCAL_GROUPS, PROBE_GROUPS};
 
-use crate::decide::OutOf;
 use crate::dress::{self, Dressing};
 use crate::inner::Inner;
 use crate::neighbor::{self, Scene};
 use crate::tables::Tables;
+use crate::verdict::OutOf;
 
 /// What [`Frame::read_behind`] is asked for is before this: the longest outer headers (78 bytes:
 /// IPv6, UDP, GRE with every field), Ethernet with two tags, IPv6, and the start of TCP.

@@ -5,10 +5,10 @@
 
 use mgre_common::target::Target;
 
-use crate::decide::OutOf;
 use crate::frame::{Replicate, Strip};
 use crate::inner::{Inner, Version};
 use crate::tables::Tables;
+use crate::verdict::OutOf;
 
 /// The program that goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,9 @@
 //! - [`mss`]: lowers TCP's maximum segment size;
 //! - [`stamp`]: what an outer packet has of its own;
 //! - [`outer`]: parses and validates the headers outside;
-//! - [`decide`]: from a frame and the tables to a [`decide::Verdict`], no side effects but learning;
+//! - [`decide`]: from a frame and the tables to a [`verdict::Verdict`], no side effects but learning;
+//! - [`verdict`]: what is to happen to a frame;
+//! - [`stage`]: the hooks at which that is decided;
 //! - [`neighbor`]: answers ARP and ND;
 //! - [`verify`]: checksums over a whole packet;
 //! - [`act`]: carries a verdict out;
@@ -38,10 +40,12 @@ pub mod inner;
 pub mod mss;
 pub mod neighbor;
 pub mod outer;
+pub mod stage;
 pub mod stamp;
 pub mod superframe;
 pub mod tables;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+pub mod verdict;
 pub mod verify;

@@ -11,7 +11,6 @@ use mgre_common::table::{Template, template_flag, template_option};
 use mgre_common::target::{Mark, Target, TargetKind};
 use mgre_common::wire::{ETHERNET_LEN, EtherType, IPV4_LEN, VLAN_TAG_LEN};
 
-use crate::decide::OutOf;
 use crate::dress::{Dressing, Outside, Via};
 use crate::frame::{Bare, Egress, Frame, Replicate, Resize, Side, Stamp, Strip};
 use crate::inner::{Inner, ecn};
@@ -20,6 +19,7 @@ use crate::superframe::{
     inner_wire_len, is_cut_first, is_cut_on_the_way, segments, shed_jumbo_header, wire_len,
 };
 use crate::tables::{Now, Tables};
+use crate::verdict::OutOf;
 
 /// Where a frame came from, where it goes, and the bytes that it counts for.
 #[derive(Clone, Copy, Debug)]

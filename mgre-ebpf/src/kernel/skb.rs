@@ -17,11 +17,11 @@ use bytemuck::AnyBitPattern;
 use mgre_common::reason::DropReason;
 use mgre_common::table::Template;
 use mgre_common::wire::{EtherType, IpProtocol, VLAN_TAG_LEN};
-use mgre_ebpf::decide::OutOf;
 use mgre_ebpf::dress::{Dressing, out_of_to_words};
 use mgre_ebpf::frame::{Bare, Egress, Ethernet, Frame, Replicate, Resize, Side, Stamp, Step, Strip, Whole};
 use mgre_ebpf::inner::Inner;
 use mgre_ebpf::tables::Tables;
+use mgre_ebpf::verdict::OutOf;
 
 use super::wire::{behind, blur};
 
