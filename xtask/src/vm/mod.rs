@@ -13,6 +13,7 @@ mod battery;
 mod cpio;
 mod files;
 mod guest;
+mod hardened;
 mod kernel;
 mod libraries;
 mod machine;
@@ -81,6 +82,8 @@ enum Task {
         #[command(flatten)]
         arguments: battery::Arguments,
     },
+    /// mgre on kernels that are set up to allow less, a guest for each way
+    Hardened(hardened::Arguments),
     /// What a frame costs in instructions, beside bridges, gretap, VXLAN and Open vSwitch
     Instructions(battery::Arguments),
 }
@@ -143,6 +146,7 @@ pub(crate) fn run(root: &Path, arguments: Arguments) -> ExitCode {
         Some(Task::Spokes(arguments)) => battery::run(root, &Battery::Spokes, arguments),
         Some(Task::Peers(arguments)) => battery::run(root, &Battery::Peers, arguments),
         Some(Task::Nic { driver, arguments }) => battery::run(root, &Battery::Nic(driver), arguments),
+        Some(Task::Hardened(arguments)) => hardened::run(root, &arguments).map(|()| 0),
         Some(Task::Instructions(arguments)) => battery::run(root, &Battery::Instructions, arguments),
         None => run_command(root, arguments.run),
     };

@@ -3,6 +3,7 @@
 //! It needs root, `mgre` and a few tools, and no compiler: it runs in the initrd of a virtual machine as well as on a
 //! host.
 
+mod hardened;
 mod instructions;
 mod nic;
 mod peers;
@@ -34,6 +35,8 @@ enum Command {
     Peers(peers::Arguments),
     /// Emulated cards, and what happens to cards
     Nic(nic::Arguments),
+    /// A kernel that is set up to allow less
+    Hardened(hardened::Arguments),
     /// What a frame costs in instructions, where the clock counts them
     Instructions(instructions::Arguments),
 }
@@ -100,6 +103,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Command::Spokes(arguments) => spokes::run(&mut report, arguments),
         Command::Peers(arguments) => peers::run(&mut report, arguments),
         Command::Nic(arguments) => nic::run(&mut report, arguments),
+        Command::Hardened(arguments) => hardened::run(&mut report, arguments),
         Command::Instructions(arguments) => instructions::run(&mut report, arguments),
     }
     Ok(report.finish())
