@@ -73,8 +73,8 @@ pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
         report.record("cards", &Verdict::Skip(why));
         return;
     }
-    for mode in &arguments.mode {
-        let run = Run { arguments, mode: *mode };
+    for (index, mode) in arguments.mode.iter().enumerate() {
+        let run = Run { arguments, mode: *mode, first: index == 0 };
         let result = run.all(report);
         report.ensure(&format!("{} cards", mode.name()), result);
     }
@@ -83,6 +83,8 @@ pub(crate) fn run(report: &mut Report, arguments: &Arguments) {
 struct Run<'a> {
     arguments: &'a Arguments,
     mode: Mode,
+    /// What the cards do without mgre is looked at once: what was turned off then stays off.
+    first: bool,
 }
 
 impl Run<'_> {
@@ -107,8 +109,11 @@ impl Run<'_> {
         for (number, interface) in [(1, "wan0"), (1, "lan0")] {
             report.context(&describe(lab.switch(number), interface));
         }
+        set_tags(report, &lab, matches!(self.mode, Mode::Auto | Mode::Tc));
         thread::sleep(wait::patient(SETTLE));
-        self.baseline(report, &lab)?;
+        if self.first {
+            self.baseline(report, &lab)?;
+        }
 
         let statistics = enable_stats(Stats::RunTime);
         let one = Switch::new(&lab, 1, &Config::new(self.mode.name()))?;
@@ -256,6 +261,18 @@ impl Run<'_> {
 /// A switch as a station of the underlay.
 fn underlay(lab: &Lab, number: u8) -> Station<'_> {
     Station { netns: lab.switch(number), number, interface: "wan0" }
+}
+
+/// Has the switches' cards take VLAN tags off the frames that they receive, as most do by themselves, or leave them
+/// there, without which they get no XDP.
+fn set_tags(report: &mut Report, lab: &Lab, taken_off: bool) {
+    let value = if taken_off { "on" } else { "off" };
+    for (number, interface) in [(1, "wan0"), (1, "lan0"), (2, "wan0")] {
+        match lab.switch(number).run(&["ethtool", "-K", interface, "rxvlan", value]) {
+            Ok(_) => report.context(&format!("s{number} {interface}: rxvlan {value} from now on")),
+            Err(error) => report.context(&format!("s{number} {interface}: rxvlan stays as it is: {error:#}")),
+        }
+    }
 }
 
 /// What there is to know of a card.
