@@ -4,7 +4,7 @@ mod change;
 
 use std::{collections::BTreeMap, process::Command, thread, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
@@ -38,9 +38,9 @@ const PINGS: u32 = 100;
 /// Features that let a card cut GRE's superframes, or believe that it can.
 const GRE_SEGMENTATION: [&str; 3] = ["tx-gre-segmentation", "tx-gre-csum-segmentation", "tx-gso-partial"];
 
-/// A driver that lets the MTU of a card with an XDP program grow beyond what it carries then. It loses long frames
-/// from there on, and does not let go of the program when that is taken off (Linux 6.12).
-const KEEPS_PROGRAMS: &str = "vmxnet3";
+/// A driver that loses long frames once its card had an XDP program, though that was taken off, and does not let go of
+/// one that is on it while the MTU grows (Linux 6.12). It had one after the changes of VLAN offloads.
+const LOSES_LONG_FRAMES: &str = "vmxnet3";
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -252,8 +252,13 @@ impl Run<'_> {
             set_underlay_mtu(lab, jumbo)?;
             lab.set_mtu(jumbo - OVERHEAD)
         };
-        let keeps = driver(lab.switch(1), "wan0") == KEEPS_PROGRAMS;
-        let mut done = if keeps { Err(anyhow!("{KEEPS_PROGRAMS} keeps XDP programs then")) } else { set() };
+        if driver(lab.switch(1), "wan0") == LOSES_LONG_FRAMES {
+            let why =
+                format!("{LOSES_LONG_FRAMES} loses long frames once it had an XDP program, without mgre too");
+            report.record(&name, &Verdict::Skip(why));
+            return;
+        }
+        let mut done = set();
         if let Err(error) = &done {
             report.context(&format!("MTU {jumbo} with XDP: {error:#}; now without"));
             set_tags(report, lab, true);
