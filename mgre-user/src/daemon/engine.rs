@@ -401,6 +401,12 @@ impl Engine {
             self.steer_pair();
             let own_xdp = self.datapath.xdp_interfaces().collect();
             if self.observed.own_xdp != own_xdp {
+                // Nobody tells of a link's end: a program that was taken off would be taken for another's.
+                for gone in self.observed.own_xdp.difference(&own_xdp) {
+                    if let Some(link) = self.observed.links.get_mut(gone) {
+                        link.xdp_program = None;
+                    }
+                }
                 self.observed.own_xdp = own_xdp;
             }
         }

@@ -143,7 +143,10 @@ fn full_pings(report: &mut Report, plan: &Plan, one: Station<'_>, two: Station<'
 /// Frames byte for byte.
 pub fn frames(report: &mut Report, plan: &Plan, from: Station<'_>, to: Station<'_>) {
     let name = format!("{}: frames {}>{}", plan.name, from.number, to.number);
-    report.check(&name, exact::check(&from, &to, plan.mtu, &plan.left_out));
+    let excused = report.excused_frames(&name);
+    let outcome = exact::check(&from, &to, plan.mtu, &plan.left_out, &excused);
+    let verdict = outcome.map(|outcome| report.excuse_frames(&name, outcome.faulty(), outcome.verdict()));
+    report.check(&name, verdict);
 }
 
 /// A stream to an address.

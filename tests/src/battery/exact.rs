@@ -1,6 +1,6 @@
 //! Frames that must come out as they went in: all bytes, once.
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -17,6 +17,8 @@ use crate::{
 
 /// How long a frame may be under way.
 const LIMIT: Duration = Duration::from_millis(1500);
+/// How long a frame may be under way when another one came in its place.
+const LATE: Duration = Duration::from_millis(100);
 /// How long a frame that came once may take to come again.
 const QUIET: Duration = Duration::from_millis(100);
 /// After so many that did not come, the others are not tried.
@@ -26,54 +28,94 @@ const SHORTEST: usize = 60;
 /// How many bytes of a wrong frame are shown.
 const SHOWN: usize = 64;
 
+/// What became of the frames that were sent.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    tried: usize,
+    /// Which were left out because they are not mgre's fault.
+    excused: usize,
+    /// Name of a frame, and what is wrong with what came.
+    faults: Vec<(String, String)>,
+    not_tried: usize,
+}
+
+impl Outcome {
+    /// Names of the frames that did not come as they were sent.
+    pub fn faulty(&self) -> impl Iterator<Item = &str> {
+        self.faults.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Passed if all came.
+    pub fn verdict(&self) -> Verdict {
+        let Self { tried, excused, faults, not_tried } = self;
+        let without = if *excused == 0 {
+            String::new()
+        } else {
+            format!(", without {excused} that do not get through without mgre either")
+        };
+        if faults.is_empty() {
+            return Verdict::Pass(format!("{tried} kinds of frames{without}"));
+        }
+        let mut words: Vec<String> = faults.iter().map(|(name, what)| format!("{name} {what}")).collect();
+        if *not_tried > 0 {
+            words.push(format!("{not_tried} more were not tried"));
+        }
+        Verdict::Fail(format!("{} of {tried} kinds of frames{without}: {}", faults.len(), words.join("; ")))
+    }
+}
+
 /// Sends each frame at one station; the other must get each once, with the same bytes. Frames whose names begin with
-/// one of `left_out` are not sent.
+/// one of `left_out` are not sent, nor are the `excused`.
 ///
 /// # Errors
 /// Frames cannot be sent, or not be captured.
-pub fn check(from: &Station, to: &Station, mtu: u32, left_out: &[String]) -> Result<Verdict> {
+pub fn check(
+    from: &Station,
+    to: &Station,
+    mtu: u32,
+    left_out: &[String],
+    excused: &BTreeSet<String>,
+) -> Result<Outcome> {
     let ends = Ends { from: from.number, to: to.number };
     let mut list = frames::catalogue(ends, usize::try_from(mtu)?)?;
     list.retain(|frame| !left_out.iter().any(|name| frame.name.starts_with(name.as_str())));
+    let all = list.len();
+    list.retain(|frame| !excused.contains(&frame.name));
+    let mut outcome = Outcome { excused: all - list.len(), ..Outcome::default() };
     let sender = Sender::new(from.netns, from.interface)?;
     introduce(from, to, &sender)?;
 
     let source = frames::mac(from.number);
     let capture =
         Capture::start_where(to.netns, to.interface, move |bytes| bytes.get(6..12) == Some(&source))?;
-    let mut faults = Vec::new();
-    let mut tried = 0;
     for frame in &list {
-        if faults.len() == MOST_MISSING {
-            faults.push(format!("{} more were not tried", list.len() - tried));
+        if outcome.faults.len() == MOST_MISSING {
+            outcome.not_tried = list.len() - outcome.tried;
             break;
         }
-        tried += 1;
+        outcome.tried += 1;
         let before = capture.count(|_| true);
         if let Err(error) = sender.send(&frame.bytes) {
-            faults.push(format!("{}: {error:#}", frame.name));
+            outcome.faults.push((frame.name.clone(), format!("cannot be sent: {error:#}")));
             continue;
         }
-        if capture.wait_for(&frame.name, LIMIT, |seen| same(frame, &seen.bytes)).is_err() {
+        let has_come = |limit| capture.wait_for(&frame.name, limit, |seen| same(frame, &seen.bytes)).is_ok();
+        let something = || Ok(capture.count(|_| true) > before);
+        if wait::until(&frame.name, LIMIT, something).is_err() || !has_come(LATE) {
             let came: Vec<_> = capture.frames().split_off(before);
-            faults.push(describe(frame, came.first().map(|seen| &seen.bytes[..])));
+            let what = describe(frame, came.first().map(|seen| &seen.bytes[..]));
+            outcome.faults.push((frame.name.clone(), what));
         }
     }
     thread::sleep(wait::patient(QUIET));
     let seen = capture.stop();
-    for frame in &list[..tried] {
+    for frame in &list[..outcome.tried] {
         let times = seen.iter().filter(|seen| same(frame, &seen.bytes)).count();
         if times > 1 {
-            faults.push(format!("{} came {times} times", frame.name));
+            outcome.faults.push((frame.name.clone(), format!("came {times} times")));
         }
     }
-    let wrong = faults.len();
-    let detail = if wrong == 0 {
-        format!("{tried} kinds of frames")
-    } else {
-        format!("{wrong} of {tried} kinds of frames: {}", faults.join("; "))
-    };
-    Ok(Verdict::when(wrong == 0, detail))
+    Ok(outcome)
 }
 
 /// Lets every switch on the way learn where both stations are, so that frames between them are known unicast.
@@ -102,15 +144,14 @@ fn same(sent: &Named, got: &[u8]) -> bool {
 }
 
 fn describe(frame: &Named, came: Option<&[u8]>) -> String {
-    let Some(came) = came else { return format!("{} did not come", frame.name) };
+    let Some(came) = came else { return "did not come".to_owned() };
     let sent = &frame.bytes;
     let first = sent.iter().zip(came).position(|(sent, came)| sent != came);
     let place = first.unwrap_or(sent.len().min(came.len()));
     let hex =
         |bytes: &[u8]| -> String { bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect() };
     format!(
-        "{} came with {} bytes in place of {}, another one from byte {place} on: sent {} got {}",
-        frame.name,
+        "came with {} bytes in place of {}, another one from byte {place} on: sent {} got {}",
         came.len(),
         sent.len(),
         hex(sent),

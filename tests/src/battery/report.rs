@@ -1,7 +1,7 @@
 //! What checks found: a line each on standard output, and in a file as JSON lines.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Write as _,
     path::Path,
@@ -48,6 +48,8 @@ pub struct Report {
     baseline: bool,
     /// What fails whoever is between the stations: names of checks, without what they begin with.
     excused: BTreeSet<String>,
+    /// Of the checks that send frames, the frames that do not get through then.
+    excused_frames: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Report {
@@ -66,6 +68,7 @@ impl Report {
             failed: 0,
             baseline: false,
             excused: BTreeSet::new(),
+            excused_frames: BTreeMap::new(),
         })
     }
 
@@ -75,9 +78,31 @@ impl Report {
         self.baseline = baseline;
     }
 
+    /// Names of the frames that a check need not send, because they do not get through without mgre either.
+    pub fn excused_frames(&self, name: &str) -> BTreeSet<String> {
+        self.excused_frames.get(check_of(name)).cloned().unwrap_or_default()
+    }
+
+    /// Remembers which frames did not get through, if this is without mgre, and makes a failure of that a skip: others
+    /// of the check's frames are looked at with mgre all the same.
+    pub fn excuse_frames<'a>(
+        &mut self,
+        name: &str,
+        faulty: impl Iterator<Item = &'a str>,
+        verdict: Verdict,
+    ) -> Verdict {
+        let Verdict::Fail(detail) = verdict else { return verdict };
+        if !self.baseline {
+            return Verdict::Fail(detail);
+        }
+        let excused = self.excused_frames.entry(check_of(name).to_owned()).or_default();
+        excused.extend(faulty.map(str::to_owned));
+        Verdict::Skip(format!("fails without mgre too: {detail}"))
+    }
+
     fn excuse(&mut self, name: &str, verdict: &Verdict) -> Option<Verdict> {
         let Verdict::Fail(detail) = verdict else { return None };
-        let check = name.split_once(": ").map_or(name, |(_, check)| check);
+        let check = check_of(name);
         if self.baseline {
             self.excused.insert(check.to_owned());
         }
@@ -161,6 +186,11 @@ impl Report {
     }
 }
 
+/// What a check's name is without what it begins with.
+fn check_of(name: &str) -> &str {
+    name.split_once(": ").map_or(name, |(_, check)| check)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +215,20 @@ mod tests {
         assert_eq!((report.skipped, report.failures()), (2, 0));
         report.record("native: TCP", &fails);
         assert!(!report.finish());
+    }
+
+    #[test]
+    fn frames_are_excused_one_by_one() {
+        let mut report = Report::new(None).expect("no file");
+        let fails = || Verdict::Fail("x".to_owned());
+        report.set_baseline(true);
+        let verdict = report.excuse_frames("cards: frames 1>2", ["a"].into_iter(), fails());
+        assert!(matches!(verdict, Verdict::Skip(_)) && report.record("cards: frames 1>2", &verdict));
+        report.set_baseline(false);
+        assert_eq!(report.excused_frames("native: frames 1>2"), BTreeSet::from(["a".to_owned()]));
+        assert!(report.excused_frames("native: frames 2>1").is_empty());
+        let verdict = report.excuse_frames("native: frames 1>2", ["b"].into_iter(), fails());
+        assert!(!report.record("native: frames 1>2", &verdict));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::wait;
 const LIMIT: Duration = Duration::from_secs(25);
 /// However slow the machine is: streams are short.
 const MOST: Duration = Duration::from_secs(100);
+/// How long a connection may take: a few times what it takes to send what opens it again.
+const CONNECT: Duration = Duration::from_secs(3);
 /// How long one system call may take.
 const CALL: Duration = Duration::from_secs(10);
 const CHUNK: usize = 1 << 16;
@@ -40,9 +42,11 @@ pub fn tcp(from: &Station, to: &Station, address: IpAddr, bytes: usize) -> Resul
     listener.set_nonblocking(true)?;
     let start = Instant::now();
     let deadline = start + wait::patient(LIMIT).min(MOST);
+    let sending = AtomicBool::new(true);
     let (sent, received) = thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(&listener, bytes, deadline));
+        let receiver = scope.spawn(|| receive(&listener, bytes, &sending, deadline));
         let sent = send(from, destination, bytes, deadline);
+        sending.store(false, Ordering::Relaxed);
         (sent, receiver.join().map_err(|_| anyhow!("the receiver panicked")).and_then(|result| result))
     });
     let seconds = start.elapsed().as_secs_f64();
@@ -64,7 +68,7 @@ fn source() -> SmallRng {
 /// Sends, and says how many segments had to be sent again.
 fn send(from: &Station, destination: SocketAddr, bytes: usize, deadline: Instant) -> Result<u32> {
     let limit = wait::patient(CALL).min(MOST);
-    let connect = || TcpStream::connect_timeout(&destination, limit);
+    let connect = || TcpStream::connect_timeout(&destination, wait::patient(CONNECT).min(MOST));
     let mut stream =
         from.netns.enter(connect)?.with_context(|| format!("cannot connect to {destination}"))?;
     stream.set_write_timeout(Some(limit))?;
@@ -86,12 +90,14 @@ fn send(from: &Station, destination: SocketAddr, bytes: usize, deadline: Instant
     retransmissions(&stream)
 }
 
-fn receive(listener: &TcpListener, bytes: usize, deadline: Instant) -> Result<()> {
+/// Takes a stream, if one comes while somebody is sending.
+fn receive(listener: &TcpListener, bytes: usize, sending: &AtomicBool, deadline: Instant) -> Result<()> {
     let mut stream = loop {
+        let sending = sending.load(Ordering::Relaxed);
         match listener.accept() {
             Ok((stream, _)) => break stream,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                ensure!(Instant::now() < deadline, "nobody connects");
+                ensure!(sending && Instant::now() < deadline, "nobody connects");
                 thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error.into()),
