@@ -152,6 +152,11 @@ fn an_underlay_is_changed_while_it_works() -> Result<()> {
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "tc"])?;
     assert_eq!(underlay()?["hook"], "tcx");
+    // The program that was taken off is not taken for another's.
+    two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "generic"])?;
+    assert_eq!(underlay()?["hook"], "xdp-generic+tcx", "{}", underlay()?);
+    two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "tc"])?;
+    assert_eq!(underlay()?["hook"], "tcx");
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
 
     // The only address by which a peer is reached stays, but where it is to be cut off.

@@ -46,7 +46,7 @@ const HOSTS: [Host; 5] = [
         name: "a hardened compiler",
         append: "",
         sysctl: Some(("net/core/bpf_jit_harden", "2")),
-        words: &["--is", "/proc/sys/net/core/bpf_jit_harden=2", "--noted", "bpf_jit_harden"],
+        words: &["--is", "/proc/sys/net/core/bpf_jit_harden=2"],
     },
     Host {
         name: "lockdown, integrity",
