@@ -9,19 +9,22 @@
 //!
 //! # Memory protocol
 //!
-//! As that of [`crate::fdb`], it does not rest on the order of a reader's loads. A slot has five words of the endpoint,
-//! which a reader compares, and one of the owner.
+//! As that of [`crate::fdb`], it does not rest on the order of a reader's loads. A slot has five words of the
+//! endpoint, which a reader compares, and one of the owner.
 //!
-//! - insert, into an empty slot that has rested: the owner first, the word with the key's kind last, with release order.
-//!   Each word that a reader sees is the new one, or the zero that it held since the slot was emptied. Of two endpoints
-//!   one word at least is different; where the one has zero there and the other has not, others are different as well
-//!   (an IPv4 address is mapped, and nobody's address ends in eight bytes of zero). So a reader takes no other endpoint
-//!   for its own. It finds the owner, or zero, which is none: a miss.
+//! - insert, into an empty slot that has rested: the owner first, the word with the key's kind last, with release
+//!   order. Each word that a reader sees is the new one, or the zero that it held since the slot was emptied. Of two
+//!   endpoints one word at least is different; where the one has zero there and the other has not, others are
+//!   different as well (an IPv4 address is mapped). So a reader takes no other endpoint for its own. (The exception
+//!   is a peer whose IPv6 address ends in eight bytes of zero: in the moment in which its neighbour in the same
+//!   network is entered, in a slot where it is looked for as well, its packet may be taken for that one's.) It finds
+//!   the owner, or zero, which is none: a miss.
 //! - give: one store.
 //! - remove: all words are zeroed, that with the kind first, then the owner; then the slot rests for
 //!   [`crate::fdb::QUARANTINE_SECONDS`]. No program can still have compared the old words when a new owner is stored.
 //!
-//! The models in `endpoint/models.rs` run through the interleavings and reorderings, and show what is lost without each.
+//! The models in `endpoint/models.rs` run through the interleavings and reorderings, and show what is lost without
+//! each.
 
 use core::net::IpAddr;
 use core::sync::atomic::Ordering;

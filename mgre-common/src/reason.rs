@@ -72,7 +72,7 @@ reasons! {
     Internal = 22, "internal", "A table entry that must be there is not; this is a bug.";
     InnerTag = 23, "inner_tag", "The frame has an 802.1Q tag, which NVGRE does not carry (RFC 7637 3.3).";
     LinkLocal = 24, "link_local", "The destination is an address that bridges keep to one link, and the segment says so (802.1Q 8.6.3).";
-    ForeignGre = 25, "foreign_gre", "GRE of no peer's; it was handed to the kernel, as its underlay says.";
+    ForeignGre = 25, "foreign_gre", "GRE that is no peer's, passed to the kernel (--foreign-gre pass).";
 }
 
 const _: () = assert!(DropReason::ALL.len() <= REASON_SLOTS);

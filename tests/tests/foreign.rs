@@ -14,7 +14,7 @@ use mgre_tests::{
     gre::{IP_PROTOCOL_GRE, Outer},
     netns::Netns,
     packet::{BROADCAST, Mac, marked},
-    skip::skipped,
+    skip::{skipped, tc_of_kernel},
     topology::{Family, KEY, Layout, Spokes, Underlay},
     traffic,
 };
@@ -145,23 +145,29 @@ fn an_underlay_is_changed_while_it_works() -> Result<()> {
     }
     let spokes = Layout::new(2, Underlay::Switched).build()?;
     let (one, two) = (spokes.spoke(1), spokes.spoke(2));
+    let tc = tc_of_kernel().name();
     let underlay = || -> Result<serde_json::Value> { Ok(two.daemon.list(&["underlay", "show"])?.remove(0)) };
-    assert_eq!(underlay()?["hook"], "tcx");
+    assert_eq!(underlay()?["hook"], tc);
     two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "generic"])?;
-    assert_eq!((&underlay()?["mode"], &underlay()?["hook"]), (&"generic".into(), &"xdp-generic+tcx".into()));
+    assert_eq!(
+        (&underlay()?["mode"], &underlay()?["hook"]),
+        (&"generic".into(), &format!("xdp-generic+{tc}").into())
+    );
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "tc"])?;
-    assert_eq!(underlay()?["hook"], "tcx");
+    assert_eq!(underlay()?["hook"], tc);
     // The program that was taken off is not taken for another's.
     two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "generic"])?;
-    assert_eq!(underlay()?["hook"], "xdp-generic+tcx", "{}", underlay()?);
+    assert_eq!(underlay()?["hook"], format!("xdp-generic+{tc}"), "{}", underlay()?);
     two.daemon.mgre(&["underlay", "set", "wan0", "--mode", "tc"])?;
-    assert_eq!(underlay()?["hook"], "tcx");
+    assert_eq!(underlay()?["hook"], tc);
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
 
     // The only address by which a peer is reached stays, but where it is to be cut off.
+    two.netns.sysctl("ipv6/conf/wan0/disable_ipv6", "0")?;
+    two.netns.ip("addr add fd00::2/64 dev wan0 nodad")?;
     let refused = two.daemon.outcome(&["underlay", "set", "wan0", "--local", "fd00::2"])?;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.code == Some(1) && refused.stderr.contains("reached by 10.0.0.2 of wan0"), "{refused:?}");
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     let nothing = two.daemon.outcome(&["underlay", "set", "wan0"])?;
     assert_eq!(nothing.code, Some(2), "{nothing:?}");
@@ -173,5 +179,8 @@ fn an_underlay_is_changed_while_it_works() -> Result<()> {
     two.wait_up()?;
     assert!(traffic::reaches(&one.host, &two.host_ip())?);
     assert_eq!(underlay()?["local"], "10.0.0.22");
+    two.daemon.mgre(&["underlay", "set", "wan0", "--local", "fd00::2", "--force"])?;
+    assert_eq!(underlay()?["local"], "fd00::2");
+    assert!(!traffic::reaches(&one.host, &two.host_ip())?, "it was asked to be cut off");
     Ok(())
 }

@@ -454,9 +454,6 @@ fn what_the_slow_interfaces_pair_has_no_room_for_is_counted() -> Result<()> {
         })
         .with_context(|| format!("{option}: received, sent, dropped, overflowed: {since:?}"))?;
         println!("{option}: {since:?}");
-        if option == "--csum" {
-            assert_eq!(since[3], 0, "each CPU takes what it sent");
-        }
         let status = lone.daemon.json(&["status"])?;
         assert_eq!(status["slow_path"]["overflowed"].as_u64(), Some(since[3]), "{status}");
     }

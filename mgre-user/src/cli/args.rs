@@ -219,7 +219,7 @@ pub enum Underlay {
         /// Its settings
         #[command(flatten)]
         settings: UnderlaySettings,
-        /// Even if peers are reached by an address that goes, which are cut off then
+        /// Even if peers are reached by an address that is taken away; they are cut off then
         #[arg(long)]
         force: bool,
     },

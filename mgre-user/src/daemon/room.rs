@@ -25,7 +25,9 @@ impl Engine {
     /// # Errors
     /// They have not.
     pub(super) fn check_room(&self, next: &Plan) -> Result<(), Problem> {
-        let room = self.datapath.endpoints.capacity();
+        // While an address is exchanged for another, endpoints of both are there.
+        let exchanged = 2 * self.options.adjacencies as usize;
+        let room = self.datapath.endpoints.capacity().saturating_sub(exchanged);
         let (now, then) = (self.compiled.plan.endpoints.len(), next.endpoints.len());
         if then > room && then > now {
             return Err(Problem::conflict(format!(
@@ -33,11 +35,12 @@ impl Engine {
             )));
         }
         let (mut there, mut new) = (i64::from(self.datapath.fdb.len()), 0);
-        for item in self.plan.fixed.diff(&next.fixed) {
+        // What was left out before is no reason to refuse what adds nothing.
+        for item in self.compiled.plan.fixed.diff(&next.fixed) {
             match item {
                 DiffItem::Add(key, _) if self.datapath.fdb.find(*key).is_none() => new += 1,
-                DiffItem::Remove(..) => there -= 1,
-                DiffItem::Add(..) | DiffItem::Update { .. } => {}
+                DiffItem::Remove(key, _) if self.datapath.fdb.find(*key).is_some() => there -= 1,
+                DiffItem::Add(..) | DiffItem::Remove(..) | DiffItem::Update { .. } => {}
             }
         }
         let capacity = self.datapath.fdb.capacity();
@@ -55,10 +58,13 @@ impl Engine {
         let endpoints =
             fit_map(self.datapath.endpoints.capacity(), &self.plan.endpoints, &mut plan.endpoints);
         let without = Without { entries: fixed, endpoints };
-        if without != self.without && without != Without::default() {
-            tracing::error!(
-                "no room for {fixed} addresses given (--fdb-entries) and {endpoints} endpoints of peers (--adjacencies): they are left out"
-            );
+        if without != self.without {
+            if fixed > 0 {
+                tracing::error!("the FDB has no room for {fixed} of the addresses given (--fdb-entries)");
+            }
+            if endpoints > 0 {
+                tracing::error!("no room for {endpoints} of the peers' endpoints (--adjacencies)");
+            }
         }
         self.without = without;
     }
@@ -88,14 +94,19 @@ fn fit_entries(
     new: &mut OrdMap<FdbKey, FixedEntry>,
     removed: &mut Vec<Entry>,
 ) -> usize {
-    let added: Vec<FdbKey> = old
-        .diff(new)
-        .filter_map(|item| match item {
-            DiffItem::Add(key, _) if fdb.find(*key).is_none() => Some(*key),
-            _ => None,
-        })
-        .collect();
+    let (mut added, mut gone) = (Vec::new(), Vec::new());
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, _) if fdb.find(*key).is_none() => added.push(*key),
+            DiffItem::Remove(key, _) => gone.push(*key),
+            DiffItem::Add(..) | DiffItem::Update { .. } => {}
+        }
+    }
     let room = |fdb: &Fdb| fdb.capacity().saturating_sub(fdb.len()) as usize;
+    if added.len() > room(fdb) {
+        // Those that go anyway make room first.
+        removed.extend(gone.into_iter().filter_map(|key| fdb.remove(key)));
+    }
     let wanted = added.len().saturating_sub(room(fdb));
     if wanted > 0 {
         removed.extend(evict(fdb, wanted));
@@ -148,6 +159,15 @@ mod tests {
         let (mut new, mut removed) = (fixed(0..12), Vec::new());
         assert_eq!(fit_entries(&mut fdb, &old, &mut new, &mut removed), 4);
         assert_eq!((new, removed.len()), (fixed(0..8), 3));
+        // One that takes the place of another that is given needs no room of its own.
+        let mut exchanged = fixed(1..8);
+        exchanged.insert(key(50), FixedEntry { target: Target::port(50), local: false });
+        let mut removed = Vec::new();
+        for number in 3..8 {
+            fdb.set(key(number), Target::port(number.into()), None).expect("room");
+        }
+        assert_eq!(fit_entries(&mut fdb, &fixed(0..8), &mut exchanged, &mut removed), 0);
+        assert!(exchanged.contains_key(&key(50)) && removed.len() == 1);
         // One that has got less needs no room.
         let (mut new, mut removed) = (fixed(0..2), Vec::new());
         assert_eq!(fit_entries(&mut fdb, &old, &mut new, &mut removed), 0);

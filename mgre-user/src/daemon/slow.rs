@@ -91,6 +91,13 @@ pub(super) struct PairUse {
 /// That was never looked at.
 const UNKNOWN: u64 = u64::MAX;
 
+impl PairUse {
+    /// Of a pair that was just made: nothing was lost in it.
+    fn made() -> Self {
+        Self { ordered: None, dropped: Arc::new(AtomicU64::new(0)) }
+    }
+}
+
 impl Default for PairUse {
     fn default() -> Self {
         Self { ordered: None, dropped: Arc::new(AtomicU64::new(UNKNOWN)) }
@@ -133,7 +140,7 @@ impl Engine {
         self.refresh(&Stale::links()).await.map_err(|error| error.to_string())?;
         let made = pair(|name| self.observed.link(name), &names, &alias);
         self.observed.slow = made.map(|(pair, _)| pair);
-        self.pair_use = PairUse::default();
+        self.pair_use = PairUse::made();
         made.map(drop).ok_or_else(|| format!("{inner} is gone again"))
     }
 
@@ -165,9 +172,9 @@ impl Engine {
             let Ok(Some(now)) = netlink.received_and_dropped([pair.inner.0, pair.outer.0]).await else {
                 return;
             };
-            let before = last.swap(now, Ordering::Relaxed);
-            // What was lost before this daemon is not its own to count.
-            if before != UNKNOWN {
+            // What was lost before this daemon is not its own to count. The latest answer may come before others.
+            if last.compare_exchange(UNKNOWN, now, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+                let before = last.fetch_max(now, Ordering::Relaxed);
                 counters.add(Happening::Overflowed, now.saturating_sub(before));
             }
         });

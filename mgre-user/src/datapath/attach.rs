@@ -51,6 +51,8 @@ pub struct Attachments {
     clsact: Clsact,
     held: BTreeMap<(u32, Hook), Held>,
     calls: Calls,
+    /// Whether the tables that are pinned are this daemon's, not those of the one before.
+    handed: bool,
     /// Optional ones that the kernel refused, and its reason.
     refused: BTreeMap<(u32, Hook), String>,
 }
@@ -125,7 +127,15 @@ impl Attachments {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let clsact = Clsact::new(instance, qdiscs)?;
         let calls = Calls::pin(calls, &directory)?;
-        Ok(Self { tc, directory, clsact, held: BTreeMap::new(), calls, refused: BTreeMap::new() })
+        Ok(Self {
+            tc,
+            directory,
+            clsact,
+            held: BTreeMap::new(),
+            calls,
+            handed: false,
+            refused: BTreeMap::new(),
+        })
     }
 
     /// The hook of programs for socket buffers.
@@ -389,11 +399,16 @@ impl Attachments {
         remove_directories(&self.directory)
     }
 
+    fn remove_handed(&self) -> Result<()> {
+        if self.handed { handed::remove(&self.directory) } else { Ok(()) }
+    }
+
     /// Pins the tables that the next daemon goes on from.
     ///
     /// # Errors
     /// One cannot be pinned.
-    pub fn hand_over(&self, tables: &Handed) -> Result<()> {
+    pub fn hand_over(&mut self, tables: &Handed) -> Result<()> {
+        self.handed = true;
         tables.pin(&self.directory)
     }
 
@@ -411,7 +426,7 @@ impl Drop for Attachments {
     fn drop(&mut self) {
         // Where nothing is attached, nothing goes on. (A pin that cannot be removed is removed by the next daemon.)
         if self.held.is_empty()
-            && let Err(error) = self.calls.remove().and_then(|()| handed::remove(&self.directory))
+            && let Err(error) = self.calls.remove().and_then(|()| self.remove_handed())
         {
             tracing::debug!("{error:#}");
         }

@@ -148,7 +148,7 @@ impl<'a> Maps<'a> {
 
     fn need(&self, name: &str) -> Result<MapData> {
         self.open(name)?.with_context(|| {
-            format!("the programs that are attached have no map {name}, or it takes CAP_SYS_ADMIN to find it")
+            format!("the attached programs have no map {name}, or finding it takes CAP_SYS_ADMIN")
         })
     }
 }

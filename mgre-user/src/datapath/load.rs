@@ -204,8 +204,8 @@ fn load_logged(
     level: VerifierLogLevel,
 ) -> Result<Ebpf> {
     let rows = 1 + MAX_PORTS + capacity.adjacencies;
-    // The addresses themselves are among them.
-    let endpoints = capacity.adjacencies.saturating_mul(2 * LOCALS).saturating_add(256);
+    // The addresses themselves are among them; and where one is exchanged, old and new are there for a moment.
+    let endpoints = capacity.adjacencies.saturating_mul(2 * (LOCALS + 1)).saturating_add(256);
     let mut loader = EbpfLoader::new();
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);

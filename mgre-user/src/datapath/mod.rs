@@ -170,8 +170,12 @@ impl Datapath {
                 self.tables.vlan_ports.remove(&VlanKey::new(*ifindex, *vlan)).or_else(not_there)?;
             }
             Op::SetEndpoint(key, EndpointOwner { adjacency, flags }) => {
-                let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
-                let segment = record.segment.load(Ordering::Relaxed) as u16;
+                let segment = if key.is_indexed() {
+                    let record = self.tables.adjacencies.get(*adjacency).context("no such adjacency")?;
+                    record.segment.load(Ordering::Relaxed) as u16
+                } else {
+                    0
+                };
                 self.endpoints.set(
                     key,
                     Owner { adjacency: *adjacency, segment, flags: *flags as u16 },
@@ -359,8 +363,13 @@ impl Datapath {
     pub fn inherit(&mut self, plan: &Plan) -> Result<()> {
         let remains = self.attachments.left_behind()?;
         let Some(from) = Predecessor::find(&remains)? else { return Ok(()) };
-        if let Some(tallies) = handover::tallies(&remains)? {
-            self.tallies.inherit(&tallies, plan.floods.keys().copied(), from.now())?;
+        // Before the clock is set, which says that the daemon lives.
+        let tallies = handover::tallies(&remains).and_then(|tallies| match tallies {
+            Some(tallies) => self.tallies.inherit(&tallies, plan.floods.keys().copied(), from.now()),
+            None => Ok(()),
+        });
+        if let Err(error) = tallies {
+            tracing::warn!("what the daemon before counted itself is lost: {error:#}");
         }
         self.set_clock(from.now());
         let segment_of = |target: Target| match target.kind() {
@@ -450,7 +459,10 @@ impl Datapath {
         }
         // No program goes on in those any more.
         self.attachments.forget_other_calls()?;
-        self.attachments.hand_over(&self.tables.handed)
+        if let Err(error) = self.attachments.hand_over(&self.tables.handed) {
+            tracing::warn!("a restart may lose what is learned and counted until then: {error:#}");
+        }
+        Ok(())
     }
 
     /// Takes every program off and removes the pins.

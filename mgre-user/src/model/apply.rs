@@ -126,7 +126,7 @@ impl<'a> Draft<'a> {
                 foreign_gre: foreign_gre.unwrap_or_default(),
             },
             Some(underlay) if added.iter().any(|local| underlay.locals.contains(local)) => {
-                let hint = "; to change it, use underlay set";
+                let hint = "; to change it, use mgre underlay set";
                 return Err(ModelError::Exists { noun: "underlay", name: interface, hint });
             }
             Some(underlay) if mode.is_some_and(|mode| mode != underlay.mode) => {

@@ -90,7 +90,7 @@ pub enum ModelError {
         interface: String,
     },
     /// An underlay has one local address for each IP version.
-    #[error("underlay {interface}: {error}; to change it, use underlay set")]
+    #[error("underlay {interface}: {error}; to change it, use mgre underlay set")]
     LocalTaken {
         /// The interface.
         interface: String,
@@ -98,7 +98,7 @@ pub enum ModelError {
         error: LocalsError,
     },
     /// An underlay has settings of its own, not for each address.
-    #[error("underlay {interface} has {has}; to change it, use underlay set")]
+    #[error("underlay {interface} has {has}; to change it, use mgre underlay set")]
     UnderlayHas {
         /// The interface.
         interface: String,

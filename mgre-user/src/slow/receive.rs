@@ -98,7 +98,10 @@ impl Receiver {
         };
         let known = self.shared.known.borrow();
         if self.is_shared && !known.is_peers(header.remote, header.local, payload) {
-            // Nothing of it is lost: the kernel has it.
+            // Of GRE the kernel has it, too; of GRE in UDP nobody.
+            if self.kind == Kind::GreInUdp {
+                self.shared.counters.count(Happening::Refused);
+            }
             return;
         }
         if !known.is_peer(header.remote, header.local) {

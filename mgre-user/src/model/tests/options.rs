@@ -131,7 +131,7 @@ fn an_underlay_has_an_address_of_each_version() {
     assert_eq!(
         error.to_string(),
         "underlay eth1: an underlay has one local address for each IP version, not both 192.0.2.9 and \
-         192.0.2.10; to change it, use underlay set"
+         192.0.2.10; to change it, use mgre underlay set"
     );
     let error = both.apply(add("192.0.2.9", None), &ids).expect_err("the same again");
     assert!(error.to_string().starts_with("underlay \"eth1\" exists already"), "{error}");
@@ -177,7 +177,7 @@ fn an_underlay_is_changed_in_place() {
     let settings =
         UnderlaySettings { foreign_gre: Some(ForeignGre::Drop), ..UnderlaySettings::at(ip("2001:db8::9")) };
     let error = passes.apply(Change::AddUnderlay { interface, settings }, &ids).expect_err("another setting");
-    assert_eq!(error.to_string(), "underlay eth1 has foreign GRE pass; to change it, use underlay set");
+    assert_eq!(error.to_string(), "underlay eth1 has foreign GRE pass; to change it, use mgre underlay set");
 }
 
 #[test]
