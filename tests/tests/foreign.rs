@@ -93,9 +93,12 @@ fn what_is_no_peers_is_dropped_or_left_to_the_kernel() -> Result<()> {
         let inner = marked(BROADCAST, SENDER, "somebody else's");
         let books = Books::open(&spokes)?;
 
+        // Packets of a host may have come before the peer was known.
+        let early = two.drops("unknown_endpoint")?;
         let send = || packets.iter().try_for_each(|(_, packet)| spokes.send_to(2, &[packet]));
         send()?;
-        for (reason, count) in [("unknown_endpoint", 2), ("key_mismatch", 1), ("unknown_protocol", 3)] {
+        for (reason, count) in [("unknown_endpoint", early + 2), ("key_mismatch", 1), ("unknown_protocol", 3)]
+        {
             two.wait_drops(reason, count)?;
         }
         assert_eq!(
@@ -110,7 +113,7 @@ fn what_is_no_peers_is_dropped_or_left_to_the_kernel() -> Result<()> {
         send()?;
         assert_eq!(stack.count(&inner)?, packets.len(), "{family:?} {mode}");
         two.wait_drops("foreign_gre", packets.len() as u64)?;
-        assert_eq!(two.drops("unknown_endpoint")?, 2, "nothing is counted as dropped");
+        assert_eq!(two.drops("unknown_endpoint")?, early + 2, "nothing is counted as dropped");
         // What is a peer's is not the kernel's: it arrives at the host alone.
         spokes.send_to(2, &[spokes.outer(1, 2).frame(&inner)?])?;
         at_host.wait_arrival("a peer's", &inner)?;
