@@ -16,20 +16,6 @@ macro_rules! reasons {
         }
 
         impl DropReason {
-    /// Whether what is refused for it may well be what another user of GRE on this host waits for.
-    #[inline(always)]
-    pub const fn may_be_anothers(self) -> bool {
-        matches!(
-            self,
-            Self::BadVersion
-                | Self::RoutingPresent
-                | Self::ReservedBits
-                | Self::UnknownProtocol
-                | Self::UnknownEndpoint
-                | Self::KeyMismatch
-        )
-    }
-
             /// Every reason, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
@@ -78,6 +64,20 @@ reasons! {
 const _: () = assert!(DropReason::ALL.len() <= REASON_SLOTS);
 
 impl DropReason {
+    /// Whether what is refused for it may well be what another user of GRE on this host waits for.
+    #[inline(always)]
+    pub const fn may_be_anothers(self) -> bool {
+        matches!(
+            self,
+            Self::BadVersion
+                | Self::RoutingPresent
+                | Self::ReservedBits
+                | Self::UnknownProtocol
+                | Self::UnknownEndpoint
+                | Self::KeyMismatch
+        )
+    }
+
     /// Its stable number, the index into a counter row.
     #[inline(always)]
     pub const fn index(self) -> usize {

@@ -276,7 +276,8 @@ fn what_needs_the_slow_interface_is_not_lost_over_restarts() -> Result<()> {
         for restart in 0..RESTARTS {
             sleep(Duration::from_millis(200));
             let daemon = &mut spokes.spoke_mut(1).daemon;
-            let _ = if restart % 2 == 0 { daemon.kill()? } else { daemon.stop()? };
+            let ended = if restart % 2 == 0 { daemon.kill()? } else { daemon.stop()? };
+            assert_eq!(ended.success(), restart % 2 != 0, "{ended}");
             daemon.start_again()?;
         }
         sleep(Duration::from_millis(200));

@@ -254,6 +254,9 @@ fn peers_have_room_however_many_addresses_this_host_has() -> Result<()> {
     assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{outcome:?}");
     assert!(outcome.stderr.contains("--adjacencies"), "{outcome:?}");
     assert_eq!(lone.daemon.mgre(&["export"])?, export);
+    fs::write(&file, format!("{export}\n[[underlay]]\ninterface = \"up8\"\nlocal = \"10.8.8.1\"\n"))?;
+    let tried = lone.daemon.outcome(&["apply", "--dry-run", file.to_str().context("a path")?])?;
+    assert_eq!((tried.code, &tried.stderr), (Some(1), &outcome.stderr), "what apply refuses, a dry run does");
     lone.daemon.mgre(&["peer", "set", "p7", "--ttl", "9"])?;
     Ok(())
 }

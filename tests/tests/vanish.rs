@@ -247,13 +247,19 @@ fn a_socket_that_somebody_removes_is_made_again() -> Result<()> {
     // The whole directory, and the lock in it, as a careless clean-up does.
     fs::remove_dir_all(&run_dir)?;
     wait::until("it answers again", wait::SOON, || answers(daemon))?;
-    assert!(daemon.log().matches("it is there again").count() >= 2, "{}", daemon.log());
+    assert!(daemon.log().matches("made again").count() >= 2, "{}", daemon.log());
     let left = || Ok::<_, anyhow::Error>(fs::read_dir(&run_dir)?.count());
     assert!(left()? >= 2, "socket and lock");
+    // Nor can a second daemon have the instance because the lock alone was removed.
+    let lock = run_dir.join("default.lock");
+    fs::remove_file(&lock)?;
+    wait::until("the lock is there again", wait::SOON, || Ok(lock.exists()))?;
+    assert!(answers(daemon)?);
     // Somebody else's is neither replaced nor removed.
-    fs::remove_file(&socket)?;
-    fs::write(&socket, "mine")?;
-    wait::until("it is said", wait::SOON, || Ok(daemon.log().contains("another's")))?;
+    let other = run_dir.join("other");
+    fs::write(&other, "mine")?;
+    fs::rename(&other, &socket)?;
+    wait::until("it is said", wait::SOON, || Ok(daemon.log().contains("was replaced")))?;
     daemon.stop()?;
     assert_eq!(fs::read_to_string(&socket)?, "mine");
     Ok(())

@@ -254,11 +254,14 @@ impl Socket {
 
     fn look(&mut self) {
         let problem = match identity(&self.path) {
-            Ok(there) if there == self.identity => return,
-            Ok(_) => format!("{} is another's now: nobody finds this daemon", self.path.display()),
+            Ok(there) if there == self.identity => match self.keep_lock() {
+                Ok(()) => return,
+                Err(error) => format!("somebody removed this instance's lock: {error}"),
+            },
+            Ok(_) => format!("{} was replaced: clients cannot reach this daemon", self.path.display()),
             Err(_) => match self.make_again() {
                 Ok(()) => {
-                    tracing::warn!("somebody removed {}: it is there again", self.path.display());
+                    tracing::warn!("somebody removed {}: made again", self.path.display());
                     self.trouble = None;
                     return;
                 }
@@ -271,18 +274,20 @@ impl Socket {
         }
     }
 
+    /// Takes the lock again, if somebody removed its file: another daemon could take it otherwise.
+    fn keep_lock(&mut self) -> Result<(), SocketError> {
+        if self.lock.is_there() {
+            return Ok(());
+        }
+        let lock = InstanceLock::acquire(&self.run_dir, &self.instance)?;
+        let state = self.lock.state.take();
+        self.lock = lock.with_state(state);
+        Ok(())
+    }
+
     fn make_again(&mut self) -> Result<(), SocketError> {
         // The directory may have been removed, and the lock with it.
-        if !self.lock.is_there() {
-            let state = self.lock.state.take();
-            match InstanceLock::acquire(&self.run_dir, &self.instance) {
-                Ok(lock) => self.lock = lock.with_state(state),
-                Err(error) => {
-                    self.lock.state = state;
-                    return Err(error);
-                }
-            }
-        }
+        self.keep_lock()?;
         (self.listener, self.identity) = listen(&self.run_dir, &self.instance, &self.path)?;
         Ok(())
     }

@@ -206,7 +206,7 @@ pub enum Underlay {
         #[command(flatten)]
         settings: UnderlaySettings,
     },
-    /// Change what is given
+    /// Change the given settings
     #[command(group = ArgGroup::new("change").args(["locals", "mode", "foreign_gre"]).required(true).multiple(true))]
     Set {
         /// The interface
@@ -219,7 +219,7 @@ pub enum Underlay {
         /// Its settings
         #[command(flatten)]
         settings: UnderlaySettings,
-        /// Even if peers are reached by an address that is taken away; they are cut off then
+        /// Take an address away even if peers are reached through it
         #[arg(long)]
         force: bool,
     },
@@ -232,7 +232,7 @@ pub enum Underlay {
         /// Only this address of it
         #[arg(long, value_name = "IP")]
         local: Option<IpAddr>,
-        /// Even if peers are reached by it, which are cut off then
+        /// Remove it even if peers are reached through it
         #[arg(long)]
         force: bool,
     },
@@ -246,8 +246,7 @@ pub struct UnderlaySettings {
     /// How to attach [default: auto]
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
-    /// GRE for its addresses that is no peer's: drop it, or pass it to the kernel, for the host's own tunnels [default:
-    /// drop]
+    /// Drop GRE that belongs to no peer, or pass it to the kernel for the host's own tunnels [default: drop]
     #[arg(long, value_enum, value_name = "drop|pass", hide_possible_values = true)]
     pub foreign_gre: Option<ForeignGre>,
 }
@@ -270,7 +269,7 @@ pub enum Segment {
         #[command(flatten)]
         settings: SegmentSettings,
     },
-    /// Change what is given
+    /// Change the given settings
     #[command(group = ArgGroup::new("change").args(["key", "vsid", "mtu", "aging", "max_macs", "hub", "clamp_mss", "link_local", "suppress_neighbors"]).required(true).multiple(true))]
     Set {
         /// Its name
@@ -367,7 +366,7 @@ pub enum Port {
         #[command(flatten)]
         settings: PortSettings,
     },
-    /// Change what is given
+    /// Change the given settings
     #[command(group = ArgGroup::new("change").args(["storm_limit"]).required(true).multiple(true))]
     Set {
         /// The interface, or IFACE.N
@@ -414,7 +413,7 @@ pub enum Peer {
         #[command(flatten)]
         settings: PeerSettings,
     },
-    /// Change what is given
+    /// Change the given settings
     #[command(group = ArgGroup::new("change")
         .args(["remote", "segments", "ttl", "tos", "df", "mtu", "max_macs", "csum", "seq", "encap", "storm_limit"])
         .required(true).multiple(true), override_usage = "mgre peer set [OPTIONS] <NAME>")]

@@ -138,6 +138,7 @@ impl Engine {
         let claimed = self.claim_new(&self.state.clone(), &next);
         self.keep_claims();
         claimed?;
+        self.check_room(&self.compiled.next(&next, &self.observed).plan)?;
         Ok(Applied { changed: differences(&self.state, &next), warnings: Vec::new() })
     }
 
